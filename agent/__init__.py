@@ -1,0 +1,1 @@
+"""Drive the overlay: the asyncio daemon, its options, and the only code that waits."""

@@ -1,0 +1,1 @@
+"""What kernel and wire should look like, and how to get there."""

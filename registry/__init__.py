@@ -1,0 +1,1 @@
+"""What the cluster says: network config and leases, kept in etcd in flannel's format."""

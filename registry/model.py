@@ -1,0 +1,110 @@
+"""The values the registry speaks in: frozen, comparable, without I/O.
+
+A lease as the cluster sees it, top down:
+
+    Lease                     one key under <prefix>/subnets/
+      subnets   Subnets       the address space leased; it is also the key
+      attrs     LeaseAttrs    where that space lives and how to get packets there
+      create_revision, mod_revision, lease_id      etcd's bookkeeping, no part of equality:
+                                                   a renewal is not a change
+
+A record under that prefix that is no lease becomes `Rejected`, with the reason: one bad record
+is never a reason to doubt the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Union
+
+Json = Union[None, bool, int, float, str, "list[Json]", "Mapping[str, Json]"]
+"""Parsed JSON. Treated as immutable wherever it is part of a frozen value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subnets:
+    """The address space of one lease: an IPv4 subnet and, in dual stack, an IPv6 subnet beside it."""
+
+    v4: IPv4Network
+    v6: IPv6Network | None = None
+
+    def __str__(self) -> str:
+        return str(self.v4) if self.v6 is None else f"{self.v4} and {self.v6}"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseAttrs:
+    """What a host publishes with its lease (flannel: `LeaseAttrs`).
+
+    `backend_data` and `backend_v6_data` are opaque here; each backend parses its own. `extra` holds
+    fields that flannel does not know, so that a record is written back as rich as it was read.
+    """
+
+    public_ip: IPv4Address
+    public_ip6: IPv6Address | None = None
+    backend_type: str = ""
+    backend_data: Json = None
+    backend_v6_data: Json = None
+    extra: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One lease. `lease_id` 0 is a reservation: a key that never expires."""
+
+    subnets: Subnets
+    attrs: LeaseAttrs
+    create_revision: int = field(default=0, compare=False)
+    mod_revision: int = field(default=0, compare=False)
+    lease_id: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record that could not be read as a lease, and why."""
+
+    reason: str
+    mod_revision: int = field(default=0, compare=False)
+
+
+Record = Lease | Rejected
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Part of a listing. All pages of one listing have the same `revision`.
+
+    `records` maps the full etcd key to what was found there.
+    """
+
+    records: Mapping[str, Record]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Changes since the listing, in order: key -> record, or None where the key was deleted.
+
+    An empty delta means that nothing changed; it never means that nothing is there.
+    (flannel's worst fault was to let the two be the same value.)
+    """
+
+    changes: tuple[tuple[str, Record | None], ...]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who holds a lease: kept under <prefix>/ext/hosts/<identity>, because a lease names no host.
+
+    `identity` is stable over restarts, reboots and address changes; `boot_id` tells one boot of a
+    machine from the next and from a clone.
+    """
+
+    identity: str
+    subnets: Subnets
+    public_ip: IPv4Address
+    hostname: str = ""
+    boot_id: str = ""

@@ -1,0 +1,168 @@
+"""The store under the registry: the part of etcd's v3 API that this project needs, and no more.
+
+This is not a general etcd client. A `Store` holds keys with revisions, commits small transactions,
+grants leases and streams changes. Three implementations pass one contract suite
+(`tests/contract/test_store.py`):
+
+    etcd.py     EtcdStore      grpc.aio on etcd's published API; the default
+    etcd3.py    Etcd3Store     the `etcd3` package, driven from a worker thread; optional extra
+    memory.py   MemoryStore    for tests: revisions, TTLs, compaction and faults on demand
+
+Rules for every implementation:
+- It raises and never sleeps or retries on a timer: only `agent/` waits. Going on to the next endpoint
+  at once is not waiting.
+- Every call ends within `timeout` seconds (watches excepted), with `Unavailable` if there is no answer.
+- `Unavailable` from `commit` leaves open whether the transaction was done: the caller reads again.
+- Cancellation is never caught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class RegistryError(Exception):
+    """Anything that went wrong between us and the registry. The text is for the operator."""
+
+
+class Unavailable(RegistryError):
+    """No endpoint answered, or none has a leader. Retry with backoff; nothing is known to have changed."""
+
+
+class Denied(RegistryError):
+    """The registry answered, and refused: authentication, permission or certificate. Needs an operator."""
+
+
+class Conflict(RegistryError):
+    """A transaction's expectation did not hold: somebody else was first. Read again, decide again."""
+
+
+class LeaseGone(RegistryError):
+    """The etcd lease does not exist (any more): expired or revoked, and its keys are gone with it."""
+
+
+class HistoryLost(RegistryError):
+    """The changes since the asked-for revision cannot be had; list again.
+
+    Either they were compacted, or the store is not the one we knew: restored from a backup, or replaced
+    by another cluster (its history ends before our revision, or its cluster id differs).
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    """One key as stored. `lease_id` 0 means: not attached to a lease, never expires."""
+
+    key: str
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    lease_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """A key that was deleted, or expired with its lease."""
+
+    key: str
+    mod_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One page of a listing; `revision` is the store revision that all pages of it were read at."""
+
+    entries: tuple[KeyValue, ...]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Changes that arrived together, in order of their `mod_revision`.
+
+    `revision` is the highest `mod_revision` in it, and in a batch without events the start revision - 1:
+    it is always safe to resume from `revision + 1`. The first batch of a watch is empty: the watch stands.
+    """
+
+    events: tuple[KeyValue | Deleted, ...]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """A transaction's expectation: the key's mod_revision is exactly this; 0 means: the key is absent."""
+
+    key: str
+    mod_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write a key, attached to an etcd lease if `lease_id` is not 0."""
+
+    key: str
+    value: bytes
+    lease_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete a key; deleting an absent key is no error."""
+
+    key: str
+
+
+class Store(Protocol):
+    """See the module's docstring for the rules that hold for all methods."""
+
+    async def get(self, key: str) -> KeyValue | None:
+        """Read one key, linearizable."""
+        ...
+
+    def pages(self, prefix: str, page_size: int = 500) -> AsyncIterator[Listing]:
+        """List every key that starts with `prefix`, in key order, all at one revision.
+
+        At least one page comes, also when there is nothing. Raises HistoryLost if the revision is compacted
+        meanwhile.
+        """
+        ...
+
+    async def commit(self, expect: Sequence[Expect], operations: Sequence[Put | Delete]) -> int:
+        """Do all operations if every expectation holds, else none; return the new revision.
+
+        Raises Conflict if an expectation does not hold, LeaseGone if a Put names a lease that is none.
+        """
+        ...
+
+    async def grant(self, ttl: int) -> int:
+        """Create an etcd lease of `ttl` seconds and return its id."""
+        ...
+
+    async def keepalive(self, lease_id: int) -> int:
+        """Set the lease back to its full TTL without an event to anybody; return that TTL in seconds.
+
+        Raises LeaseGone.
+        """
+        ...
+
+    async def time_to_live(self, lease_id: int) -> tuple[int, int]:
+        """Return (remaining, granted) seconds of a lease. Raises LeaseGone."""
+        ...
+
+    async def revoke(self, lease_id: int) -> None:
+        """End a lease and delete its keys; a lease that is gone already is no error."""
+        ...
+
+    def watch(self, prefix: str, start_revision: int) -> AsyncIterator[Batch]:
+        """Stream every change of keys that start with `prefix` from `start_revision` on, without gaps.
+
+        One empty batch comes when the watch stands. The stream ends only by an error: Unavailable (resume at
+        the last batch's revision + 1), HistoryLost, Denied. Closing the iterator (`aclose`) ends the watch.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of all connections; running watches end with Unavailable."""
+        ...
