@@ -1,0 +1,110 @@
+"""The kernel as the rest of the program sees it: read, apply, listen.
+
+Two implementations pass one contract suite (`tests/contract/test_kernel.py`): `netlink.Netlink` for real, and the
+tests' `FakeKernel`.
+
+What keeps a belief about the kernel true (the order matters):
+- `apply` is synchronous: request sent, answer read, nothing in between. So no event that happened after our change
+  can be told before `apply` returns.
+- Events of our own changes are not reported; everybody else's are, in the kernel's order.
+- A reading (`dump`) comes in parts; each part is true at the moment it is returned.
+- What cannot be told exactly (a queue overflowed, a nexthop vanished with its routes) is `Lost`: read all again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from flanneld_py.encap.state import Entry, Failure, Key, Link, Operation, VxlanLink
+
+
+class KernelError(Exception):
+    """The kernel refused a device operation. The text names the device and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Somebody else made or changed an entry on one of our devices; this is its value now."""
+
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Somebody else deleted an entry on one of our devices, or changed it into something that is no entry of ours
+    (a neighbour that is not permanent any more)."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class LinkChanged:
+    """A device was made, changed or deleted; `present` is False for deleted. Its entries may have gone unreported."""
+
+    name: str
+    present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Events were lost or cannot be told exactly: read everything again."""
+
+
+Event = Seen | Gone | LinkChanged | Lost
+
+
+class Kernel(Protocol):
+    """See the module's docstring for the ordering that every implementation keeps."""
+
+    nexthop_objects: bool
+    """Whether the kernel has nexthop objects (5.3 and later). Without them Nexthop entries must not be applied."""
+
+    def listen(self, devices: Sequence[str], notify: Callable[[Sequence[Event]], None]) -> None:
+        """Report events about these devices (by name, whether they exist yet or not), in batches, to `notify`.
+
+        LinkChanged is reported for every device of the host, entries only for `devices`. Called once, inside a
+        running event loop, before the first `dump`.
+        """
+        ...
+
+    def link(self, name: str) -> Link | None:
+        """Read one device."""
+        ...
+
+    async def create_link(self, want: VxlanLink) -> None:
+        """Create the device with its MAC from the first moment and bring it up. Raises KernelError."""
+        ...
+
+    async def change_link(self, have: VxlanLink, want: VxlanLink) -> None:
+        """Bring MTU, MAC, learning, local address, parent and up-state of an existing device to what is wanted.
+
+        Entries on it are kept. Raises KernelError.
+        """
+        ...
+
+    async def delete_link(self, name: str) -> None:
+        """Delete a device and with it all entries; an absent device is no error. Raises KernelError."""
+        ...
+
+    def dump(self) -> Iterator[list[Entry]]:
+        """Read every entry on the listened-to devices, part by part.
+
+        Neighbours and FDB entries only if permanent; FDB entries only with a unicast MAC and a destination; routes
+        only of the main table, unicast, with a single nexthop and no protocol `kernel`; nexthops only with our
+        protocol; addresses without IPv6 link-local ones.
+        """
+        ...
+
+    def apply(self, operations: Sequence[Operation]) -> list[Failure]:
+        """Do the operations in order, each on its own: one that fails does not stop the others.
+
+        Removing what is not there is no failure. Returns what failed; keep a call to about a hundred operations,
+        it blocks. A Route goes through the Nexthop of its gateway if there is one.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close all sockets; kernel state stays."""
+        ...
