@@ -1,0 +1,51 @@
+"""`flanneld-py`: from the command line to an exit code.
+
+0   stopped by SIGTERM or SIGINT; --help, --version
+1   cannot go on: no underlay interface, a file or port that cannot be used, an unexpected fault
+2   wrong flags, variables or files named by them: one sentence on stderr says what to change
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from flanneld_py.agent import options as command_line
+from flanneld_py.agent.log import log, set_up
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the daemon and return its exit code."""
+    try:
+        options = command_line.parse(sys.argv[1:] if arguments is None else arguments, os.environ, _version())
+    except command_line.Exit as wanted:
+        print(wanted.text, file=sys.stderr)
+        return 0
+    except command_line.UsageError as error:
+        print(f"flanneld-py: {error}", file=sys.stderr)
+        return 2
+    set_up(as_json=options.log_json, verbose=options.verbose)
+
+    # Only now, so that a wrong flag is answered at once.
+    from flanneld_py.agent.daemon import Broken, Daemon
+    from flanneld_py.agent.interface import NoInterface
+    from flanneld_py.agent.notify import Notifier
+
+    async def run() -> None:
+        await Daemon(options, Notifier(os.environ)).run()
+
+    code = 0
+    try:
+        asyncio.run(run())
+    except* (Broken, NoInterface) as faults:
+        for fault in faults.exceptions:
+            log.critical(str(fault))
+        code = 1
+    return code
+
+
+def _version() -> str:
+    return f"flanneld-py {version('flanneld-py')}"

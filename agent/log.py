@@ -1,0 +1,65 @@
+"""Logs for people and machines: a sentence, then the facts as key=value, one line each, to stderr.
+
+    INFO lease acquired subnet=10.5.52.0/24 by=identity revision=1234
+
+`--log-json` writes the same as one JSON object a line. The journal adds time and host; without it a time is put in
+front. Never log options, credentials or environment wholesale: name what you show.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from typing import TypedDict
+
+log = logging.getLogger("flanneld-py")
+
+
+class Extra(TypedDict):
+    """What `logging` takes for the facts of a line."""
+
+    extra: dict[str, dict[str, object]]
+
+
+def facts(**values: object) -> Extra:
+    """Attach facts to a line: `log.info("lease acquired", **facts(subnet=subnet))`."""
+    return {"extra": {"facts": values}}
+
+
+class TextFormatter(logging.Formatter):
+    """`LEVEL sentence key=value ...`, with the time in front unless the journal adds it."""
+
+    def __init__(self, *, timestamps: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s" if timestamps else "%(levelname)s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line."""
+        values = getattr(record, "facts", {})
+        return super().format(record) + "".join(f" {name}={_quoted(str(value))}" for name, value in values.items())
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, message, and the facts."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line."""
+        values = {name: str(value) for name, value in getattr(record, "facts", {}).items()}
+        line = {"time": self.formatTime(record), "level": record.levelname, "message": record.getMessage(), **values}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def set_up(*, as_json: bool, verbose: bool) -> None:
+    """Send all logs to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    in_journal = "JOURNAL_STREAM" in os.environ
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter(timestamps=not in_journal))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if not value or any(c in value for c in ' "=\n') else value

@@ -1,0 +1,285 @@
+"""Command line and environment to one frozen `Options`: flannel's flags, names, defaults and FLANNELD_* variables.
+
+Rules that flannel's users know (Go's flag package): one dash or two; `-flag value` or `-flag=value`; a switch takes its
+value only after `=`. An environment variable counts where its flag is not given and it is not empty. Unlike flannel, a
+bad value is an error wherever it comes from: exit code 2 and one sentence.
+
+`FLAGS` is the only list of flags: parser, help text and (held against it by a test) the README's table follow it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+
+class UsageError(Exception):
+    """The command line or the environment is wrong; the text is one sentence that says what to change."""
+
+
+class Exit(Exception):
+    """Print `text` and exit with code 0 (`--help`, `--version`)."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+Kind = Literal["text", "switch", "number", "list", "refused", "ignored"]
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag. A `list` may be given several times; a `refused` one is flannel's and not supported here."""
+
+    name: str
+    kind: Kind
+    default: str
+    meaning: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that stands in for it."""
+        return "FLANNELD_" + self.name.upper().replace("-", "_")
+
+
+KUBE = "Kubernetes is not supported: leases are kept in etcd"
+
+FLAGS = (
+    Flag("etcd-endpoints", "text", "http://127.0.0.1:4001,http://127.0.0.1:2379", "etcd's URLs, separated by commas"),
+    Flag("etcd", "text", "", "short for `--etcd-endpoints`"),
+    Flag("etcd-prefix", "text", "/coreos.com/network", "where the network's config and leases are in etcd"),
+    Flag("etcd-keyfile", "text", "", "key of the client certificate"),
+    Flag("etcd-certfile", "text", "", "client certificate, for mutual TLS"),
+    Flag("etcd-cafile", "text", "", "authority that signed etcd's certificate; enough alone"),
+    Flag("etcd-username", "text", "", "etcd user"),
+    Flag("etcd-password", "text", "", "its password; better given as `FLANNELD_ETCD_PASSWORD`"),
+    Flag("etcd-client", "text", "grpc", "`grpc`, or `etcd3`: the package of that name, from `flanneld-py[etcd3]`"),
+    Flag("iface", "list", "", "underlay interface, by name or address; repeatable, the first that fits is taken"),
+    Flag("iface-regex", "list", "", "the same by regular expression on addresses, then names; after all `--iface`"),
+    Flag("iface-can-reach", "text", "", "the interface that the kernel would use to reach this address; tried last"),
+    Flag("public-ip", "text", "", "address that the other hosts send to, if not the interface's own (NAT)"),
+    Flag("public-ipv6", "text", "", "IPv6 is not supported yet"),
+    Flag("subnet-file", "text", "/run/flannel/subnet.env", "where the leased subnet is written for container engines"),
+    Flag(
+        "subnet-lease-renew-margin", "number", "60", "warn if the lease is not renewed this many minutes before it ends"
+    ),
+    Flag("ip-masq", "switch", "false", "not supported yet: ignored with a warning, and FLANNEL_IPMASQ stays false"),
+    Flag("ip-masq-fully-random-disable", "switch", "false", "not supported yet"),
+    Flag("iptables-resync", "number", "5", "accepted, without effect: nothing is polled here"),
+    Flag("iptables-forward-rules", "switch", "true", "not supported yet: the host's FORWARD policy must be ACCEPT"),
+    Flag("ip-blackhole-route", "switch", "false", "not supported yet"),
+    Flag("healthz-ip", "text", "0.0.0.0", "address of the health server"),
+    Flag("healthz-port", "number", "0", "port of `/healthz` and `/readyz`; 0 is off"),
+    Flag("log-json", "switch", "false", "log JSON objects instead of text"),
+    Flag("v", "number", "0", "1 and more: log details"),
+    Flag("vmodule", "ignored", "", "accepted, without effect"),
+    Flag("log_backtrace_at", "ignored", "", "accepted, without effect"),
+    Flag("kube-subnet-mgr", "refused", "", KUBE),
+    Flag("kube-api-url", "refused", "", KUBE),
+    Flag("kubeconfig-file", "refused", "", KUBE),
+    Flag("kube-annotation-prefix", "refused", "", KUBE),
+    Flag("net-config-path", "refused", "", KUBE),
+    Flag("set-node-network-unavailable", "refused", "", KUBE),
+    Flag("version", "switch", "false", "print the version and exit"),
+    Flag("help", "switch", "false", "print this and exit"),
+)
+_BY_NAME = {flag.name: flag for flag in FLAGS} | {"h": next(flag for flag in FLAGS if flag.name == "help")}
+
+_TRUE = ("1", "t", "T", "true", "TRUE", "True")
+_FALSE = ("0", "f", "F", "false", "FALSE", "False")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the daemon was told, checked. The password is kept out of every representation."""
+
+    endpoints: tuple[str, ...]
+    prefix: str
+    key_file: Path | None
+    cert_file: Path | None
+    ca_file: Path | None
+    username: str
+    password: str = field(repr=False)
+    client: Literal["grpc", "etcd3"]
+    interfaces: tuple[str, ...]
+    interface_regexes: tuple[str, ...]
+    can_reach: IPv4Address | None
+    public_ip: IPv4Address | None
+    subnet_file: Path
+    margin: float
+    healthz: tuple[str, int] | None
+    log_json: bool
+    verbose: bool
+    warnings: tuple[str, ...]
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str], version: str) -> Options:
+    """Read and check all options. Raises UsageError and Exit."""
+    given = _split(arguments)
+    for flag in FLAGS:
+        value = environment.get(flag.variable, "")
+        if value and flag.name not in given and flag.kind != "switch":
+            given[flag.name] = [value]
+        elif value and flag.name not in given and flag.name not in ("version", "help"):
+            given[flag.name] = [_switch(flag.variable, value)]
+    if "help" in given:
+        raise Exit(help_text())
+    if "version" in given:
+        raise Exit(version)
+    for name in given:
+        if _BY_NAME[name].kind == "refused":
+            raise UsageError(f"--{name} is not supported. {KUBE}. Remove the flag or {_BY_NAME[name].variable}.")
+    return _check(given)
+
+
+def help_text() -> str:
+    """Return the text of `--help`."""
+    lines = ["usage: flanneld-py [flags]", ""]
+    for flag in FLAGS:
+        default = f" (default {flag.default})" if flag.default and flag.kind != "switch" else ""
+        lines.append(f"  --{flag.name}\n        {flag.meaning.replace('`', '')}{default}")
+    return "\n".join(
+        [*lines, "", "Every flag can be given as an environment variable, --etcd-prefix as FLANNELD_ETCD_PREFIX."]
+    )
+
+
+def _split(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """Read the command line as Go's flag package does."""
+    given: dict[str, list[str]] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.removeprefix("-").removeprefix("-").partition("=")
+        if not argument.startswith("-") or not name:
+            raise UsageError(f"unexpected argument {argument!r}; all arguments are flags, see --help")
+        flag = _BY_NAME.get(name)
+        if flag is None:
+            raise UsageError(f"there is no flag --{name}, see --help")
+        if flag.kind == "switch" or name in ("kube-subnet-mgr", "set-node-network-unavailable"):
+            value = _switch(f"--{name}", value) if equals else "true"
+        elif not equals:
+            if not rest:
+                raise UsageError(f"--{name} needs a value")
+            value = rest.pop(0)
+        if flag.kind == "list":
+            given.setdefault(flag.name, []).append(value)
+        else:
+            given[flag.name] = [value]
+    return given
+
+
+def _switch(name: str, value: str) -> str:
+    if value not in _TRUE + _FALSE:
+        raise UsageError(f"{name} is {value!r}; it must be true or false")
+    return "true" if value in _TRUE else "false"
+
+
+def _check(given: Mapping[str, list[str]]) -> Options:
+    def text(name: str) -> str:
+        return given.get(name, [_BY_NAME[name].default])[-1]
+
+    def number(name: str, least: int, most: int) -> int:
+        value = text(name)
+        if not re.fullmatch(r"[0-9]{1,9}", value) or not least <= int(value) <= most:
+            raise UsageError(f"--{name} is {value!r}; it must be a number from {least} to {most}")
+        return int(value)
+
+    if text("etcd") and "etcd-endpoints" in given:
+        raise UsageError("--etcd and --etcd-endpoints are the same flag; give only one of them")
+    if text("public-ipv6"):
+        raise UsageError("--public-ipv6 is not supported yet; remove it, containers get IPv4 only")
+    client: Any = text("etcd-client")
+    if client not in ("grpc", "etcd3"):
+        raise UsageError(f"--etcd-client is {client!r}; it must be grpc or etcd3")
+    if bool(text("etcd-keyfile")) != bool(text("etcd-certfile")):
+        raise UsageError("--etcd-keyfile and --etcd-certfile go together; give both or neither")
+    if bool(text("etcd-username")) != bool(text("etcd-password")):
+        raise UsageError("--etcd-username and --etcd-password go together; give both or neither")
+    port = number("healthz-port", 0, 65535)
+    number("iptables-resync", 0, 10**6)
+    return Options(
+        endpoints=_endpoints(text("etcd") or text("etcd-endpoints")),
+        prefix=text("etcd-prefix"),
+        key_file=_file("etcd-keyfile", text("etcd-keyfile")),
+        cert_file=_file("etcd-certfile", text("etcd-certfile")),
+        ca_file=_file("etcd-cafile", text("etcd-cafile")),
+        username=text("etcd-username"),
+        password=text("etcd-password"),
+        client=client,
+        interfaces=tuple(given.get("iface", ())),
+        interface_regexes=tuple(_regex(pattern) for pattern in given.get("iface-regex", ())),
+        can_reach=_address("iface-can-reach", text("iface-can-reach")),
+        public_ip=_public(text("public-ip")),
+        subnet_file=Path(text("subnet-file")),
+        margin=60.0 * number("subnet-lease-renew-margin", 1, 1439),
+        healthz=(text("healthz-ip"), port) if port else None,
+        log_json=text("log-json") == "true",
+        verbose=number("v", 0, 100) > 0,
+        warnings=_warnings(given),
+    )
+
+
+def _endpoints(value: str) -> tuple[str, ...]:
+    endpoints = tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
+    for endpoint in endpoints:
+        try:
+            url = urlsplit(endpoint)
+            valid = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
+        except ValueError:
+            valid = False
+        if not valid or "@" in endpoint or url.path or url.query:
+            shown = endpoint.rpartition("@")[2]
+            raise UsageError(f"etcd endpoint {shown!r} must look like http://10.0.0.5:2379 (no user, no path)")
+    if not endpoints:
+        raise UsageError("--etcd-endpoints is empty; give at least one URL such as http://10.0.0.5:2379")
+    if len({endpoint.partition(":")[0] for endpoint in endpoints}) > 1:
+        raise UsageError("--etcd-endpoints mixes http and https; all members of a cluster are reached the same way")
+    return endpoints
+
+
+def _file(name: str, value: str) -> Path | None:
+    if not value:
+        return None
+    path = Path(value)
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        raise UsageError(f"--{name}: {value} cannot be read ({error.strerror}); give the path of a PEM file") from None
+
+
+def _address(name: str, value: str) -> IPv4Address | None:
+    try:
+        return IPv4Address(value) if value else None
+    except ValueError:
+        raise UsageError(f"--{name} is {value!r}; it must be an IPv4 address") from None
+
+
+def _public(value: str) -> IPv4Address | None:
+    address = _address("public-ip", value)
+    if address is not None and (address.is_multicast or address.is_unspecified or address.is_loopback):
+        raise UsageError(f"--public-ip is {value}; it must be an address at which other hosts can reach this one")
+    return address
+
+
+def _regex(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"--iface-regex {pattern!r} is no regular expression: {error}") from None
+    return pattern
+
+
+def _warnings(given: Mapping[str, list[str]]) -> tuple[str, ...]:
+    """What was asked for and is not done, each as a sentence for the log."""
+    said = []
+    for name in ("ip-masq", "ip-masq-fully-random-disable", "ip-blackhole-route"):
+        if given.get(name) == ["true"]:
+            said.append(f"--{name} is not supported yet and has no effect")
+    return tuple(said)

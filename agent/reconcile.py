@@ -1,0 +1,275 @@
+"""Bring the kernel to what the registry says, and keep it there: the one loop that touches kernel state.
+
+    marks -> wait -> settle -> device there and right?            (pyroute2, seldom)
+      ^                        kernel read, if a reading is due   (all entries on our device)
+      |                        changed leases -> peers -> wanted  (pure, in portions)
+      |                        take -> apply -> done ...          (about 100 entries at a time)
+      +-- backoff for what failed; the rest is not held up
+
+A mark says "look again", never what to do. Marks come from the lease view, from kernel events, from a timer every few
+minutes, and from failures. Between two portions the event loop runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Never
+
+from flanneld_py.agent.backoff import Backoff
+from flanneld_py.agent.clock import Clock
+from flanneld_py.agent.log import facts, log
+from flanneld_py.encap.delta import Tracker
+from flanneld_py.encap.kernel import Event, Gone, Kernel, KernelError, LinkChanged, Lost, Seen
+from flanneld_py.encap.peers import Own, Peers
+from flanneld_py.encap.state import Failure, Key, VxlanLink, describe
+from flanneld_py.encap.vxlan import LinkStep, Vxlan, link_step
+from flanneld_py.registry.config import NetworkConfig
+from flanneld_py.registry.lifetime import TTL
+from flanneld_py.registry.view import LeaseView
+
+SETTLE = 0.002
+"""Seconds to let changes that belong together arrive; short against the 10 ms that a new peer may take."""
+
+READ_EVERY = 300.0
+"""Seconds between readings of the kernel that nothing asked for, jittered: what no event told is found then."""
+
+LEASE_PORTION = 100
+ENTRY_PORTION = 100
+"""How many leases or entries are worked on before other tasks run: a few milliseconds."""
+
+OWN = "own"
+"""The tracker's group for what is there without any peer; no lease key looks like this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the registry and the configuration say about this host."""
+
+    config: NetworkConfig
+    backend: Vxlan
+    own: Own
+    link: VxlanLink
+
+
+class Reconciler:
+    """Drive one device and everything on it."""
+
+    def __init__(self, kernel: Kernel, view: LeaseView, wanted: Wanted, clock: Clock, rng: Random) -> None:
+        self._kernel = kernel
+        self._view = view
+        self._clock = clock
+        self._rng = rng
+        self._wake = asyncio.Event()
+        self._tracker = Tracker(wanted.backend.owns)
+        self._link_backoff = Backoff(0.1, 30.0, rng)
+        self._entry_backoff = Backoff(0.1, 30.0, rng)
+        self._failing: dict[Key, str] = {}
+        self._link_failure = ""
+        self._said: dict[str, str] = {}
+        self._held_until = float("inf")
+        self._retry_at = float("inf")
+        self._look_at_link = True
+        self._read_at = 0.0
+        self.ready = asyncio.Event()
+        self._want(wanted)
+
+    # Marks
+
+    def mark(self) -> None:
+        """Look again: the lease view has changed."""
+        self._wake.set()
+
+    def want(self, wanted: Wanted) -> None:
+        """Change what is wanted of this host: another subnet, another underlay address. Same device name."""
+        self._want(wanted)
+        self._view.changed.update(dict.fromkeys(self._view.records))
+        self._look_at_link = True
+        self._wake.set()
+
+    def on_events(self, events: Sequence[Event]) -> None:
+        """Take in what others did to the kernel."""
+        device = self._wanted.link.name
+        for event in events:
+            match event:
+                case Seen(entry):
+                    self._tracker.observe((entry,))
+                case Gone(key):
+                    self._tracker.gone(key)
+                case LinkChanged(name, present) if name == device:
+                    self._look_at_link = True
+                    self._read_at = 0.0
+                    if not present:
+                        self._tracker.forget(device)
+                case LinkChanged(name, present=True) if name == self._wanted.link.parent:
+                    self._look_at_link = True
+                case Lost():
+                    self._look_at_link = True
+                    self._read_at = 0.0
+        self._wake.set()
+
+    # State for people
+
+    @property
+    def peers(self) -> int:
+        """How many leases are used."""
+        return len(self._peers.used)
+
+    @property
+    def rejected(self) -> int:
+        """How many leases are not used, or only in their last readable form."""
+        return len(self._peers.rejected) + len(self._view.unreadable)
+
+    @property
+    def failing(self) -> int:
+        """How many kernel entries are refused by the kernel."""
+        return len(self._failing)
+
+    # The loop
+
+    async def run(self) -> Never:
+        """Reconcile for good."""
+        while True:
+            await self._clock.wait(self._wake, min(self._retry_at, self._read_at, self._held_until))
+            await self._clock.sleep(SETTLE)
+            self._wake.clear()
+            await self._reconcile()
+
+    async def _reconcile(self) -> None:
+        now = self._clock.now()
+        if now >= self._retry_at:
+            # What failed may have failed because we are wrong about what is there.
+            self._retry_at, self._read_at, self._look_at_link = float("inf"), 0.0, True
+            self._tracker.retry()
+        if self._look_at_link and not await self._ensure_link():
+            return
+        if now >= self._read_at:
+            await self._read()
+        self._hold_or_release(now)
+        await self._take_leases()
+        await self._apply()
+        self.ready.set()
+
+    async def _ensure_link(self) -> bool:
+        """Make the device what it should be; False if that failed and is to be tried again later."""
+        self._look_at_link = False
+        want = self._wanted.link
+        try:
+            have = self._kernel.link(want.name)
+            step = link_step(have, want)
+            match step:
+                case LinkStep.CREATE:
+                    await self._kernel.create_link(want)
+                case LinkStep.CHANGE:
+                    assert isinstance(have, VxlanLink)
+                    await self._kernel.change_link(have, want)
+                case LinkStep.RECREATE:
+                    await self._kernel.delete_link(want.name)
+                    await self._kernel.create_link(want)
+        except KernelError as error:
+            if str(error) != self._link_failure:
+                self._link_failure = str(error)
+                log.error("the device cannot be made, trying again", **facts(device=want.name, reason=error))
+            self._look_at_link = True
+            self._retry_at = self._clock.now() + self._link_backoff.next()
+            return False
+        self._link_backoff.reset()
+        self._link_failure = ""
+        if step is not LinkStep.NOTHING:
+            self._read_at = 0.0
+            log.info(
+                f"device {step.value}d", **facts(device=want.name, mac=want.mac.hex(":"), mtu=want.mtu, port=want.port)
+            )
+        return True
+
+    async def _read(self) -> None:
+        self._read_at = self._clock.now() + READ_EVERY * self._rng.uniform(0.75, 1.25)
+        self._tracker.begin_reading()
+        for entries in self._kernel.dump():
+            self._tracker.observe(entries)
+            await self._clock.sleep(0)
+        self._tracker.end_reading()
+
+    def _hold_or_release(self, now: float) -> None:
+        """Delete no peer because of a registry that was found empty: that is a lost registry, not a lost cluster.
+
+        What is there now stays until leases come back or, had they lived, would have expired.
+        """
+        if self._view.emptied:
+            self._view.emptied = False
+            held = self._tracker.hold()
+            if held:
+                self._held_until = now + TTL
+                log.warning(
+                    "the registry holds no lease at all; what is programmed stays until the leases are back",
+                    **facts(entries=held, seconds=TTL),
+                )
+        if now >= self._held_until:
+            self._held_until = float("inf")
+            self._tracker.release()
+
+    async def _take_leases(self) -> None:
+        changed = self._view.take_changed()
+        for start in range(0, len(changed), LEASE_PORTION):
+            keys = changed[start : start + LEASE_PORTION]
+            verdicts = self._peers.update((key, self._view.records.get(key)) for key in keys)
+            for key, entries in verdicts.items():
+                self._tracker.want(key, entries)
+            for key in verdicts:
+                self._report(key)
+            await self._clock.sleep(0)
+
+    def _report(self, key: str) -> None:
+        """Log a record that is not used, once for each reason."""
+        reason = self._view.unreadable.get(key) or self._peers.rejected.get(key)
+        if reason is None:
+            if self._said.pop(key, None) is not None and key in self._peers.used:
+                log.info("lease is usable again", **facts(key=key))
+        elif self._said.get(key) != reason:
+            self._said[key] = reason
+            log.warning("lease is not used", **facts(key=key, reason=reason))
+
+    async def _apply(self) -> None:
+        applied = 0
+        while operations := self._tracker.take(ENTRY_PORTION, prune=self._view.synced):
+            failures = self._kernel.apply(operations)
+            self._tracker.done(operations, failures)
+            self._note(failures)
+            applied += len(operations) - len(failures)
+            await self._clock.sleep(0)
+        self._note_recovered()
+        if self._failing:
+            self._retry_at = min(self._retry_at, self._clock.now() + self._entry_backoff.next())
+        else:
+            self._entry_backoff.reset()
+        if applied:
+            log.debug("kernel brought up to date", **facts(entries=applied, peers=self.peers, failing=self.failing))
+
+    def _note(self, failures: Sequence[Failure]) -> None:
+        """Log what the kernel refused: each entry once, until it works."""
+        for failure in failures:
+            entry = failure.operation.entry
+            if failure.errno in (errno.ENODEV, errno.ENETDOWN, errno.ENETUNREACH):
+                self._look_at_link = True
+            if entry.key not in self._failing:
+                verb = failure.operation.verb.value
+                log.warning(f"cannot {verb} {describe(entry)}, trying again", **facts(reason=failure.message))
+            self._failing[entry.key] = failure.message
+
+    def _note_recovered(self) -> None:
+        if not self._failing:
+            return
+        refused = set(self._tracker.refused)
+        recovered = [key for key in self._failing if key not in refused]
+        for key in recovered:
+            del self._failing[key]
+        if recovered and not self._failing:
+            log.info("the kernel has taken everything that it refused before", **facts(entries=len(recovered)))
+
+    def _want(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+        self._peers = Peers(wanted.config, wanted.backend, wanted.own)
+        self._tracker.want(OWN, wanted.backend.own_entries(wanted.own))

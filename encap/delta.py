@@ -1,0 +1,183 @@
+"""Desired against actual: which operations bring the kernel from one to the other.
+
+Pure bookkeeping, incremental: the cost of a change is the change, not the size of the tables.
+
+    desired   what should be there; set by `want`, in groups (one peer, or ourselves)
+    actual    what is there of ours, as far as we know; set by `observe`, `seen`, `gone`, `done`
+    pending   every key on which the two differ, kept up to date by each of those calls
+
+        desired:  A  B  C'         updates:    B (missing), C' (other value)
+        actual:   A     C   D      deletions:  D (nobody wants it)
+
+Order of work: `take` gives updates before deletions, so that what replaces is there before what it replaces goes;
+updates from the device outward (address, FDB, neighbour, nexthop, route), deletions the other way round.
+
+What is *ours* in the kernel: a key that we want, or an entry that `owns` accepts. All else is never recorded here,
+so it cannot be touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+from flanneld_py.encap.state import Entry, Failure, Key, Operation, Verb
+
+ORDER = ("address", "fdb", "neighbour", "nexthop", "route")
+
+
+class Tracker:
+    """Hold both tables and what differs between them. See the module's docstring."""
+
+    def __init__(self, owns: Callable[[Entry], bool]) -> None:
+        self._owns = owns
+        self._desired: dict[Key, Entry] = {}
+        self._groups: dict[str, tuple[Entry, ...]] = {}
+        self._actual: dict[Key, Entry] = {}
+        self._updates: dict[str, dict[Key, None]] = {kind: {} for kind in ORDER}
+        self._deletions: dict[str, dict[Key, None]] = {kind: {} for kind in ORDER}
+        self._refused: dict[Key, None] = {}
+        self._held: set[Key] = set()
+        self._observed: set[Key] | None = None
+
+    @property
+    def desired(self) -> dict[Key, Entry]:
+        """Everything that should be in the kernel."""
+        return self._desired
+
+    @property
+    def actual(self) -> dict[Key, Entry]:
+        """Everything of ours that is in the kernel, as far as we know."""
+        return self._actual
+
+    @property
+    def refused(self) -> Iterable[Key]:
+        """Keys whose last operation failed and which wait for `retry`."""
+        return self._refused.keys()
+
+    def pending(self, *, prune: bool) -> int:
+        """Count the operations that are to be done now."""
+        count = sum(map(len, self._updates.values()))
+        return count + sum(map(len, self._deletions.values())) if prune else count
+
+    # What should be there
+
+    def want(self, group: str, entries: Sequence[Entry]) -> None:
+        """Replace all that the group wants; an empty sequence ends the group.
+
+        Where two groups want the same key the later call wins, and the earlier group's end does not take it away.
+        """
+        touched = [entry.key for entry in self._groups.get(group, ())]
+        for key, entry in zip(touched, self._groups.pop(group, ()), strict=True):
+            if self._desired.get(key) is entry:
+                del self._desired[key]
+        if entries:
+            self._groups[group] = tuple(entries)
+            for entry in entries:
+                self._desired[entry.key] = entry
+                self._held.discard(entry.key)
+                touched.append(entry.key)
+        for key in touched:
+            self._compare(key)
+
+    def hold(self) -> int:
+        """Keep what is there of peers now, wanted or not, until it is wanted again or `release` is called; count it."""
+        held = [key for key in self._actual if key[0] != "address"]
+        self._held.update(held)
+        for key in held:
+            self._compare(key)
+        return len(held)
+
+    def release(self) -> None:
+        """End `hold`: what nobody wants may be deleted."""
+        held, self._held = self._held, set()
+        for key in held:
+            self._compare(key)
+
+    # What is there
+
+    def begin_reading(self) -> None:
+        """Start a full reading of the kernel: what is not observed until `end_reading` is gone."""
+        self._observed = set()
+
+    def observe(self, entries: Iterable[Entry]) -> None:
+        """Take in part of a reading, or what somebody else made or changed."""
+        for entry in entries:
+            key = entry.key
+            if key in self._desired or key in self._actual or self._owns(entry):
+                self._set_actual(key, entry)
+
+    def end_reading(self) -> None:
+        """Finish a reading: forget what it did not show."""
+        observed, self._observed = self._observed or set(), None
+        for key in [key for key in self._actual if key not in observed]:
+            self.gone(key)
+
+    def gone(self, key: Key) -> None:
+        """Take in that an entry is not there any more."""
+        if self._actual.pop(key, None) is not None:
+            self._compare(key)
+
+    def forget(self, device: str) -> None:
+        """Take in that a device is gone or was flushed: with it went all its entries."""
+        for key in [key for key in self._actual if key[1] == device]:
+            self.gone(key)
+
+    # What to do
+
+    def take(self, limit: int, *, prune: bool) -> list[Operation]:
+        """Return up to `limit` operations in the order in which they should be done.
+
+        Call `done` with them before the next `take`. Nothing is deleted unless `prune`.
+        """
+        operations = [self._update(key) for key in islice(self._walk(self._updates, ORDER), limit)]
+        if prune:
+            doomed = islice(self._walk(self._deletions, ORDER[::-1]), limit - len(operations))
+            operations += [Operation(Verb.REMOVE, self._actual[key]) for key in doomed]
+        return operations
+
+    def done(self, operations: Sequence[Operation], failures: Sequence[Failure]) -> None:
+        """Take in what the kernel answered. What failed waits until `retry`, or until its desired value changes."""
+        failed = {id(failure.operation) for failure in failures}
+        for operation in operations:
+            key = operation.entry.key
+            if id(operation) in failed:
+                self._settle(key)
+                self._refused[key] = None
+            elif operation.verb is Verb.REMOVE:
+                self.gone(key)
+            else:
+                self._set_actual(key, operation.entry)
+
+    def retry(self) -> None:
+        """Make everything that failed pending again."""
+        for key in list(self._refused):
+            self._compare(key)
+
+    @staticmethod
+    def _walk(pending: dict[str, dict[Key, None]], order: Sequence[str]) -> Iterator[Key]:
+        return (key for kind in order for key in pending[kind])
+
+    def _update(self, key: Key) -> Operation:
+        return Operation(Verb.REPLACE if key in self._actual else Verb.ADD, self._desired[key])
+
+    def _set_actual(self, key: Key, entry: Entry) -> None:
+        self._actual[key] = entry
+        if self._observed is not None:
+            self._observed.add(key)
+        self._compare(key)
+
+    def _settle(self, key: Key) -> None:
+        self._updates[key[0]].pop(key, None)
+        self._deletions[key[0]].pop(key, None)
+        self._refused.pop(key, None)
+
+    def _compare(self, key: Key) -> None:
+        self._settle(key)
+        want = self._desired.get(key)
+        have = self._actual.get(key)
+        if want is not None:
+            if want != have:
+                self._updates[key[0]][key] = None
+        elif have is not None and key not in self._held:
+            self._deletions[key[0]][key] = None

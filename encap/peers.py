@@ -1,0 +1,194 @@
+"""From leases to peers: which records we use, and why not the others.
+
+A record is checked alone first (is it a lease of our backend, inside Network, with addresses that can be), then
+against the others. Every host reaches the same verdict from the same registry:
+
+    subnets overlap      the one with the configured SubnetLen wins, then the one created first
+    same VTEP            the one written last wins: a host that moved leaves its old lease behind for a day
+    overlaps our own     never used
+
+Incremental: a change costs the change and what it conflicts with, whatever the number of peers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Protocol, TypeVar
+
+from flanneld_py.encap.state import Entry
+from flanneld_py.registry.config import NetworkConfig
+from flanneld_py.registry.model import Lease, Record, Rejected, Subnets
+
+K = TypeVar("K")
+
+
+class Unusable(Exception):
+    """A lease that this host cannot use; the text says why, for the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """Ourselves as seen in the registry: our key there, our subnets, our public address."""
+
+    key: str
+    subnets: Subnets
+    public_ip: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A lease that is fine by itself: what it needs in the kernel, and the VTEP that only one lease can have."""
+
+    lease: Lease
+    vtep: bytes | None
+    entries: tuple[Entry, ...]
+
+
+class PeerBackend(Protocol):
+    """The part of a backend that turns leases into peers."""
+
+    def peer(self, lease: Lease) -> Peer:
+        """Return what the lease needs in the kernel. Raises Unusable."""
+        ...
+
+
+class Peers:
+    """All leases of the others, sorted into used and rejected. See the module's docstring for the rules."""
+
+    def __init__(self, config: NetworkConfig, backend: PeerBackend, own: Own) -> None:
+        assert config.ipv4 is not None, "the registry's keys always carry an IPv4 subnet"
+        self._network = IPv4Network(config.ipv4.network)
+        self._subnet_len = config.ipv4.subnet_len
+        self._backend = backend
+        self._own = own
+        self._candidates: dict[str, Peer] = {}
+        self._by_subnet: dict[tuple[int, int], list[str]] = {}
+        self._lengths: Counter[int] = Counter()
+        self._by_vtep: dict[bytes, list[str]] = {}
+        self.rejected: dict[str, str] = {}
+        self.used: set[str] = set()
+
+    def update(self, changes: Iterable[tuple[str, Record | None]]) -> dict[str, tuple[Entry, ...]]:
+        """Take in changed records; return, for every key whose verdict may have changed, what it needs now."""
+        affected: dict[str, None] = {}
+        for key, record in changes:
+            affected[key] = None
+            self._drop(key, affected)
+            if record is None or key == self._own.key:
+                self.rejected.pop(key, None)
+                continue
+            try:
+                self._insert(key, self._examine(record), affected)
+            except Unusable as error:
+                self.rejected[key] = str(error)
+        return {key: self._judge(key) for key in affected}
+
+    def _examine(self, record: Record) -> Peer:
+        """Check a record by itself. Raises Unusable."""
+        if isinstance(record, Rejected):
+            raise Unusable(record.reason)
+        subnet, public_ip = record.subnets.v4, record.attrs.public_ip
+        if not subnet.subnet_of(self._network):
+            raise Unusable(f"subnet {subnet} is outside Network {self._network}")
+        if subnet.overlaps(self._own.subnets.v4):
+            raise Unusable(f"subnet {subnet} overlaps our own {self._own.subnets.v4}")
+        if public_ip == self._own.public_ip:
+            raise Unusable(
+                f"PublicIP {public_ip} is our own: two hosts advertise one address, or the lease is an old one"
+            )
+        if not is_host_address(public_ip):
+            raise Unusable(f"PublicIP {public_ip} is no address of a host")
+        return self._backend.peer(record)
+
+    def _insert(self, key: str, peer: Peer, affected: dict[str, None]) -> None:
+        subnet = peer.lease.subnets.v4
+        affected.update(dict.fromkeys(self._overlapping(subnet)))
+        self._candidates[key] = peer
+        self._by_subnet.setdefault(_identity(subnet), []).append(key)
+        self._lengths[subnet.prefixlen] += 1
+        if peer.vtep is not None:
+            rivals = self._by_vtep.setdefault(peer.vtep, [])
+            affected.update(dict.fromkeys(rivals))
+            rivals.append(key)
+
+    def _drop(self, key: str, affected: dict[str, None]) -> None:
+        peer = self._candidates.pop(key, None)
+        if peer is None:
+            return
+        subnet = peer.lease.subnets.v4
+        _discard(self._by_subnet, _identity(subnet), key)
+        self._lengths[subnet.prefixlen] -= 1
+        if not self._lengths[subnet.prefixlen]:
+            del self._lengths[subnet.prefixlen]
+        affected.update(dict.fromkeys(self._overlapping(subnet)))
+        if peer.vtep is not None:
+            _discard(self._by_vtep, peer.vtep, key)
+            affected.update(dict.fromkeys(self._by_vtep.get(peer.vtep, ())))
+
+    def _judge(self, key: str) -> tuple[Entry, ...]:
+        """Decide on one key against all others; record the verdict and return its entries."""
+        peer = self._candidates.get(key)
+        reason = self._beaten(key, peer) if peer is not None else None
+        if peer is None or reason is not None:
+            self.used.discard(key)
+            if reason is not None:
+                self.rejected[key] = reason
+            return ()
+        self.rejected.pop(key, None)
+        self.used.add(key)
+        return peer.entries
+
+    def _beaten(self, key: str, peer: Peer) -> str | None:
+        lease = peer.lease
+        for rival in self._overlapping(lease.subnets.v4):
+            other = self._candidates[rival].lease
+            if rival != key and self._seniority(rival, other) < self._seniority(key, lease):
+                senior = f"{other.subnets.v4} of {other.attrs.public_ip}"
+                return f"subnet {lease.subnets.v4} overlaps {senior}, which goes first"
+        for rival in self._by_vtep.get(peer.vtep or b"", ()):
+            other = self._candidates[rival].lease
+            if rival != key and (other.mod_revision, rival) > (lease.mod_revision, key):
+                newer = f"{other.subnets.v4} of {other.attrs.public_ip}"
+                return f"its VTEP has a newer lease, {newer}: the host has moved, or is a clone"
+        return None
+
+    def _seniority(self, key: str, lease: Lease) -> tuple[bool, int, str]:
+        return (lease.subnets.v4.prefixlen != self._subnet_len, lease.create_revision, key)
+
+    def _overlapping(self, subnet: IPv4Network) -> list[str]:
+        """All candidates whose subnet shares an address with this one."""
+        found: list[str] = []
+        base, length = _identity(subnet)
+        for other in self._lengths:
+            if other <= length:
+                wider = base >> (32 - other) << (32 - other)
+                found += self._by_subnet.get((wider, other), ())
+            elif 1 << (other - length) <= self._lengths[other]:
+                step = 1 << (32 - other)
+                for narrower in range(base, base + (1 << (32 - length)), step):
+                    found += self._by_subnet.get((narrower, other), ())
+            else:
+                for (narrower, size), keys in self._by_subnet.items():
+                    if size == other and narrower >> (32 - length) == base >> (32 - length):
+                        found += keys
+        return found
+
+
+def is_host_address(address: IPv4Address) -> bool:
+    """Tell whether an underlay address can be that of another host: unicast, and not this-host or loopback."""
+    number = int(address)
+    return not (address.is_multicast or address.is_loopback or number >> 24 == 0 or number >> 28 == 0xF)
+
+
+def _identity(subnet: IPv4Network) -> tuple[int, int]:
+    return int(subnet.network_address), subnet.prefixlen
+
+
+def _discard(index: dict[K, list[str]], at: K, key: str) -> None:
+    keys = index[at]
+    keys.remove(key)
+    if not keys:
+        del index[at]

@@ -1,0 +1,234 @@
+"""The `vxlan` backend as a pure function: leases and configuration in, kernel objects out.
+
+It matches flannel's kernel VXLAN (device `flannel.<VNI>` with `<subnet base>/32`, and per peer a neighbour, an FDB
+entry and an onlink route), so that hosts with flannel's daemon are peers like any other. Three deliberate differences:
+- the outer source address is the underlay interface's own, also behind NAT (`--public-ip` is only advertised);
+- the MAC is derived from the host's identity where neither the device nor our lease has one already;
+- a peer that publishes another VNI is not programmed: its kernel would drop every packet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network
+
+from flanneld_py.encap.kernel import KernelError
+from flanneld_py.encap.peers import Own, Peer, Unusable
+from flanneld_py.encap.state import (
+    ROUTE_PROTOCOL,
+    Address,
+    Entry,
+    FdbEntry,
+    ForeignLink,
+    Link,
+    Neighbour,
+    Nexthop,
+    Route,
+    VxlanLink,
+    text,
+)
+from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
+from flanneld_py.registry.model import Json, Lease, LeaseAttrs
+
+BACKEND_TYPE = "vxlan"
+DEFAULT_VNI = 1
+DEFAULT_PORT = 8472
+"""Linux's VXLAN port, and flannel's; IANA's is 4789."""
+
+OVERHEAD = 50
+"""Bytes per packet over IPv4: inner Ethernet 14, VXLAN 8, UDP 8, IP 20 (RFC 7348 section 5)."""
+
+MIN_MTU = 68
+"""The least that IPv4 allows (RFC 791)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Underlay:
+    """The interface that carries the tunnel: its MTU in bytes, its own address, and the address peers should use."""
+
+    interface: str
+    mtu: int
+    address: IPv4Address
+    public_ip: IPv4Address
+
+
+class Vxlan:
+    """Kernel VXLAN for one network on one host. Raises ConfigInvalid for a Backend section that cannot be."""
+
+    def __init__(self, config: NetworkConfig, underlay: Underlay, *, nexthop_objects: bool) -> None:
+        assert config.ipv4 is not None
+        options = config.backend
+        self._network = IPv4Network(config.ipv4.network)
+        self._underlay = underlay
+        self._nexthop_objects = nexthop_objects
+        self.vni = _number(options.get("vni"), "VNI", DEFAULT_VNI, 1, 2**24 - 1)
+        self.port = _number(options.get("port"), "Port", 0, 0, 65535) or DEFAULT_PORT
+        outer_mtu = _number(options.get("mtu"), "MTU", 0, 0, 65535) or underlay.mtu
+        self.mtu = outer_mtu - OVERHEAD
+        if self.mtu < MIN_MTU:
+            raise ConfigInvalid(
+                f"the MTU {outer_mtu} of {underlay.interface} or Backend.MTU leaves {self.mtu} bytes to containers; "
+                f"it must be at least {MIN_MTU + OVERHEAD}"
+            )
+        self.gbp = _switch(options.get("gbp"), "GBP")
+        self.learning = _switch(options.get("learning"), "Learning")
+        if _switch(options.get("directrouting"), "DirectRouting"):
+            raise ConfigInvalid("Backend.DirectRouting is not supported yet: remove it or set it to false")
+        self.device = f"flannel.{self.vni}"
+
+    # Ourselves
+
+    def attrs(self, mac: bytes) -> LeaseAttrs:
+        """Return what we publish with our lease."""
+        data: Json = {"VNI": self.vni, "VtepMAC": text(mac)}
+        return LeaseAttrs(self._underlay.public_ip, None, BACKEND_TYPE, data)
+
+    def link(self, mac: bytes) -> VxlanLink:
+        """Return the device as it should be."""
+        return VxlanLink(
+            name=self.device,
+            vni=self.vni,
+            port=self.port,
+            mtu=self.mtu,
+            mac=mac,
+            parent=self._underlay.interface,
+            local=self._underlay.address.packed,
+            learning=self.learning,
+            gbp=self.gbp,
+        )
+
+    def own_entries(self, own: Own) -> tuple[Entry, ...]:
+        """Return the entries that are there without any peer: our base address, /32 so that no route comes with it."""
+        return (Address(self.device, own.subnets.v4.network_address.packed, 32),)
+
+    def owns(self, entry: Entry) -> bool:
+        """Tell whether an entry found on our device is ours: made by us, by an earlier run, or by flannel's daemon.
+
+        An operator's own address, route or neighbour outside Network stays his.
+        """
+        match entry:
+            case Route(_, subnet, length, gateway, protocol):
+                return protocol == ROUTE_PROTOCOL or (gateway == subnet and length < 32 and self._inside(subnet))
+            case Address(_, address, _) | Neighbour(_, address, _):
+                return self._inside(address)
+            case FdbEntry() | Nexthop():
+                return True
+
+    def _inside(self, packed: bytes) -> bool:
+        return len(packed) == 4 and IPv4Address(packed) in self._network
+
+    # The others
+
+    def peer(self, lease: Lease) -> Peer:
+        """Return what a lease needs in the kernel. Raises Unusable."""
+        if lease.attrs.backend_type != BACKEND_TYPE:
+            raise Unusable(f"backend type is {lease.attrs.backend_type or 'none'!r}, ours is {BACKEND_TYPE!r}")
+        mac = self._vtep(lease.attrs.backend_data)
+        base = lease.subnets.v4.network_address.packed
+        length = lease.subnets.v4.prefixlen
+        entries: tuple[Entry, ...] = (
+            Neighbour(self.device, base, mac),
+            FdbEntry(self.device, mac, lease.attrs.public_ip.packed),
+            Route(self.device, base, length, base),
+        )
+        if self._nexthop_objects:
+            entries = (*entries, Nexthop(self.device, base))
+        return Peer(lease, mac, entries)
+
+    def vteps(self, leases: Iterable[Lease]) -> set[bytes]:
+        """Return the MACs that these leases publish for our VNI; a lease that is none of ours publishes none."""
+        found = set()
+        for lease in leases:
+            with suppress(Unusable):
+                found.add(self._vtep(lease.attrs.backend_data))
+        return found
+
+    def _vtep(self, data: Json) -> bytes:
+        """Read a peer's BackendData: keys in any case, as Go reads them; an absent VNI is that of old daemons."""
+        if not isinstance(data, dict):
+            raise Unusable("BackendData is no JSON object with VNI and VtepMAC")
+        fields = data if "VtepMAC" in data else {name.lower(): value for name, value in data.items()}
+        vni = fields.get("VNI", fields.get("vni", self.vni))
+        if vni != self.vni:
+            raise Unusable(f"VNI is {vni!r}, ours is {self.vni}")
+        return parse_mac(fields.get("VtepMAC", fields.get("vtepmac")))
+
+
+def parse_mac(value: Json) -> bytes:
+    """Read the MAC of a VTEP. Raises Unusable for anything but a unicast address of six bytes."""
+    try:
+        mac = bytes.fromhex(value.replace("-", ":").replace(":", " ")) if isinstance(value, str) else b""
+    except ValueError:
+        mac = b""
+    if len(mac) != 6 or (isinstance(value, str) and len(value) != 17):
+        raise Unusable(f"VtepMAC {value!r} is no MAC address")
+    if mac[0] & 1 or not any(mac):
+        raise Unusable(f"VtepMAC {value!r} is no unicast MAC address")
+    return mac
+
+
+def choose_mac(device: bytes | None, published: Json, identity: str, taken: Collection[bytes]) -> bytes:
+    """Choose our VTEP's MAC so that it lasts: the device's, else the one in our lease, else one derived from identity.
+
+    `taken` are the MACs of other leases: a clone, which has the identity of its original, gets another one. A device
+    that is there keeps its MAC all the same: traffic may be flowing to it.
+    """
+    if device is not None:
+        return device
+    if isinstance(published, dict):
+        try:
+            mac = parse_mac(published.get("VtepMAC"))
+        except Unusable:
+            mac = b""
+        if mac and mac not in taken:
+            return mac
+    for attempt in range(1000):
+        digest = hashlib.sha256(f"flanneld-py VTEP {identity} {attempt}".encode()).digest()
+        mac = bytes([digest[0] & 0xFC | 0x02]) + digest[1:6]  # locally administered, unicast (IEEE 802)
+        if mac not in taken:
+            return mac
+    raise AssertionError("a thousand MACs cannot all be taken")
+
+
+class LinkStep(Enum):
+    """What brings an existing device, or none, to what is wanted."""
+
+    NOTHING = "nothing"
+    CREATE = "create"
+    CHANGE = "change"
+    RECREATE = "recreate"
+
+
+def link_step(have: Link | None, want: VxlanLink) -> LinkStep:
+    """Decide how to get the wanted device without losing what is on it. Raises KernelError for a foreign device.
+
+    The kernel fixes VNI, port and GBP at creation; all else is changed in place, and the entries stay.
+    """
+    if isinstance(have, ForeignLink):
+        raise KernelError(
+            f"device {want.name} exists and is of kind {have.kind or 'unknown'!r}, not vxlan: "
+            f"remove it (ip link del {want.name}) or choose another Backend.VNI"
+        )
+    if have is None:
+        return LinkStep.CREATE
+    if (have.vni, have.port, have.gbp, have.group) != (want.vni, want.port, want.gbp, want.group):
+        return LinkStep.RECREATE
+    return LinkStep.NOTHING if have == want else LinkStep.CHANGE
+
+
+def _number(value: Json, name: str, default: int, least: int, most: int) -> int:
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ConfigInvalid(f"Backend.{name} is {value!r}; it must be a number from {least} to {most}")
+    return value
+
+
+def _switch(value: Json, name: str) -> bool:
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise ConfigInvalid(f"Backend.{name} is {value!r}; it must be true or false")

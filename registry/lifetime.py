@@ -1,0 +1,103 @@
+"""The life of our own lease, decided: what is held, what the registry shows and the time go in, one step comes out.
+
+    Renew        keep it alive: a keepalive, seen by nobody else
+    Wait(until)  nothing to do before then
+    Restore      our key is there with somebody else's value: write ours again
+    Adopt        our key is as it should be, and only its bookkeeping changed (an operator made it a reservation)
+    Reclaim      our key is gone: take the same subnet again if it is still free
+
+Times are seconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flanneld_py.registry.model import Lease, Record
+
+TTL = 86_400
+"""Seconds; flannel's, fixed."""
+
+PERIOD = 60.0
+"""Seconds between keepalives. Far more often than the TTL asks for: so the remaining TTL tells who is alive."""
+
+RETRY = 5.0
+"""Seconds until a failed keepalive is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Our lease as we wrote it; `renewed` is when it last had its full TTL, `attempted` when we last tried to renew."""
+
+    lease: Lease
+    renewed: float
+    attempted: float
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Send a keepalive now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Do nothing before `until`, unless the registry shows something new."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Write our value again, over exactly this record."""
+
+    over: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Go on with this record, which is ours with other bookkeeping."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaim:
+    """Create our key again."""
+
+
+Step = Renew | Wait | Restore | Adopt | Reclaim
+
+
+def next_step(held: Held, shown: Record | None, revision: int, now: float) -> Step:
+    """Decide what to do about our lease.
+
+    `shown` is the record at our key as of the registry's `revision`. Before the registry has shown our own last write,
+    what it shows says nothing.
+    """
+    lease = held.lease
+    if revision >= lease.mod_revision:
+        if shown is None:
+            return Reclaim()
+        if shown != lease:
+            return Restore(shown)
+        if isinstance(shown, Lease) and shown.mod_revision > lease.mod_revision:
+            return Adopt(shown)
+    if lease.lease_id == 0:
+        return Wait(now + PERIOD)
+    due = held.renewed + PERIOD
+    if held.attempted > held.renewed:
+        due = held.attempted + RETRY
+    return Renew() if now >= due else Wait(due)
+
+
+def remaining(held: Held, now: float) -> float:
+    """Return how many seconds our lease lives on without a renewal; infinite for a reservation."""
+    return held.renewed + TTL - now if held.lease.lease_id else float("inf")
+
+
+def looks_alive(remaining_ttl: int, granted_ttl: int) -> bool:
+    """Tell from a lease's TTL whether its holder may be running: it renewed within the last three periods.
+
+    Only for holders that renew as we do; flannel's daemon renews once a day.
+    """
+    return granted_ttl - remaining_ttl <= 3 * PERIOD
