@@ -3,6 +3,9 @@
 import json
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from flanneld_py.registry.codec import (
     decode_attrs,
     decode_owner,
@@ -16,8 +19,6 @@ from flanneld_py.registry.codec import (
 from flanneld_py.registry.config import ConfigInvalid, parse_config
 from flanneld_py.registry.model import Json, Lease, LeaseAttrs, Owner, Subnets
 from flanneld_py.registry.store import KeyValue
-from hypothesis import given
-from hypothesis import strategies as st
 
 PREFIX = "/coreos.com/network"
 FLANNEL = ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data")

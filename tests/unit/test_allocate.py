@@ -6,11 +6,12 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from flanneld_py.registry.allocate import Claim, Create, OutOfSubnets, Reuse, choose, incompatibility
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig, parse_config
 from flanneld_py.registry.model import Json, Lease, LeaseAttrs, Subnets
-from hypothesis import given
-from hypothesis import strategies as st
 
 US = IPv4Address("192.0.2.1")
 OTHER = IPv4Address("192.0.2.2")

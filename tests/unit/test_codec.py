@@ -4,6 +4,7 @@ import json
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
+
 from flanneld_py.registry.codec import (
     config_key,
     decode_attrs,

@@ -4,6 +4,7 @@ import json
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
+
 from flanneld_py.registry.config import ConfigInvalid, IPv4Config, IPv6Config, NetworkConfig, parse_config
 from flanneld_py.registry.model import Json
 
