@@ -142,21 +142,25 @@ class Peers:
         return peer.entries
 
     def _beaten(self, key: str, peer: Peer) -> str | None:
-        lease = peer.lease
-        for rival in self._overlapping(lease.subnets.v4):
-            other = self._candidates[rival].lease
-            if rival != key and self._seniority(rival, other) < self._seniority(key, lease):
-                senior = f"{other.subnets.v4} of {other.attrs.public_ip}"
-                return f"subnet {lease.subnets.v4} overlaps {senior}, which goes first"
-        for rival in self._by_vtep.get(peer.vtep or b"", ()):
-            other = self._candidates[rival].lease
-            if rival != key and (other.mod_revision, rival) > (lease.mod_revision, key):
-                newer = f"{other.subnets.v4} of {other.attrs.public_ip}"
-                return f"its VTEP has a newer lease, {newer}: the host has moved, or is a clone"
+        """Return why another candidate goes before this one, None if none does."""
+        senior = min(self._overlapping(peer.lease.subnets.v4), key=self._seniority)
+        if senior != key:
+            return f"subnet {peer.lease.subnets.v4} overlaps {self._name(senior)}, which goes first"
+        newest = max(self._by_vtep[peer.vtep], key=self._recency) if peer.vtep is not None else key
+        if newest != key:
+            return f"its VTEP has a newer lease, {self._name(newest)}: the host has moved, or is a clone"
         return None
 
-    def _seniority(self, key: str, lease: Lease) -> tuple[bool, int, str]:
+    def _seniority(self, key: str) -> tuple[bool, int, str]:
+        lease = self._candidates[key].lease
         return (lease.subnets.v4.prefixlen != self._subnet_len, lease.create_revision, key)
+
+    def _recency(self, key: str) -> tuple[int, str]:
+        return (self._candidates[key].lease.mod_revision, key)
+
+    def _name(self, key: str) -> str:
+        lease = self._candidates[key].lease
+        return f"{lease.subnets.v4} of {lease.attrs.public_ip}"
 
     def _overlapping(self, subnet: IPv4Network) -> list[str]:
         """All candidates whose subnet shares an address with this one."""

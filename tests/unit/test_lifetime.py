@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+from flanneld_py.registry.lifetime import (
+    PERIOD,
+    RETRY,
+    TTL,
+    Adopt,
+    Held,
+    Reclaim,
+    Renew,
+    Restore,
+    Wait,
+    looks_alive,
+    next_step,
+    remaining,
+)
+from flanneld_py.registry.model import Lease, LeaseAttrs, Rejected, Subnets
+
+LEASE = Lease(Subnets(IPv4Network("10.5.1.0/24")), LeaseAttrs(IPv4Address("192.0.2.1")), 7, 7, 1234)
+HELD = Held(LEASE, renewed=1000.0, attempted=1000.0)
+
+
+def test_it_is_renewed_each_period() -> None:
+    assert next_step(HELD, LEASE, 7, 1000.0) == Wait(1000.0 + PERIOD)
+    assert next_step(HELD, LEASE, 7, 1000.0 + PERIOD) == Renew()
+
+
+def test_after_a_failure_it_is_renewed_sooner_and_beyond_its_end_still() -> None:
+    failed = replace(HELD, attempted=1000.0 + PERIOD)
+    assert next_step(failed, LEASE, 7, 1000.0 + PERIOD) == Wait(1000.0 + PERIOD + RETRY)
+    assert next_step(failed, LEASE, 7, 1000.0 + 2 * TTL) == Renew()
+
+
+def test_a_view_that_is_older_than_our_write_says_nothing() -> None:
+    assert isinstance(next_step(HELD, None, 6, 1000.0), Wait)
+
+
+def test_a_key_that_is_gone_is_claimed_again() -> None:
+    assert next_step(HELD, None, 7, 1000.0) == Reclaim()
+
+
+def test_a_key_overwritten_by_others_is_restored() -> None:
+    other = replace(LEASE, attrs=LeaseAttrs(IPv4Address("192.0.2.99")), mod_revision=9)
+    assert next_step(HELD, other, 9, 1000.0) == Restore(other)
+    assert next_step(HELD, Rejected("not JSON", 9), 9, 1000.0) == Restore(Rejected("not JSON", 9))
+
+
+def test_a_reservation_is_adopted_and_never_renewed() -> None:
+    reserved = replace(LEASE, mod_revision=9, lease_id=0)
+    assert next_step(HELD, reserved, 9, 1000.0) == Adopt(reserved)
+    assert isinstance(next_step(replace(HELD, lease=reserved), reserved, 9, 1000.0 + TTL), Wait)
+    assert remaining(replace(HELD, lease=reserved), 9e9) == float("inf")
+
+
+def test_the_ttl_tells_who_is_alive() -> None:
+    assert looks_alive(TTL - 30, TTL)
+    assert not looks_alive(TTL - 600, TTL)
+    assert remaining(HELD, 1000.0 + TTL) == 0

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+
+from flanneld_py.registry.model import Delta, Lease, LeaseAttrs, Page, Rejected, Subnets
+from flanneld_py.registry.view import LeaseView
+
+
+def lease(number: int, revision: int, public_ip: int = 0) -> Lease:
+    attrs = LeaseAttrs(IPv4Address(f"192.0.2.{public_ip or number}"), backend_type="vxlan")
+    return Lease(Subnets(IPv4Network(f"10.5.{number}.0/24")), attrs, 1, revision)
+
+
+def listed(*numbers: int, revision: int = 10) -> LeaseView:
+    view = LeaseView()
+    view.begin_listing()
+    view.page(Page({f"k{number}": lease(number, number) for number in numbers}, revision))
+    view.end_listing()
+    view.take_changed()
+    return view
+
+
+def test_a_listing_is_in_force_only_when_it_is_complete() -> None:
+    view = LeaseView()
+    view.begin_listing()
+    view.page(Page({"k1": lease(1, 1)}, 5))
+    assert not view.synced
+    view.page(Page({"k2": lease(2, 2)}, 5))
+    view.end_listing()
+    assert view.synced
+    assert view.take_changed() == ["k1", "k2"]
+    assert view.take_changed() == []
+
+
+def test_an_empty_delta_changes_nothing() -> None:
+    """Flannel's fault A: an empty result was taken for an empty snapshot."""
+    view = listed(1, 2)
+    view.delta(Delta((), 20))
+    assert list(view.records) == ["k1", "k2"]
+    assert not view.take_changed()
+    assert not view.emptied
+    assert view.revision == 20
+
+
+def test_a_garbled_record_is_noted_and_takes_nobody_away() -> None:
+    """Flannel's fault A: one key that is no lease withdrew every peer."""
+    view = listed(1, 2)
+    view.delta(Delta((("k/foo", Rejected("no subnet in its name", 21)), ("k1", Rejected("not JSON", 22))), 22))
+    assert view.leases() == {"k1": lease(1, 1), "k2": lease(2, 2)}, "k1 keeps its last readable lease"
+    assert view.unreadable == {"k/foo": "no subnet in its name", "k1": "not JSON"}
+    view.delta(Delta((("k1", lease(1, 23, public_ip=9)), ("k/foo", None)), 23))
+    assert view.unreadable == {}
+    assert view.leases()["k1"].attrs.public_ip == IPv4Address("192.0.2.9")
+
+
+def test_a_second_listing_finds_what_changed_meanwhile() -> None:
+    """Flannel's fault C: the comparison saw subnets only, and missed a new MAC or address."""
+    view = listed(1, 2, 3)
+    view.begin_listing()
+    view.page(Page({"k1": lease(1, 1), "k2": lease(2, 30, public_ip=77)}, 30))
+    view.end_listing()
+    assert sorted(view.take_changed()) == ["k2", "k3"]
+    assert "k3" not in view.records
+    assert view.leases()["k2"].attrs.public_ip == IPv4Address("192.0.2.77")
+
+
+def test_a_broken_listing_takes_nothing_away() -> None:
+    view = listed(1, 2)
+    view.begin_listing()
+    view.page(Page({"k1": lease(1, 1)}, 30))
+    view.begin_listing()
+    view.page(Page({"k1": lease(1, 1), "k2": lease(2, 2)}, 31))
+    view.end_listing()
+    assert view.take_changed() == []
+
+
+def test_a_registry_that_turns_up_empty_is_noticed() -> None:
+    view = listed(1, 2)
+    view.delta(Delta((("k1", None), ("k2", None)), 30))
+    assert view.emptied
+    assert listed().emptied
+    assert not listed(1).emptied

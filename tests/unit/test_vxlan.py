@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from flanneld_py.encap.kernel import KernelError
+from flanneld_py.encap.peers import Own
+from flanneld_py.encap.state import (
+    RTPROT_BOOT,
+    Address,
+    Entry,
+    FdbEntry,
+    ForeignLink,
+    Link,
+    Neighbour,
+    Nexthop,
+    Route,
+    VxlanLink,
+)
+from flanneld_py.encap.vxlan import LinkStep, Underlay, Vxlan, choose_mac, link_step
+from flanneld_py.registry.codec import encode_attrs
+from flanneld_py.registry.config import ConfigInvalid, parse_config
+from flanneld_py.registry.model import Lease, LeaseAttrs, Subnets
+
+MAC = bytes.fromhex("0200000000aa")
+UNDERLAY = Underlay("eth0", 1500, IPv4Address("192.0.2.1"), IPv4Address("198.51.100.1"))
+
+
+def backend(options: str = "", *, nexthop_objects: bool = True) -> Vxlan:
+    config = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"%s}}' % options.encode())
+    return Vxlan(config, UNDERLAY, nexthop_objects=nexthop_objects)
+
+
+def test_what_we_publish_is_what_flannel_publishes() -> None:
+    assert encode_attrs(backend().attrs(MAC)) == (
+        b'{"PublicIP":"198.51.100.1","PublicIPv6":null,"BackendType":"vxlan",'
+        b'"BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:aa"}}'
+    )
+
+
+def test_the_device_by_default() -> None:
+    assert backend().link(MAC) == VxlanLink(
+        name="flannel.1",
+        vni=1,
+        port=8472,
+        mtu=1450,
+        mac=MAC,
+        parent="eth0",
+        local=bytes([192, 0, 2, 1]),
+        learning=False,
+        gbp=False,
+    ), "the outer source is the interface's address, not the public one: a host behind NAT must be able to send"
+
+
+def test_the_device_with_all_options_in_any_case() -> None:
+    link = backend(', "vni": 42, "PORT": 4789, "Mtu": 1400, "gbp": true, "LEARNING": true').link(MAC)
+    assert (link.name, link.vni, link.port, link.mtu, link.gbp, link.learning) == (
+        "flannel.42",
+        42,
+        4789,
+        1350,
+        True,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (', "VNI": "one"', "Backend.VNI is 'one'"),
+        (', "VNI": 16777216', "Backend.VNI"),
+        (', "VNI": true', "Backend.VNI"),
+        (', "Port": 70000', "Backend.Port is 70000"),
+        (', "MTU": 100', "leaves 50 bytes"),
+        (', "GBP": 1', "Backend.GBP is 1"),
+        (', "Learning": "yes"', "Backend.Learning"),
+        (', "DirectRouting": true', "not supported yet"),
+    ],
+)
+def test_options_that_cannot_be(options: str, complaint: str) -> None:
+    with pytest.raises(ConfigInvalid, match=complaint):
+        backend(options)
+
+
+@pytest.mark.parametrize("nexthop_objects", [True, False])
+def test_a_peer_needs_neighbour_fdb_and_route(nexthop_objects: bool) -> None:
+    attrs = LeaseAttrs(IPv4Address("192.0.2.2"), None, "vxlan", {"VNI": 1, "VtepMAC": "02:00:00:00:00:02"})
+    peer = backend(nexthop_objects=nexthop_objects).peer(Lease(Subnets(IPv4Network("10.5.2.0/24")), attrs))
+    base, mac = bytes([10, 5, 2, 0]), bytes.fromhex("020000000002")
+    entries: set[Entry] = {
+        Neighbour("flannel.1", base, mac),
+        FdbEntry("flannel.1", mac, bytes([192, 0, 2, 2])),
+        Route("flannel.1", base, 24, base),
+    }
+    if nexthop_objects:
+        entries.add(Nexthop("flannel.1", base))
+    assert set(peer.entries) == entries
+
+
+def test_our_own_address_is_the_subnet_base_alone() -> None:
+    own = Own("k", Subnets(IPv4Network("10.5.1.0/24")), IPv4Address("192.0.2.1"))
+    assert backend().own_entries(own) == (Address("flannel.1", bytes([10, 5, 1, 0]), 32),)
+
+
+@pytest.mark.parametrize(
+    ("entry", "ours"),
+    [
+        (Route("flannel.1", bytes([10, 5, 2, 0]), 24, bytes([10, 5, 2, 0]), RTPROT_BOOT), True),
+        (Route("flannel.1", bytes([10, 9, 0, 0]), 16, bytes([10, 5, 2, 0])), True),
+        (Route("flannel.1", bytes([10, 9, 0, 0]), 16, None, RTPROT_BOOT), False),
+        (Route("flannel.1", bytes([10, 5, 2, 7]), 32, bytes([10, 5, 2, 0]), RTPROT_BOOT), False),
+        (Address("flannel.1", bytes([10, 5, 9, 0]), 32), True),
+        (Address("flannel.1", bytes([192, 168, 9, 1]), 24), False),
+        (Neighbour("flannel.1", bytes([10, 5, 9, 0]), MAC), True),
+        (Neighbour("flannel.1", bytes([192, 168, 9, 1]), MAC), False),
+        (Neighbour("flannel.1", bytes(15) + b"\x01", MAC), False),
+        (FdbEntry("flannel.1", MAC, bytes([192, 0, 2, 9])), True),
+        (Nexthop("flannel.1", bytes([10, 5, 9, 0])), True),
+    ],
+)
+def test_what_an_earlier_run_or_flannel_left_is_ours_and_an_operators_is_not(entry: Entry, ours: bool) -> None:
+    assert backend().owns(entry) is ours
+
+
+def test_the_mac_lasts() -> None:
+    device, published = bytes.fromhex("0200000000d0"), {"VtepMAC": "02:00:00:00:00:b0"}
+    assert choose_mac(device, published, "id", ()) == device
+    assert choose_mac(None, published, "id", ()) == bytes.fromhex("0200000000b0")
+    derived = choose_mac(None, None, "id", ())
+    assert derived == choose_mac(None, {"VtepMAC": "garbage"}, "id", ())
+    assert derived[0] & 0b11 == 0b10, "locally administered, unicast"
+
+
+def test_a_clone_gets_another_mac() -> None:
+    original = choose_mac(None, None, "id", ())
+    assert choose_mac(None, None, "id", {original}) != original
+    assert choose_mac(None, None, "another id", ()) != original
+    assert choose_mac(None, {"VtepMAC": original.hex(":")}, "id", {original}) != original
+    assert choose_mac(original, None, "id", {original}) == original, "never under a device that is there"
+
+
+WANT = backend().link(MAC)
+
+
+@pytest.mark.parametrize(
+    ("have", "step"),
+    [
+        (None, LinkStep.CREATE),
+        (WANT, LinkStep.NOTHING),
+        (replace(WANT, mtu=1400), LinkStep.CHANGE),
+        (replace(WANT, mac=bytes(6)), LinkStep.CHANGE),
+        (replace(WANT, up=False), LinkStep.CHANGE),
+        (replace(WANT, learning=True), LinkStep.CHANGE),
+        (replace(WANT, local=bytes([192, 0, 2, 77])), LinkStep.CHANGE),
+        (replace(WANT, parent=None), LinkStep.CHANGE),
+        (replace(WANT, port=4789), LinkStep.RECREATE),
+        (replace(WANT, vni=2), LinkStep.RECREATE),
+        (replace(WANT, gbp=True), LinkStep.RECREATE),
+        (replace(WANT, group=bytes([239, 1, 1, 1])), LinkStep.RECREATE),
+    ],
+)
+def test_a_device_is_changed_in_place_wherever_the_kernel_can(have: Link | None, step: LinkStep) -> None:
+    assert link_step(have, WANT) is step
+
+
+def test_a_foreign_device_of_our_name_is_left_alone() -> None:
+    with pytest.raises(KernelError, match="not vxlan"):
+        link_step(ForeignLink("flannel.1", "bridge"), WANT)
