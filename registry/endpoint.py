@@ -1,0 +1,131 @@
+"""Where etcd is and what it takes to be let in: endpoints, TLS files, user and password.
+
+Values and file reading only; connections are made in etcd.py and etcd3.py. In order:
+
+    "https://10.0.0.1:2379"  --parse_endpoints-->  Endpoint(target="10.0.0.1:2379", secure=True)
+    Tls(paths)               --read_tls-->         Secrets(PEM bytes), checked to be complete
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+_SYSTEM_ROOTS = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    # A listing of thousands of leases, or a watch that catches up, is far more than gRPC's 4 MB.
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    # etcd by default ends connections that ping more often than every 5 s.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    # Without this one, a ping that is not answered is noticed after a minute only.
+    ("grpc.http2.ping_timeout_ms", 3_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A restarted etcd is found again within a second; the agent's own backoff is what spares etcd.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.enable_retries", 0),
+    # A proxy in the environment is for the web, not for the control plane's own store.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    # Two stores in one process must not share a connection's fate.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Paths of PEM files. `ca` None: the system's roots. Certificate and key come together or not at all."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A user of etcd's own authentication. The password is never shown."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One etcd server: `url` as people know it, `target` as gRPC wants it."""
+
+    url: str
+    target: str
+    secure: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """The contents of the TLS files. `ca` None: gRPC's built-in roots, where the system has none."""
+
+    ca: bytes | None = field(repr=False)
+    certificate: bytes | None = field(repr=False)
+    key: bytes | None = field(repr=False)
+
+
+def parse_endpoints(texts: Sequence[str], tls: Tls | None) -> tuple[Endpoint, ...]:
+    """Read endpoints such as `https://host:2379`; without a scheme, TLS is used if `tls` is given.
+
+    The port is 2379 if left out. Raises ValueError.
+    """
+    endpoints = tuple(_parse_endpoint(text.strip(), tls) for text in texts if text.strip())
+    if not endpoints:
+        raise ValueError("no etcd endpoint is given; name at least one, such as http://127.0.0.1:2379")
+    return endpoints
+
+
+def _parse_endpoint(text: str, tls: Tls | None) -> Endpoint:
+    url = text if "://" in text else f"{'https' if tls else 'http'}://{text}"
+    problem = f"etcd endpoint {text!r} is no address; expected http://HOST:PORT or https://HOST:PORT"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or 2379
+    except ValueError as error:
+        raise ValueError(f"{problem} ({error})") from error
+    if parts.scheme not in ("http", "https") or not host or parts.path not in ("", "/") or parts.username:
+        raise ValueError(problem)
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return Endpoint(f"{parts.scheme}://{target}", target, parts.scheme == "https")
+
+
+def read_tls(tls: Tls | None) -> Secrets:
+    """Read the PEM files, or the system's roots where no CA is named. Raises ValueError."""
+    tls = tls or Tls()
+    if (tls.certificate is None) != (tls.key is None):
+        have, lack = ("certificate", "key") if tls.key is None else ("key", "certificate")
+        raise ValueError(f"an etcd client {have} is given without its {lack}; give both or none")
+    ca = tls.ca or system_roots()
+    return Secrets(_read(ca, "CA"), _read(tls.certificate, "client certificate"), _read(tls.key, "client key"))
+
+
+def system_roots() -> Path | None:
+    """Find the file with the system's trusted certificates: gRPC by itself looks only at a copy of its own."""
+    candidates = (ssl.get_default_verify_paths().cafile, *_SYSTEM_ROOTS)
+    return next((Path(name) for name in candidates if name and Path(name).is_file()), None)
+
+
+def _read(path: Path | None, role: str) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read the etcd {role} file {path}: {error.strerror}") from error
+    if b"-----BEGIN " not in content:
+        raise ValueError(f"the etcd {role} file {path} is not in PEM format; expected a -----BEGIN line")
+    return content

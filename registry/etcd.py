@@ -1,0 +1,262 @@
+"""EtcdStore: the store on a real etcd, over grpc.aio and etcd's published API (3.4 and later).
+
+It holds no policy: what fails is raised, what to do about it is decided in `agent/`. One call, from top to bottom:
+
+    get, commit ...         messages out, values back (etcd_api.py)
+      _on_some_endpoint     each endpoint once, beginning with the one that worked last; one deadline for all
+        _ask                with our token; if that has gone stale, log in again and repeat, once
+          Link.call         one endpoint's channel (link.py)
+    watch                   opened the same way, then read from one `Stream`
+
+A token is known to all members of etcd, and forgotten by a member that restarts (unless etcd uses JWT).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import TypeVar
+
+from flanneld_py.registry import etcd_api as api
+from flanneld_py.registry.endpoint import Credentials, Tls, parse_endpoints, read_tls
+from flanneld_py.registry.link import Link, Stream
+from flanneld_py.registry.refusal import Refusal, combined
+from flanneld_py.registry.store import (
+    Batch,
+    Conflict,
+    Delete,
+    Expect,
+    HistoryLost,
+    KeyValue,
+    LeaseGone,
+    Listing,
+    Put,
+    Unavailable,
+)
+
+__all__ = ["Credentials", "EtcdStore", "Tls"]
+
+T = TypeVar("T")
+
+
+class EtcdStore:
+    """The store on etcd. See `registry.store.Store`; must be used inside a running event loop.
+
+    `timeout` in seconds is for a whole call, over all endpoints. A watch that is silent for `liveness` seconds is
+    asked for a sign of life, and given up after as long again. Raises ValueError if the settings cannot be used.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        tls: Tls | None = None,
+        credentials: Credentials | None = None,
+        timeout: float = 5.0,
+        liveness: float = 5.0,
+    ) -> None:
+        parsed = parse_endpoints(endpoints, tls)
+        secrets = read_tls(tls) if any(endpoint.secure for endpoint in parsed) else None
+        self._links = [Link(endpoint, secrets) for endpoint in parsed]
+        self._preferred = 0
+        self._credentials = credentials
+        self._timeout = timeout
+        self._liveness = liveness
+        self._token = ""
+        self._cluster_id = 0
+        self._streams: set[Stream] = set()
+        self._closed = False
+
+    async def get(self, key: str) -> KeyValue | None:
+        """Read one key, linearizable."""
+        answer = await self._call(f"read {key}", api.RANGE, api.RANGE.request(key=api.encode(key)))
+        self._cluster_id = self._cluster_id or answer.header.cluster_id
+        return api.entry(answer.kvs[0]) if answer.kvs else None
+
+    async def pages(self, prefix: str, page_size: int = 500) -> AsyncGenerator[Listing, None]:
+        """List every key that starts with `prefix`, in key order, all at one revision. Raises HistoryLost."""
+        start, end = api.span(prefix)
+        revision = 0
+        while True:
+            request = api.RANGE.request(key=start, range_end=end, limit=page_size, revision=revision)
+            answer = await self._call(f"list {prefix}", api.RANGE, request)
+            if not revision:
+                revision, self._cluster_id = answer.header.revision, answer.header.cluster_id
+            yield Listing(tuple(map(api.entry, answer.kvs)), revision)
+            if not answer.more:
+                return
+            start = answer.kvs[-1].key + b"\0"
+
+    async def commit(self, expect: Sequence[Expect], operations: Sequence[Put | Delete]) -> int:
+        """Do all operations if every expectation holds, else none. Raises Conflict, LeaseGone."""
+        keys = ", ".join(dict.fromkeys(operation.key for operation in operations))
+        refused: list[Refusal] = []
+        answer = await self._call(f"write {keys}", api.TXN, api.transaction(expect, operations), refused)
+        if answer.succeeded:
+            return int(answer.header.revision)
+        if refused:
+            # The endpoint that failed may have done it before it failed: then we conflict with ourselves.
+            raise Unavailable(f"cannot tell whether {keys} was written: {'; '.join(map(str, refused))}")
+        wanted = ", ".join(want.key for want in expect)
+        raise Conflict(f"nothing was written to {keys}: {wanted} is not as expected; somebody else was first")
+
+    async def grant(self, ttl: int) -> int:
+        """Create an etcd lease of `ttl` seconds and return its id."""
+        answer = await self._call(f"create an etcd lease of {ttl} s", api.GRANT, api.GRANT.request(TTL=ttl))
+        return int(answer.ID)
+
+    async def keepalive(self, lease_id: int) -> int:
+        """Set the lease back to its full TTL; return that TTL in seconds. Raises LeaseGone."""
+        # A stream in etcd's API; with one request and one answer it is, on the wire, a plain call.
+        action = f"renew etcd lease {lease_id:x}"
+        answer = await self._call(action, api.KEEPALIVE, api.KEEPALIVE.request(ID=lease_id))
+        if answer.TTL <= 0:
+            raise LeaseGone(f"cannot {action}: it does not exist (any more)")
+        return int(answer.TTL)
+
+    async def time_to_live(self, lease_id: int) -> tuple[int, int]:
+        """Return (remaining, granted) seconds of a lease. Raises LeaseGone."""
+        action = f"read etcd lease {lease_id:x}"
+        answer = await self._call(action, api.TIME_TO_LIVE, api.TIME_TO_LIVE.request(ID=lease_id))
+        if answer.TTL < 0:
+            raise LeaseGone(f"cannot {action}: it does not exist (any more)")
+        return int(answer.TTL), int(answer.grantedTTL)
+
+    async def revoke(self, lease_id: int) -> None:
+        """End a lease and delete its keys; a lease that is gone already is no error."""
+        try:
+            await self._call(f"revoke etcd lease {lease_id:x}", api.REVOKE, api.REVOKE.request(ID=lease_id))
+        except LeaseGone:
+            return
+
+    async def watch(self, prefix: str, start_revision: int) -> AsyncGenerator[Batch, None]:
+        """Stream every change under `prefix` from `start_revision` on. Raises Unavailable, HistoryLost, Denied."""
+        action = f"watch {prefix}"
+        with ExitStack() as opened:
+            open_one = partial(self._open_watch, opened, prefix, start_revision)
+            stream = await self._on_some_endpoint(action, open_one, [])
+            reader = api.WatchReader()
+            yield Batch((), start_revision - 1)
+            while True:
+                try:
+                    batch = reader.read(await stream.read(self._liveness, self._liveness))
+                except Refusal as refusal:
+                    refusal.endpoint = stream.endpoint.url
+                    raise refusal.error(action) from refusal
+                if batch is not None:
+                    yield batch
+
+    async def close(self) -> None:
+        """Let go of all connections; running watches end with Unavailable."""
+        self._closed = True
+        for stream in self._streams:
+            stream.end()
+        for link in self._links:
+            await link.close(self._timeout)
+
+    async def _call(
+        self, action: str, method: api.Method, request: api.Message, refused: list[Refusal] | None = None
+    ) -> api.Message:
+        async def attempt(link: Link, deadline: float) -> api.Message:
+            return await self._ask(link, method, request, deadline)
+
+        return await self._on_some_endpoint(action, attempt, [] if refused is None else refused)
+
+    async def _on_some_endpoint(
+        self, action: str, attempt: Callable[[Link, float], Awaitable[T]], refused: list[Refusal]
+    ) -> T:
+        """Try each endpoint once; `refused` gets what those said that did not do it."""
+        now = asyncio.get_running_loop().time
+        end = now() + self._timeout
+        count, first = len(self._links), self._preferred
+        for tried in range(count):
+            if self._closed:
+                raise Unavailable(f"cannot {action}: the connection to etcd is closed")
+            index = (first + tried) % count
+            link = self._links[index]
+            try:
+                result = await attempt(link, now() + (end - now()) / (count - tried))
+            except Refusal as refusal:
+                refusal.endpoint = link.endpoint.url
+                if not refusal.moves_on:
+                    raise refusal.error(action) from refusal
+                refused.append(refusal)
+            else:
+                self._preferred = index
+                return result
+        raise combined(action, refused) from refused[-1]
+
+    async def _ask(self, link: Link, method: api.Method, request: api.Message, deadline: float) -> api.Message:
+        token = await self._login(link, deadline)
+        try:
+            return await link.call(method, request, token, deadline)
+        except Refusal as refusal:
+            if not refusal.stale_token or not self._drop_token(token):
+                raise
+        return await link.call(method, request, await self._login(link, deadline), deadline)
+
+    async def _open_watch(
+        self, opened: ExitStack, prefix: str, start_revision: int, link: Link, deadline: float
+    ) -> Stream:
+        token = await self._login(link, deadline)
+        try:
+            stream, header = await self._stand(opened, prefix, start_revision, link, token, deadline)
+        except Refusal as refusal:
+            # To a watch with a stale token, etcd 3.4 says that permission is denied.
+            if not refusal.stale_token and "permission denied" not in refusal.details:
+                raise
+            if not self._drop_token(token):
+                raise
+            token = await self._login(link, deadline)
+            stream, header = await self._stand(opened, prefix, start_revision, link, token, deadline)
+        await self._check_history(link, header, prefix, start_revision, deadline)
+        return stream
+
+    async def _stand(
+        self, opened: ExitStack, prefix: str, start_revision: int, link: Link, token: str, deadline: float
+    ) -> tuple[Stream, api.Message]:
+        """Open a stream and wait until etcd says that the watch stands; return it with that answer's header."""
+        stream = Stream(link, token, api.watch_request(prefix, start_revision))
+        self._streams.add(stream)
+        opened.callback(self._streams.discard, stream)
+        opened.callback(stream.cancel)
+        answer = await stream.read(None, deadline - asyncio.get_running_loop().time())
+        api.WatchReader().read(answer)
+        return stream, answer.header
+
+    async def _check_history(
+        self, link: Link, header: api.Message, prefix: str, start_revision: int, deadline: float
+    ) -> None:
+        if self._cluster_id not in (0, header.cluster_id):
+            raise HistoryLost(f"etcd at {link.endpoint.url} is another cluster than the one we listed; list again")
+        if header.revision < start_revision - 1:
+            # Either its history is not ours, or this member lags behind: a linearizable read waits until it does not.
+            key, end = api.span(prefix)
+            request = api.RANGE.request(key=key, range_end=end, count_only=True)
+            header = (await self._ask(link, api.RANGE, request, deadline)).header
+        if header.revision < start_revision - 1:
+            raise HistoryLost(
+                f"etcd at {link.endpoint.url} is at revision {header.revision} and we know {start_revision - 1}: "
+                "it was replaced or restored from a backup; list again"
+            )
+
+    async def _login(self, link: Link, deadline: float) -> str:
+        """Return a token; empty if no user is configured or etcd has no authentication."""
+        if self._credentials is not None and not self._token:
+            user = self._credentials
+            request = api.AUTHENTICATE.request(name=user.username, password=user.password)
+            try:
+                self._token = (await link.call(api.AUTHENTICATE, request, "", deadline)).token
+            except Refusal as refusal:
+                if "authentication is not enabled" not in refusal.details:
+                    raise
+        return self._token
+
+    def _drop_token(self, token: str) -> bool:
+        """Forget a token that was refused; say whether logging in again can bring another."""
+        # Another call may have logged in again meanwhile.
+        if self._token == token:
+            self._token = ""
+        return self._credentials is not None
