@@ -40,9 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     code = 0
     try:
         asyncio.run(run())
+    except* command_line.UsageError as faults:
+        print(f"flanneld-py: {faults.exceptions[0]}", file=sys.stderr)
+        code = 2
     except* (Broken, NoInterface) as faults:
-        for fault in faults.exceptions:
-            log.critical(str(fault))
+        log.critical(str(faults.exceptions[0]))
         code = 1
     return code
 

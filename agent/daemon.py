@@ -28,7 +28,7 @@ from flanneld_py.agent.interface import Choice, choose, read_host
 from flanneld_py.agent.keep import Keeper
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.notify import Notifier
-from flanneld_py.agent.options import Options
+from flanneld_py.agent.options import Options, UsageError
 from flanneld_py.agent.reconcile import Reconciler, Wanted
 from flanneld_py.encap.netlink import Netlink
 from flanneld_py.encap.peers import Own
@@ -243,13 +243,16 @@ def make_backend(config: NetworkConfig, underlay: Underlay, *, nexthop_objects: 
 
 
 def open_store(options: Options) -> Store:
-    """Make the client for etcd that was asked for; it connects when it is first used."""
+    """Make the client for etcd that was asked for; it connects when it is first used. Raises UsageError."""
     tls = None
     if options.ca_file or options.cert_file:
         tls = Tls(options.ca_file, options.cert_file, options.key_file)
     credentials = Credentials(options.username, options.password) if options.username else None
-    if options.client == "etcd3":
-        from flanneld_py.registry.etcd3 import Etcd3Store
+    try:
+        if options.client == "etcd3":
+            from flanneld_py.registry.etcd3 import Etcd3Store  # An optional extra.
 
-        return Etcd3Store(options.endpoints, tls=tls, credentials=credentials)
-    return EtcdStore(options.endpoints, tls=tls, credentials=credentials)
+            return Etcd3Store(options.endpoints, tls=tls, credentials=credentials)
+        return EtcdStore(options.endpoints, tls=tls, credentials=credentials)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"etcd cannot be reached like that: {error}") from error

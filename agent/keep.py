@@ -27,6 +27,7 @@ from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.lifetime import (
     PERIOD,
     Adopt,
+    GiveUp,
     Held,
     Reclaim,
     Renew,
@@ -137,6 +138,8 @@ class Keeper:
         """Return the subnets that the owner record of our identity gives us, unless a living clone wrote it."""
         same_machine = owner.boot_id == self._identity.boot_id or owner.public_ip == self._public_ip
         lease = leases.get(self._registry.key(owner.subnets))
+        if lease is not None and lease.attrs.public_ip not in (owner.public_ip, self._public_ip):
+            return None  # Our record has outlived our lease, and somebody else has the subnet now.
         if same_machine or lease is None or not await self._alive(lease):
             return owner.subnets
         raise DuplicateHost(
@@ -184,7 +187,7 @@ class Keeper:
             lease = self._held.lease
             self._wake.clear()
             now = self._clock.now()
-            shown = self._view.records.get(self._registry.key(lease.subnets))
+            shown = self._view.written(self._registry.key(lease.subnets))
             step = next_step(self._held, shown, self._view.revision, now)
             try:
                 match step:
@@ -209,7 +212,9 @@ class Keeper:
                         )
                         self._hold(await self._registry.overwrite(lease, over, self._owner(lease.subnets)))
                     case Reclaim():
-                        await self._reclaim(lease, lost)
+                        await self._reclaim(lease)
+                    case GiveUp():
+                        await lost(lease)
             except Conflict:
                 pass  # The view is about to show why.
             except RegistryError as error:
@@ -235,23 +240,14 @@ class Keeper:
                 self._said = ""
             self._held = replace(self._held, renewed=now, attempted=now)
 
-    async def _reclaim(self, lease: Lease, lost: Callable[[Lease], Awaitable[None]]) -> None:
-        """Our key is gone: take it again, unless somebody else was quicker."""
+    async def _reclaim(self, lease: Lease) -> None:
+        """Take our subnet again; if somebody else was quicker, the view is about to show whom. Raises Conflict."""
         log.warning(
             "our lease is gone from the registry, claiming the same subnet again", **facts(subnet=lease.subnets)
         )
-        try:
-            again = await self._registry.create(lease.subnets, lease.attrs, self._owner(lease.subnets))
-        except Conflict:
-            await self._list()
-            shown = self._view.lease(self._registry.key(lease.subnets))
-            if shown is not None and shown.attrs.public_ip != self._public_ip:
-                await lost(lease)
-            elif shown is not None:
-                self._hold(replace(shown, attrs=lease.attrs))
-        else:
-            log.info("lease claimed again", **facts(subnet=again.subnets))
-            self._hold(again)
+        again = await self._registry.create(lease.subnets, lease.attrs, self._owner(lease.subnets))
+        log.info("lease claimed again", **facts(subnet=again.subnets))
+        self._hold(again)
 
     def _hold(self, lease: Lease) -> None:
         now = self._clock.now()

@@ -224,7 +224,8 @@ class Reconciler:
 
     def _report(self, key: str) -> None:
         """Log a record that is not used, once for each reason."""
-        reason = self._view.unreadable.get(key) or self._peers.rejected.get(key)
+        unreadable = self._view.unreadable.get(key)
+        reason = unreadable.reason if unreadable else self._peers.rejected.get(key)
         if reason is None:
             if self._said.pop(key, None) is not None and key in self._peers.used:
                 log.info("lease is usable again", **facts(key=key))

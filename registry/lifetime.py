@@ -5,6 +5,7 @@
     Restore      our key is there with somebody else's value: write ours again
     Adopt        our key is as it should be, and only its bookkeeping changed (an operator made it a reservation)
     Reclaim      our key is gone: take the same subnet again if it is still free
+    GiveUp       our key was gone, and another host has taken the subnet since
 
 Times are seconds of one monotonic clock.
 """
@@ -12,6 +13,7 @@ Times are seconds of one monotonic clock.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from flanneld_py.registry.model import Lease, Record
 
@@ -65,7 +67,14 @@ class Reclaim:
     """Create our key again."""
 
 
-Step = Renew | Wait | Restore | Adopt | Reclaim
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Leave the subnet to whom it belongs now, and get another."""
+
+    to: Lease
+
+
+Step = Renew | Wait | Restore | Adopt | Reclaim | GiveUp
 
 
 def next_step(held: Held, shown: Record | None, revision: int, now: float) -> Step:
@@ -79,7 +88,7 @@ def next_step(held: Held, shown: Record | None, revision: int, now: float) -> St
         if shown is None:
             return Reclaim()
         if shown != lease:
-            return Restore(shown)
+            return GiveUp(shown) if _belongs_to_another(shown, lease) else Restore(shown)
         if isinstance(shown, Lease) and shown.mod_revision > lease.mod_revision:
             return Adopt(shown)
     if lease.lease_id == 0:
@@ -88,6 +97,15 @@ def next_step(held: Held, shown: Record | None, revision: int, now: float) -> St
     if held.attempted > held.renewed:
         due = held.attempted + RETRY
     return Renew() if now >= due else Wait(due)
+
+
+def _belongs_to_another(shown: Record, ours: Lease) -> TypeGuard[Lease]:
+    """Tell a key that was deleted and taken by another host from one that somebody only wrote over."""
+    return (
+        isinstance(shown, Lease)
+        and shown.create_revision > ours.create_revision
+        and shown.attrs.public_ip != ours.attrs.public_ip
+    )
 
 
 def remaining(held: Held, now: float) -> float:

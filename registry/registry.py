@@ -11,7 +11,7 @@ Nothing here waits, retries or decides; the store's errors pass through.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 
 from flanneld_py.registry import codec
@@ -59,16 +59,16 @@ class Registry:
             )
         return parse_config(entry.value)
 
-    async def pages(self) -> AsyncIterator[Page]:
+    async def pages(self) -> AsyncGenerator[Page, None]:
         """List all leases page by page. Raises HistoryLost if that takes so long that etcd compacts meanwhile."""
-        async with aclosing(self._store.pages(self.subnets_prefix)) as listings:  # type: ignore[type-var]
+        async with aclosing(self._store.pages(self.subnets_prefix)) as listings:
             async for listing in listings:
                 records = {entry.key: codec.decode_record(self._prefix, entry) for entry in listing.entries}
                 yield Page(records, listing.revision)
 
-    async def deltas(self, revision: int) -> AsyncIterator[Delta]:
+    async def deltas(self, revision: int) -> AsyncGenerator[Delta, None]:
         """Stream all changes after `revision`; the first delta is empty and says that the watch stands."""
-        async with aclosing(self._store.watch(self.subnets_prefix, revision + 1)) as batches:  # type: ignore[type-var]
+        async with aclosing(self._store.watch(self.subnets_prefix, revision + 1)) as batches:
             async for batch in batches:
                 yield Delta(tuple(map(self._change, batch.events)), batch.revision)
 
@@ -131,7 +131,7 @@ class Registry:
     async def owner_of(self, subnets: Subnets) -> Owner | None:
         """Find the host that holds a lease, by reading all owners; for the rare case that it may not be us."""
         prefix = codec.owners_prefix(self._prefix)
-        async with aclosing(self._store.pages(prefix)) as listings:  # type: ignore[type-var]
+        async with aclosing(self._store.pages(prefix)) as listings:
             async for listing in listings:
                 for entry in listing.entries:
                     try:

@@ -18,7 +18,7 @@ Rules for every implementation:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -121,7 +121,7 @@ class Store(Protocol):
         """Read one key, linearizable."""
         ...
 
-    def pages(self, prefix: str, page_size: int = 500) -> AsyncIterator[Listing]:
+    def pages(self, prefix: str, page_size: int = 500) -> AsyncGenerator[Listing, None]:
         """List every key that starts with `prefix`, in key order, all at one revision.
 
         At least one page comes, also when there is nothing. Raises HistoryLost if the revision is compacted
@@ -155,7 +155,7 @@ class Store(Protocol):
         """End a lease and delete its keys; a lease that is gone already is no error."""
         ...
 
-    def watch(self, prefix: str, start_revision: int) -> AsyncIterator[Batch]:
+    def watch(self, prefix: str, start_revision: int) -> AsyncGenerator[Batch, None]:
         """Stream every change of keys that start with `prefix` from `start_revision` on, without gaps.
 
         One empty batch comes when the watch stands. The stream ends only by an error: Unavailable (resume at

@@ -19,7 +19,7 @@ class LeaseView:
 
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
-        self.unreadable: dict[str, str] = {}
+        self.unreadable: dict[str, Rejected] = {}
         self.revision = 0
         self.synced = False
         self.emptied = False
@@ -30,6 +30,10 @@ class LeaseView:
         """Return the lease at a key, if there is one and it can be read."""
         record = self.records.get(key)
         return record if isinstance(record, Lease) else None
+
+    def written(self, key: str) -> Record | None:
+        """Return what is at a key, readable or not."""
+        return self.unreadable.get(key) or self.records.get(key)
 
     def leases(self) -> dict[str, Lease]:
         """Return all readable leases by key."""
@@ -70,7 +74,7 @@ class LeaseView:
     def _set(self, key: str, record: Record | None) -> None:
         known = self.records.get(key)
         if isinstance(record, Rejected):
-            self.unreadable[key] = record.reason
+            self.unreadable[key] = record
             if isinstance(known, Lease):
                 return
         else:

@@ -199,9 +199,9 @@ def test_any_history_ends_in_the_desired_state(history: list[tuple[str, int, int
                 wanted.pop(str(number), None)
                 tracker.want(str(number), ())
             case "meddle":
-                entry = Neighbour(DEVICE, ip(number), mac(100 + other))
-                kernel[entry.key] = entry
-                tracker.observe((entry,))
+                changed = Neighbour(DEVICE, ip(number), mac(100 + other))
+                kernel[changed.key] = changed
+                tracker.observe((changed,))
             case "vanish":
                 for entry in peer(number):
                     kernel.pop(entry.key, None)

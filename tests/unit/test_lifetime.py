@@ -8,6 +8,7 @@ from flanneld_py.registry.lifetime import (
     RETRY,
     TTL,
     Adopt,
+    GiveUp,
     Held,
     Reclaim,
     Renew,
@@ -46,6 +47,11 @@ def test_a_key_overwritten_by_others_is_restored() -> None:
     other = replace(LEASE, attrs=LeaseAttrs(IPv4Address("192.0.2.99")), mod_revision=9)
     assert next_step(HELD, other, 9, 1000.0) == Restore(other)
     assert next_step(HELD, Rejected("not JSON", 9), 9, 1000.0) == Restore(Rejected("not JSON", 9))
+
+
+def test_a_subnet_that_another_host_took_is_given_up() -> None:
+    other = replace(LEASE, attrs=LeaseAttrs(IPv4Address("192.0.2.99")), create_revision=9, mod_revision=9)
+    assert next_step(HELD, other, 9, 1000.0) == GiveUp(other)
 
 
 def test_a_reservation_is_adopted_and_never_renewed() -> None:

@@ -47,7 +47,8 @@ def test_a_garbled_record_is_noted_and_takes_nobody_away() -> None:
     view = listed(1, 2)
     view.delta(Delta((("k/foo", Rejected("no subnet in its name", 21)), ("k1", Rejected("not JSON", 22))), 22))
     assert view.leases() == {"k1": lease(1, 1), "k2": lease(2, 2)}, "k1 keeps its last readable lease"
-    assert view.unreadable == {"k/foo": "no subnet in its name", "k1": "not JSON"}
+    assert view.unreadable == {"k/foo": Rejected("no subnet in its name"), "k1": Rejected("not JSON")}
+    assert view.written("k1") == Rejected("not JSON")
     view.delta(Delta((("k1", lease(1, 23, public_ip=9)), ("k/foo", None)), 23))
     assert view.unreadable == {}
     assert view.leases()["k1"].attrs.public_ip == IPv4Address("192.0.2.9")

@@ -1,0 +1,49 @@
+# Everything a developer or a newcomer runs. `make` alone lists the targets.
+# What needs root says so; what needs packages installs them.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEBIAN := etcd-client etcd-server ethtool iperf3 iproute2 iputils-ping procps python3-venv tcpdump util-linux
+
+.DEFAULT_GOAL := help
+.PHONY: help system check format test test-unit lab bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+system: ## (root) install the Debian packages that the lab and the tests use
+	@.ci/packages $(DEBIAN)
+
+check: .venv/ready ## format, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/ready ## rewrite the sources as `make check` wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: system .venv/ready ## (root) all tests, with real etcd and real kernel devices
+	$(BIN)/pytest
+
+test-unit: .venv/ready ## the tests that need neither root nor etcd
+	$(BIN)/pytest -m 'not root and not etcd'
+
+# make lab HOSTS=5, make lab ARGS='--once --json lab.json'; see python -m tests.lab --help
+HOSTS ?= 3
+lab: system .venv/ready ## (root) hosts, etcd, agents and containers on this machine, and a table of who reaches whom
+	$(BIN)/python -m tests.lab --hosts $(HOSTS) $(ARGS)
+
+bench: system .venv/ready ## (root) measure; prints tables and writes tests/bench/results/*.json
+	$(BIN)/python -m tests.bench $(ARGS)
+
+clean: ## remove what was built, and what a crashed lab left
+	-[ ! -x $(BIN)/python ] || [ "$$(id -u)" != 0 ] || $(BIN)/python -m tests.lab --clean
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

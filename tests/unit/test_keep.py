@@ -1,0 +1,350 @@
+"""The keeper against the in-memory store, with the follower that feeds its view, and a clock turned by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from random import Random
+
+import pytest
+
+from flanneld_py.agent.follow import Follower
+from flanneld_py.agent.identity import Identity
+from flanneld_py.agent.keep import Keeper
+from flanneld_py.agent.log import TextFormatter
+from flanneld_py.registry.codec import encode_attrs
+from flanneld_py.registry.config import NetworkConfig, parse_config
+from flanneld_py.registry.lifetime import PERIOD, TTL
+from flanneld_py.registry.memory import MemoryStore
+from flanneld_py.registry.model import Lease, LeaseAttrs, Owner, Subnets
+from flanneld_py.registry.registry import Registry
+from flanneld_py.registry.store import Delete, Expect, Put, Unavailable
+from flanneld_py.registry.view import LeaseView
+from tests.manual_clock import ManualClock
+
+PREFIX = "/coreos.com/network"
+CONFIG = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}')
+SMALL = parse_config(b'{"Network": "10.5.0.0/22", "SubnetLen": 24, "Backend": {"Type": "vxlan"}}')
+SUBNET = Subnets(IPv4Network("10.5.7.0/24"))
+
+
+def identity(number: int) -> Identity:
+    return Identity(f"host-{number}", f"boot-{number}", f"web-{number}")
+
+
+class Host:
+    """One agent's share in the registry: follower, view and keeper."""
+
+    def __init__(
+        self, store: MemoryStore, clock: ManualClock, number: int, public_ip: str = "", margin: float = 3600
+    ) -> None:
+        self.registry = Registry(store, PREFIX)
+        self.view = LeaseView()
+        self.address = IPv4Address(public_ip or f"192.0.2.{number}")
+        self.mac = f"02:00:00:00:00:{number:02x}"
+        self.lost: list[Lease] = []
+        self.followed = Follower(self.registry, self.view, clock, Random(number), lambda: self.keeper.mark())
+        self.keeper = Keeper(
+            self.registry,
+            self.view,
+            self.followed.list,
+            clock,
+            Random(number),
+            identity(number),
+            self.address,
+            margin=margin,
+        )
+
+    def attrs(self, _: Lease | None) -> LeaseAttrs:
+        return LeaseAttrs(self.address, backend_type="vxlan", backend_data={"VNI": 1, "VtepMAC": self.mac})
+
+    async def acquire(self, config: NetworkConfig = CONFIG, previous: str = "") -> Lease:
+        return await self.keeper.acquire(config, self.attrs, IPv4Network(previous) if previous else None)
+
+    @asynccontextmanager
+    async def running(self, config: NetworkConfig = CONFIG) -> AsyncIterator[None]:
+        async def take_another(lost: Lease) -> None:
+            self.lost.append(lost)
+            await self.acquire(config)
+
+        async with asyncio.TaskGroup() as tasks:
+            started = [tasks.create_task(self.followed.run()), tasks.create_task(self.keeper.keep(take_another))]
+            yield
+            for task in started:
+                task.cancel()
+
+    @property
+    def lease(self) -> Lease:
+        assert self.keeper._held is not None
+        return self.keeper._held.lease
+
+    @property
+    def key(self) -> str:
+        return self.registry.key(self.lease.subnets)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def store(clock: ManualClock) -> MemoryStore:
+    return MemoryStore(clock.now)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(TextFormatter(timestamps=False).format(record) for record in caplog.records)
+
+
+async def put_lease(store: MemoryStore, subnet: str, public_ip: str, mac: str = "02:00:00:00:00:99") -> int:
+    """Write a lease as flannel's daemon does: granted for a day, no owner beside it."""
+    lease_id = await store.grant(TTL)
+    attrs = LeaseAttrs(IPv4Address(public_ip), backend_type="vxlan", backend_data={"VNI": 1, "VtepMAC": mac})
+    await store.commit([], [Put(f"{PREFIX}/subnets/{subnet}", encode_attrs(attrs), lease_id)])
+    return lease_id
+
+
+async def test_a_new_host_writes_its_lease_and_its_owner_and_nothing_else(
+    store: MemoryStore, clock: ManualClock
+) -> None:
+    host = Host(store, clock, 1)
+    lease = await host.acquire()
+    (page,) = [page async for page in store.pages(PREFIX)]
+    assert [entry.key for entry in page.entries] == [
+        f"{PREFIX}/ext/hosts/host-1",
+        f"{PREFIX}/subnets/{str(lease.subnets.v4).replace('/', '-')}",
+    ]
+    assert {entry.lease_id for entry in page.entries} == {lease.lease_id}, "both expire together"
+    assert await store.time_to_live(lease.lease_id) == (TTL, TTL)
+
+
+async def test_a_restart_keeps_the_lease_without_writing(store: MemoryStore, clock: ManualClock) -> None:
+    first = await Host(store, clock, 1).acquire()
+    revision = store.revision
+    again = await Host(store, clock, 1).acquire()
+    assert (again.subnets, again.lease_id, store.revision) == (first.subnets, first.lease_id, revision)
+
+
+async def test_the_subnet_survives_a_change_of_the_public_address(store: MemoryStore, clock: ManualClock) -> None:
+    """Flannel leases a new subnet here, and the old one leaks for a day."""
+    first = await Host(store, clock, 1).acquire()
+    again = await Host(store, clock, 1, public_ip="192.0.2.77").acquire()
+    assert again.subnets == first.subnets
+    assert again.attrs.public_ip == IPv4Address("192.0.2.77")
+
+
+async def test_a_lease_of_flannels_daemon_with_our_address_is_taken_over(
+    store: MemoryStore, clock: ManualClock
+) -> None:
+    await put_lease(store, "10.5.9.0-24", "192.0.2.1")
+    lease = await Host(store, clock, 1).acquire()
+    assert lease.subnets.v4 == IPv4Network("10.5.9.0/24")
+
+
+async def test_the_previous_subnet_is_taken_if_free(store: MemoryStore, clock: ManualClock) -> None:
+    assert (await Host(store, clock, 1).acquire(previous="10.5.44.0/24")).subnets.v4 == IPv4Network("10.5.44.0/24")
+    assert (await Host(store, clock, 2).acquire(previous="10.5.44.0/24")).subnets.v4 != IPv4Network("10.5.44.0/24")
+
+
+async def test_losing_a_race_means_choosing_again(store: MemoryStore, clock: ManualClock) -> None:
+    """Flannel exits here: its retry waits for another error than the one that comes."""
+    host = Host(store, clock, 1)
+    rival = Host(store, clock, 2)
+    listing = host.followed.list
+
+    async def list_and_be_late() -> None:
+        await listing()
+        if not rival.view.synced:
+            await rival.acquire(previous="10.5.44.0/24")
+
+    host.keeper._list = list_and_be_late
+    mine = await host.acquire(previous="10.5.44.0/24")
+    assert rival.lease.subnets.v4 == IPv4Network("10.5.44.0/24")
+    assert mine.subnets != rival.lease.subnets
+
+
+async def test_out_of_subnets_waits_until_one_is_free(store: MemoryStore, clock: ManualClock) -> None:
+    ids = [await put_lease(store, f"10.5.{n}.0-24", f"192.0.2.{n + 10}") for n in range(1, 4)]
+    host = Host(store, clock, 1)
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(host.acquire(SMALL))
+        await clock.run_for(30)
+        assert not waiting.done()
+        await store.revoke(ids[1])
+        await clock.run_until(waiting.done, 60)
+        assert waiting.result().subnets.v4 == IPv4Network("10.5.2.0/24")
+
+
+async def test_an_unreachable_registry_is_waited_for(store: MemoryStore, clock: ManualClock) -> None:
+    store.fail(5, Unavailable("no endpoint answers"))
+    host = Host(store, clock, 1)
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(host.acquire())
+        await clock.run_until(waiting.done, 60)
+
+
+async def test_the_lease_outlives_its_ttl_and_renewals_are_seen_by_nobody(
+    store: MemoryStore, clock: ManualClock
+) -> None:
+    host = Host(store, clock, 1)
+    await host.acquire()
+    revision = store.revision
+    async with host.running():
+        await clock.run_for(3 * PERIOD)
+        assert (await store.time_to_live(host.lease.lease_id))[0] > TTL - PERIOD - 1
+        await clock.run_for(TTL + 2 * PERIOD)
+    assert store.revision == revision, "a renewal is no event: flannel's are 4.3 million an hour at 10 000 hosts"
+    assert await store.get(host.key) is not None
+
+
+async def test_a_failing_renewal_is_tried_again_and_warned_about_in_time(
+    store: MemoryStore, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Host(store, clock, 1, margin=TTL - 600)
+    await host.acquire()
+    async with host.running():
+        await clock.run_for(PERIOD / 2)
+        store.fail(400, Unavailable("no endpoint answers"))  # Follower and keeper try every few seconds.
+        store.cut_watches()
+        await clock.run_until(lambda: host.keeper.overdue, 900)
+        await clock.run_until(lambda: not host.keeper.overdue, 3600)
+    assert caplog.text.count("cannot be renewed") == 1, "said once, not at every try"
+
+
+async def test_a_deleted_lease_is_claimed_again_with_the_same_subnet(store: MemoryStore, clock: ManualClock) -> None:
+    """Flannel exits with code 0 and stays down."""
+    host = Host(store, clock, 1)
+    lease = await host.acquire()
+    async with host.running():
+        await store.commit([], [Delete(host.key)])
+        await clock.run_until(lambda: host.lease.mod_revision > lease.mod_revision, 10)
+        assert host.lease.subnets == lease.subnets
+        entry = await store.get(host.key)
+        assert entry is not None
+        assert entry.value == encode_attrs(lease.attrs)
+
+
+async def test_an_expired_lease_is_claimed_again(store: MemoryStore, clock: ManualClock) -> None:
+    host = Host(store, clock, 1)
+    lease = await host.acquire()
+    async with host.running():
+        await store.revoke(lease.lease_id)
+        await clock.run_until(lambda: host.lease.lease_id != lease.lease_id, 10)
+        assert host.lease.subnets == lease.subnets
+        assert not host.lost
+
+
+async def test_a_subnet_that_another_host_took_is_given_up(store: MemoryStore, clock: ManualClock) -> None:
+    host = Host(store, clock, 1)
+    lease = await host.acquire()
+    name = str(lease.subnets.v4).replace("/", "-")
+    await store.revoke(lease.lease_id)
+    await put_lease(store, name, "192.0.2.99")
+    async with host.running():
+        await clock.run_until(lambda: host.lease.subnets != lease.subnets, 600)
+    assert host.lost
+    assert (await store.get(f"{PREFIX}/subnets/{name}")) is not None
+
+
+async def test_an_overwritten_lease_is_written_again_but_not_in_a_busy_loop(
+    store: MemoryStore, clock: ManualClock
+) -> None:
+    host = Host(store, clock, 1)
+    await host.acquire()
+    async with host.running():
+        wrote = 0
+
+        async def rival() -> None:
+            nonlocal wrote
+            while True:
+                entry = await store.get(host.key)
+                if entry is not None and entry.value == encode_attrs(host.attrs(None)):
+                    await store.commit([], [Put(host.key, b"garbage", 0)])
+                    wrote += 1
+                await clock.sleep(0.5)
+
+        async with asyncio.TaskGroup() as tasks:
+            fighting = tasks.create_task(rival())
+            await clock.run_for(600)
+            fighting.cancel()
+        assert 3 < wrote < 40
+        await clock.run_for(120)
+        entry = await store.get(host.key)
+        assert entry is not None
+        assert entry.value == encode_attrs(host.attrs(None))
+
+
+async def test_a_reservation_stays_one(store: MemoryStore, clock: ManualClock) -> None:
+    """With flannel a reservation becomes an ordinary lease at its first use."""
+    attrs = LeaseAttrs(IPv4Address("192.0.2.1"))
+    await store.commit([], [Put(f"{PREFIX}/subnets/10.5.7.0-24", encode_attrs(attrs), 0)])
+    host = Host(store, clock, 1)
+    assert (await host.acquire()).subnets == SUBNET
+    async with host.running():
+        await clock.run_for(TTL + 2 * PERIOD)
+    entry = await store.get(f"{PREFIX}/subnets/10.5.7.0-24")
+    assert entry is not None
+    assert entry.lease_id == 0
+    assert entry.value == encode_attrs(host.attrs(None))
+
+
+async def test_a_lease_made_a_reservation_at_run_time_stays_one(store: MemoryStore, clock: ManualClock) -> None:
+    host = Host(store, clock, 1)
+    lease = await host.acquire()
+    async with host.running():
+        await store.commit([], [Put(host.key, encode_attrs(lease.attrs), 0)])
+        await clock.run_until(lambda: host.lease.lease_id == 0, 10)
+        await store.revoke(lease.lease_id)
+        await clock.run_for(TTL)
+        assert await store.get(host.key) is not None
+
+
+async def test_two_living_hosts_with_one_address_do_not_share_a_subnet(
+    store: MemoryStore, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Flannel lets both have the same lease: Vagrant's 10.0.2.15, a cloned VM."""
+    first = Host(store, clock, 1, public_ip="10.0.2.15")
+    await first.acquire()
+    second = Host(store, clock, 2, public_ip="10.0.2.15")
+    async with first.running():
+        async with asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(second.acquire())
+            await clock.run_for(600)
+            assert not waiting.done()
+            waiting.cancel()
+        assert first.lease.attrs.backend_data == first.attrs(None).backend_data
+    assert "'web-1' is alive and advertises our address 10.0.2.15" in said(caplog)
+
+
+async def test_a_dead_hosts_lease_with_our_address_is_taken_over(store: MemoryStore, clock: ManualClock) -> None:
+    old = await Host(store, clock, 1, public_ip="192.0.2.50").acquire()
+    new = Host(store, clock, 2, public_ip="192.0.2.50")
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(new.acquire())
+        await clock.run_until(waiting.done, 600)
+    assert new.lease.subnets == old.subnets, "a reinstalled machine gets its subnet again"
+
+
+async def test_a_running_clone_does_not_get_the_originals_lease(store: MemoryStore, clock: ManualClock) -> None:
+    original = Host(store, clock, 1)
+    await original.acquire()
+    clone = Host(store, clock, 1, public_ip="192.0.2.60")
+    clone.keeper._identity = replace(identity(1), boot_id="boot-of-the-clone")
+    async with original.running(), asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(clone.acquire())
+        await clock.run_for(600)
+        assert not waiting.done()
+        waiting.cancel()
+
+
+async def test_an_owner_record_that_outlived_its_lease_claims_nothing(store: MemoryStore, clock: ManualClock) -> None:
+    host = Host(store, clock, 1)
+    owner = Owner("host-1", SUBNET, IPv4Address("192.0.2.1"), "web-1", "boot-1")
+    lease = await host.registry.create(SUBNET, host.attrs(None), owner)
+    await store.commit([Expect(host.registry.key(SUBNET), lease.mod_revision)], [Delete(host.registry.key(SUBNET))])
+    await put_lease(store, "10.5.7.0-24", "192.0.2.99")
+    assert (await host.acquire()).subnets != SUBNET

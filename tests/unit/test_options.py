@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from flanneld_py.agent.options import FLAGS, Exit, Options, UsageError, parse
+
+
+def options(*arguments: str, **environment: str) -> Options:
+    return parse(arguments, environment, "flanneld-py 1.2.3")
+
+
+def test_defaults_are_flannels() -> None:
+    given = options()
+    assert given.endpoints == ("http://127.0.0.1:4001", "http://127.0.0.1:2379")
+    assert given.prefix == "/coreos.com/network"
+    assert given.subnet_file == Path("/run/flannel/subnet.env")
+    assert given.margin == 3600
+    assert given.healthz is None
+    assert (given.interfaces, given.public_ip, given.client) == ((), None, "grpc")
+
+
+def test_one_dash_or_two_value_apart_or_joined() -> None:
+    for arguments in (["-etcd-prefix", "/p"], ["--etcd-prefix=/p"], ["-etcd-prefix=/p"], ["--etcd-prefix", "/p"]):
+        assert options(*arguments).prefix == "/p"
+
+
+def test_the_environment_counts_where_the_flag_is_not_given() -> None:
+    assert options(FLANNELD_ETCD_PREFIX="/e").prefix == "/e"
+    assert options("--etcd-prefix", "/f", FLANNELD_ETCD_PREFIX="/e").prefix == "/f"
+    assert options(FLANNELD_ETCD_PREFIX="").prefix == "/coreos.com/network"
+    assert options(FLANNELD_IFACE="eth1").interfaces == ("eth1",)
+
+
+def test_repeatable_flags_and_the_short_alias() -> None:
+    given = options("--iface", "eth0", "-iface=10.0.0.1", "--etcd", "http://10.0.0.5:2379, http://10.0.0.6:2379/")
+    assert given.interfaces == ("eth0", "10.0.0.1")
+    assert given.endpoints == ("http://10.0.0.5:2379", "http://10.0.0.6:2379")
+
+
+def test_addresses_and_health() -> None:
+    given = options("--public-ip", "198.51.100.7", "--iface-can-reach", "10.0.0.1", "--healthz-port=8081")
+    assert (given.public_ip, given.can_reach) == (IPv4Address("198.51.100.7"), IPv4Address("10.0.0.1"))
+    assert given.healthz == ("0.0.0.0", 8081)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--nonsense"], "no flag --nonsense"),
+        (["positional"], "unexpected argument 'positional'"),
+        (["--etcd-prefix"], "needs a value"),
+        (["--ip-masq=perhaps"], "--ip-masq is 'perhaps'; it must be true or false"),
+        (["--subnet-lease-renew-margin", "0"], "from 1 to 1439"),
+        (["--subnet-lease-renew-margin", "1440"], "from 1 to 1439"),
+        (["--subnet-lease-renew-margin", "1h"], "from 1 to 1439"),
+        (["--healthz-port", "65536"], "--healthz-port"),
+        (["--public-ip", "10.0.0"], "--public-ip is '10.0.0'"),
+        (["--public-ip", "224.0.0.1"], "other hosts can reach"),
+        (["--public-ipv6", "fd00::1"], "not supported yet"),
+        (["--iface-can-reach", "host"], "must be an IPv4 address"),
+        (["--iface-regex", "("], "no regular expression"),
+        (["--etcd-endpoints", ""], "is empty"),
+        (["--etcd-endpoints", "10.0.0.5:2379"], "must look like http://10.0.0.5:2379"),
+        (["--etcd-endpoints", "http://10.0.0.5:port"], "must look like"),
+        (["--etcd-endpoints", "http://a:1,https://b:1"], "mixes http and https"),
+        (["--etcd", "http://a:1", "--etcd-endpoints", "http://b:1"], "the same flag"),
+        (["--etcd-cafile", "/nonexistent/ca.pem"], "--etcd-cafile: /nonexistent/ca.pem cannot be read"),
+        (["--etcd-keyfile", "/etc/hostname"], "go together"),
+        (["--etcd-username", "u"], "go together"),
+        (["--etcd-client", "curl"], "grpc or etcd3"),
+        (["--kube-subnet-mgr"], "not supported"),
+        (["--kube-api-url", "http://k"], "not supported"),
+        (["--net-config-path=/x"], "not supported"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(arguments: list[str], complaint: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(complaint)) as caught:
+        options(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bad_environment_variable_is_an_error_too() -> None:
+    with pytest.raises(UsageError, match="--healthz-port is 'x'"):
+        options(FLANNELD_HEALTHZ_PORT="x")
+    with pytest.raises(UsageError, match="FLANNELD_IP_MASQ is 'x'"):
+        options(FLANNELD_IP_MASQ="x")
+    with pytest.raises(UsageError, match="FLANNELD_KUBE_SUBNET_MGR"):
+        options(FLANNELD_KUBE_SUBNET_MGR="true")
+
+
+def test_no_secret_is_shown() -> None:
+    given = options("--etcd-username", "u", "--etcd-password", "hunter2")
+    assert given.password == "hunter2"
+    assert "hunter2" not in repr(given)
+    with pytest.raises(UsageError) as caught:
+        options("--etcd-endpoints", "http://root:hunter2@10.0.0.5:2379")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_what_is_asked_for_and_not_done_is_said() -> None:
+    assert options("--ip-masq").warnings == ("--ip-masq is not supported yet and has no effect",)
+    assert options("--ip-masq=false").warnings == ()
+
+
+def test_help_and_version() -> None:
+    with pytest.raises(Exit, match="--etcd-endpoints"):
+        options("-h")
+    with pytest.raises(Exit, match=r"flanneld-py 1\.2\.3"):
+        options("--version")
+
+
+def test_the_readme_lists_every_flag_with_its_default_and_meaning() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    for flag in FLAGS:
+        if flag.kind != "refused":
+            assert f"| `--{flag.name}` | {f'`{flag.default}`' if flag.default else ''} | {flag.meaning} |" in readme
+        else:
+            assert f"`--{flag.name}`" in readme
