@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -139,8 +140,7 @@ def _hold(plan: Plan, options: argparse.Namespace) -> int:
     try:
         lab.start()
         print(f"{lab.start_seconds:6.2f} s  together; run {lab.run.name}", flush=True)
-        lab.wait_connected()
-        print(f"\nmeasuring {len(lab.pairs())} pairs", flush=True)
+        _wait_connected(lab)
         pairs = [_measure(source, target, options.seconds) for source, target in lab.pairs()]
         print(f"{table(pairs)}\n", flush=True)
         if options.json:
@@ -151,6 +151,15 @@ def _hold(plan: Plan, options: argparse.Namespace) -> int:
     finally:
         _ignore_stop_signals()
         lab.close()
+
+
+def _wait_connected(lab: Lab) -> None:
+    began = time.monotonic()
+    silent = lab.wait_connected()
+    print(
+        f"{time.monotonic() - began:6.2f} s  {len(lab.pairs())} pairs pinged, {len(silent)} without an answer\n",
+        flush=True,
+    )
 
 
 def _measure(source: Container, target: Container, seconds: int) -> Pair:
