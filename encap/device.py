@@ -1,0 +1,100 @@
+"""VXLAN devices through pyroute2: make, change, delete. Few and slow, so the general library serves.
+
+Every function opens a socket of its own in the network namespace of the calling thread and raises Refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from errno import ENODEV
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from flanneld_py.encap.rtsocket import Refused
+from flanneld_py.encap.state import VxlanLink, text
+
+log = logging.getLogger(__name__)
+
+
+async def create(want: VxlanLink, parent: int) -> None:
+    """Make the device as flannel does: time to live chosen by the kernel, no queue, outer UDP checksums its default.
+
+    The MAC is given from the start: udev's MACAddressPolicy changes only addresses that the kernel chose.
+    `parent` is an interface index, 0 for none.
+    """
+    async with _route() as route:
+        gbp = {"vxlan_gbp": True} if want.gbp else {}
+        await route.link(
+            "add",
+            ifname=want.name,
+            address=text(want.mac),
+            mtu=want.mtu,
+            txqlen=0,
+            kind="vxlan",
+            vxlan_port=want.port,
+            **_changeable(want, parent),
+            **gbp,
+        )
+        _refuse_router_advertisements(want.name)
+        if want.up:
+            found = await route.link_lookup(ifname=want.name)
+            await route.link("set", index=found[0], state="up")
+
+
+async def change(index: int, have: VxlanLink, want: VxlanLink, parent: int) -> None:
+    """Bring what can be changed in place to what is wanted."""
+    async with _route() as route:
+        if (have.local, have.parent, have.learning) != (want.local, want.parent, want.learning):
+            await route.link("set", index=index, kind="vxlan", **_changeable(want, parent))
+        if have.mtu != want.mtu:
+            await route.link("set", index=index, mtu=want.mtu)
+        if have.mac != want.mac:
+            await route.link("set", index=index, address=text(want.mac))
+        if have.up != want.up:
+            _refuse_router_advertisements(want.name)
+            await route.link("set", index=index, state="up" if want.up else "down")
+
+
+async def delete(index: int) -> None:
+    """Delete the device; absent is no error."""
+    try:
+        async with _route() as route:
+            await route.link("del", index=index)
+    except Refused as refused:
+        if refused.errno != ENODEV:
+            raise
+
+
+def _changeable(want: VxlanLink, parent: int) -> dict[str, Any]:
+    source = {} if want.local is None else {f"vxlan_local{'6' if len(want.local) == 16 else ''}": text(want.local)}
+    bound = {"vxlan_link": parent} if parent else {}
+    return {"vxlan_id": want.vni, "vxlan_learning": want.learning, **source, **bound}
+
+
+def _refuse_router_advertisements(name: str) -> None:
+    # The overlay's hosts are not our routers: one container that sends advertisements would else give every host a
+    # default route into the overlay. Kernels without IPv6 have no such file; in a container it may be read-only.
+    try:
+        Path(f"/proc/sys/net/ipv6/conf/{name}/accept_ra").write_text("0")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.warning(
+            "cannot set net.ipv6.conf.%s.accept_ra to 0: %s; set it on the host, or IPv6 forwarding on",
+            name,
+            error.strerror,
+        )
+
+
+@contextlib.asynccontextmanager
+async def _route() -> AsyncIterator[Any]:
+    try:
+        async with AsyncIPRoute() as route:
+            yield route
+    except NetlinkError as error:
+        raise Refused(error.code, "" if len(error.args) < 2 else str(error.args[1])) from error

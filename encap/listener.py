@@ -1,0 +1,202 @@
+"""What others do to the kernel's tables, as events: a multicast socket, and the translation.
+
+    kernel --multicast--> socket --read--> own changes skipped, the rest translated --> pending --take--> events
+
+Own changes come back too, in the kernel's order among those of others, and that order is used: what somebody did to a
+key before our change to it is history, and dropped. Most own changes bear our request socket's port id. Three do not
+(tried on 6.18): forwarding entries, IPv6 addresses, and the second message about a deleted neighbour. These are known
+by what `read` is told to expect; an own change that comes late (an IPv6 address that ends being tentative) is told
+as a Seen of what is there, which changes nothing.
+
+What the kernel does not tell, and what is told instead (tried on 6.18):
+- device down: IPv4 routes and nexthop objects vanish silently; LinkChanged.
+- nexthop object deleted: its IPv4 routes vanish silently; Gone and Lost.
+- route replaced (`ip route replace`): only the new route is told; Gone for that subnet on every other device of ours.
+- device's MAC changed: its neighbours are deleted, and told.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Collection, Iterable
+from errno import ENOBUFS
+
+from flanneld_py.encap import rtnetlink as rt
+from flanneld_py.encap.kernel import Event, Gone, LinkChanged, Lost, Seen
+from flanneld_py.encap.nexthops import NexthopIds
+from flanneld_py.encap.rtnetlink import Message
+from flanneld_py.encap.rtsocket import RECEIVE_BYTES, SOL_NETLINK
+from flanneld_py.encap.state import ROUTE_PROTOCOL, Key, Nexthop, Route
+
+NETLINK_ADD_MEMBERSHIP = 1
+SO_RCVBUFFORCE = 33
+_GROUPS = (1, 3, 5, 7, 9, 11)
+"""RTNLGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE."""
+_GROUP_NEXTHOP = 32
+
+
+class Listener:
+    """One monitor socket. `links` lists all devices; `own_port` is the port id of the socket that makes our changes."""
+
+    def __init__(
+        self,
+        devices: Collection[str],
+        own_port: int,
+        nexthops: NexthopIds,
+        links: Callable[[], Iterable[rt.LinkMessage]],
+        *,
+        nexthop_group: bool,
+        report_nexthops: bool,
+        receive_buffer: int,
+    ) -> None:
+        self._devices = frozenset(devices)
+        self._own_port = own_port
+        self._nexthops = nexthops
+        self._links = links
+        self._report_nexthops = report_nexthops
+        self._pending: list[Event] = []
+        self._names: dict[int, str] = {}
+        self.watched: dict[int, str] = {}
+        """The devices of interest that exist: interface index -> name."""
+        self.socket = socket.socket(
+            socket.AF_NETLINK,
+            socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+            socket.NETLINK_ROUTE,
+        )
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_buffer)
+        except PermissionError:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.bind((0, 0))
+        for group in (*_GROUPS, *([_GROUP_NEXTHOP] if nexthop_group else [])):
+            self.socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        self._name_devices()
+
+    def read(self, expected: Collection[Event] = (), limit: int | None = None) -> list[Event]:
+        """Read up to `limit` messages that lie ready; return all events that wait for `take`."""
+        count = 0
+        while limit is None or count < limit:
+            count += 1
+            try:
+                buffer = self.socket.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != ENOBUFS:
+                    raise
+                self._name_devices()
+                self._pending = [Lost()]
+                continue
+            try:
+                for message in rt.messages(buffer):
+                    self._hear(buffer, message, expected)
+            except rt.Malformed:
+                self._pending.append(Lost())
+        return self._pending
+
+    def take(self) -> list[Event]:
+        """Hand over the events read so far."""
+        events, self._pending = self._pending, []
+        return events
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.socket.close()
+
+    def _hear(self, buffer: bytes, message: Message, expected: Collection[Event]) -> None:
+        own = message.port == self._own_port
+        if own and not self._pending:
+            return
+        for event in self._translate(buffer, message):
+            match event:
+                case Seen() | Gone() if own or event in expected:
+                    done = event_key(event)
+                    self._pending = [earlier for earlier in self._pending if event_key(earlier) != done]
+                case _ if not own:
+                    self._pending.append(event)
+
+    def _translate(self, buffer: bytes, message: Message) -> list[Event]:
+        kind, _, _, _, at, end = message
+        match kind:
+            case rt.RTM_NEWNEIGH | rt.RTM_DELNEIGH:
+                found = rt.read_neighbour(buffer, at, end, self.watched)
+                if found is None:
+                    return []
+                if isinstance(found, tuple):
+                    return [Gone(found)]
+                return [Seen(found) if kind == rt.RTM_NEWNEIGH else Gone(found.key)]
+            case rt.RTM_NEWROUTE | rt.RTM_DELROUTE:
+                return self._route(buffer, message)
+            case rt.RTM_NEWADDR | rt.RTM_DELADDR:
+                address = rt.read_address(buffer, at, end, self.watched)
+                if address is None:
+                    return []
+                return [Seen(address) if kind == rt.RTM_NEWADDR else Gone(address.key)]
+            case rt.RTM_NEWNEXTHOP | rt.RTM_DELNEXTHOP:
+                return self._nexthop(rt.read_nexthop(buffer, at, end), made=kind == rt.RTM_NEWNEXTHOP)
+            case rt.RTM_NEWLINK | rt.RTM_DELLINK if buffer[at] == 0:
+                # Other families are not about the device: AF_BRIDGE's RTM_DELLINK is a port leaving a bridge.
+                return self._link(rt.read_link(buffer, at, end), present=kind == rt.RTM_NEWLINK)
+        return []
+
+    def _route(self, buffer: bytes, message: Message) -> list[Event]:
+        told = rt.read_route(buffer, message.at, message.end)
+        if told is None:
+            return []
+        ifindex, gateway = self._nexthops.resolve(told)
+        device = self.watched.get(ifindex)
+        route = None if device is None else Route(device, told.subnet, told.prefix_length, gateway, told.protocol)
+        if message.kind == rt.RTM_DELROUTE:
+            return [] if route is None else [Gone(route.key)]
+        events: list[Event] = [] if route is None else [Seen(route)]
+        if message.flags & rt.NLM_F_REPLACE:
+            others = (name for name in self.watched.values() if route is None or name != route.device)
+            events += [Gone(("route", name, told.subnet, told.prefix_length)) for name in others]
+        return events
+
+    def _nexthop(self, told: rt.NexthopMessage, *, made: bool) -> list[Event]:
+        device = self.watched.get(told.ifindex)
+        if made:
+            self._nexthops.learn(told)
+        else:
+            self._nexthops.forget(told.id)
+        if device is None:
+            return []
+        ours = told.protocol == ROUTE_PROTOCOL and self._report_nexthops
+        entry = Nexthop(device, told.gateway)
+        if made:
+            return [Seen(entry)] if ours else []
+        return [*([Gone(entry.key)] if ours else []), Lost()]
+
+    def _link(self, told: rt.LinkMessage, *, present: bool) -> list[Event]:
+        if not (present and told.up and told.running):
+            self._nexthops.forget_device(told.ifindex)
+        before = self._names.pop(told.ifindex, told.name)
+        self.watched.pop(told.ifindex, None)
+        if not present:
+            return [LinkChanged(told.name, False)]
+        self._name(told)
+        renamed = [LinkChanged(before, False)] if before != told.name else []
+        return [*renamed, LinkChanged(told.name, True)]
+
+    def _name_devices(self) -> None:
+        self._names.clear()
+        self.watched.clear()
+        for link in self._links():
+            self._name(link)
+
+    def _name(self, link: rt.LinkMessage) -> None:
+        self._names[link.ifindex] = link.name
+        if link.name in self._devices:
+            self.watched[link.ifindex] = link.name
+
+
+def event_key(event: Event) -> Key | None:
+    """Return the key of the entry that an event is about, if it is about one."""
+    match event:
+        case Seen(entry):
+            return entry.key
+        case Gone(key):
+            return key
+        case _:
+            return None

@@ -1,0 +1,268 @@
+"""The kernel for real: kernel.Kernel over rtnetlink.
+
+    apply    writer.py    operations -> request.py -> rtsocket.py      nexthops.py   gateways <-> nexthop object ids
+    listen   listener.py  rtnetlink.py -> events, own changes left out
+    dump     reader.py    rtnetlink.py -> entries, part by part
+    devices  here, device.py (pyroute2)
+
+Own changes come back through the monitor; `apply` reads them at its end, while it still knows which they were.
+
+All sockets belong to the network namespace of the thread that calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from errno import EEXIST, EINVAL
+
+from flanneld_py.encap import device, request
+from flanneld_py.encap import rtnetlink as rt
+from flanneld_py.encap.kernel import Event, Gone, KernelError, Lost, Seen
+from flanneld_py.encap.listener import Listener, event_key
+from flanneld_py.encap.nexthops import NexthopIds
+from flanneld_py.encap.reader import Reader
+from flanneld_py.encap.rtsocket import Interrupted, Refused, RouteSocket, find_link, list_links
+from flanneld_py.encap.state import (
+    Address,
+    Entry,
+    Failure,
+    FdbEntry,
+    ForeignLink,
+    Key,
+    Link,
+    Neighbour,
+    Operation,
+    Verb,
+    VxlanLink,
+    text,
+)
+from flanneld_py.encap.writer import Writer
+
+_READ_ATTEMPTS = 8
+_MONITOR_BATCH = 2000
+"""Messages per wakeup: about 5 ms."""
+
+
+class Netlink:
+    """See kernel.Kernel. `nexthop_objects` False keeps off them where the kernel has them, too.
+
+    `receive_buffer` in bytes is how far the monitor may fall behind before events are Lost: the kernel charges some 800
+    for each.
+    """
+
+    def __init__(self, *, nexthop_objects: bool = True, receive_buffer: int = 16 << 20) -> None:
+        self._requests = RouteSocket()
+        self._receive_buffer = receive_buffer
+        self._kernel_has_nexthops = _probe_nexthops()
+        self.nexthop_objects = nexthop_objects and self._kernel_has_nexthops
+        self._nexthops = NexthopIds()
+        self._writer = Writer(self._requests, self._nexthops, by_id=self.nexthop_objects)
+        self._reader = Reader(self._nexthops, report_nexthops=self.nexthop_objects)
+        self._devices: tuple[str, ...] = ()
+        self._listening: tuple[asyncio.AbstractEventLoop, Listener, Callable[[Sequence[Event]], None]] | None = None
+        self._readings: dict[int, set[Key]] = {}
+
+    def listen(self, devices: Sequence[str], notify: Callable[[Sequence[Event]], None]) -> None:
+        """See kernel.Kernel."""
+        self._devices = tuple(devices)
+        listener = Listener(
+            devices,
+            self._requests.port,
+            self._nexthops,
+            self._links,
+            nexthop_group=self._kernel_has_nexthops,
+            report_nexthops=self.nexthop_objects,
+            receive_buffer=self._receive_buffer,
+        )
+        loop = asyncio.get_running_loop()
+        loop.add_reader(listener.socket, self._hear)
+        self._listening = (loop, listener, notify)
+
+    def apply(self, operations: Sequence[Operation]) -> list[Failure]:
+        """See kernel.Kernel."""
+        self._read_events(())
+        failures = self._writer.apply(operations)
+        if self._readings:
+            failed = {id(failure.operation) for failure in failures}
+            self._mark(operation.entry.key for operation in operations if id(operation) not in failed)
+        if self._read_events(_expected(operations)) and self._listening is not None:
+            self._listening[0].call_soon(self._deliver)
+        return failures
+
+    def dump(self) -> Iterator[list[Entry]]:
+        """See kernel.Kernel.
+
+        The kernel fills a buffer ahead of its reading, so a part is older than its return: what was changed meanwhile
+        is left out of it, by us (the caller knows the outcome) or by others (an event told it).
+        """
+        found = {name: find_link(self._requests, name) for name in self._devices}
+        names = {link.ifindex: name for name, link in found.items() if link is not None}
+        changed: set[Key] = set()
+        self._readings[id(changed)] = changed
+        try:
+            yield from self._reader.tables(names, changed, self._lose)
+        finally:
+            del self._readings[id(changed)]
+
+    def close(self) -> None:
+        """See kernel.Kernel."""
+        if self._listening is not None:
+            loop, listener, _ = self._listening
+            loop.remove_reader(listener.socket)
+            listener.close()
+            self._listening = None
+        self._requests.close()
+
+    # Devices
+
+    def link(self, name: str) -> Link | None:
+        """See kernel.Kernel."""
+        found = find_link(self._requests, name)
+        if found is None:
+            return None
+        if found.kind != "vxlan":
+            return ForeignLink(name, found.kind)
+        return VxlanLink(
+            name,
+            found.vni,
+            found.port,
+            found.mtu,
+            found.mac,
+            self._name(found.parent),
+            found.local,
+            found.learning,
+            found.gbp,
+            found.group,
+            found.up,
+        )
+
+    async def create_link(self, want: VxlanLink) -> None:
+        """See kernel.Kernel."""
+        try:
+            await device.create(want, self._parent(want))
+        except Refused as refused:
+            raise KernelError(f"cannot create {want.name}: {self._why_not(want, refused)}") from refused
+
+    async def change_link(self, have: VxlanLink, want: VxlanLink) -> None:
+        """See kernel.Kernel.
+
+        The kernel deletes the neighbours when the MAC changes; routes and nexthop objects when the device goes down.
+        VNI, port, GBP, group and the local address's family it does not change: KernelError, delete and create.
+        """
+        for what, old, new in (
+            ("VNI", have.vni, want.vni),
+            ("port", have.port, want.port),
+            ("GBP", have.gbp, want.gbp),
+            ("group", have.group, want.group),
+            ("local address's family", len(have.local or b""), len(want.local or b"")),
+            ("binding to a parent", have.parent is None, want.parent is None),
+        ):
+            if old != new:
+                raise KernelError(f"the {what} of {want.name} cannot be changed; delete the device and create it anew")
+        found = find_link(self._requests, want.name)
+        if found is None:
+            raise KernelError(f"cannot change {want.name}: there is no such device; create it")
+        try:
+            await device.change(found.ifindex, have, want, self._parent(want))
+        except Refused as refused:
+            raise KernelError(f"cannot change {want.name}: {self._why_not(want, refused)}") from refused
+
+    async def delete_link(self, name: str) -> None:
+        """See kernel.Kernel."""
+        found = find_link(self._requests, name)
+        if found is None:
+            return
+        try:
+            await device.delete(found.ifindex)
+        except Refused as refused:
+            raise KernelError(f"cannot delete {name}: {refused}") from refused
+
+    def _parent(self, want: VxlanLink) -> int:
+        if want.parent is None:
+            return 0
+        found = find_link(self._requests, want.parent)
+        if found is None:
+            raise KernelError(f"{want.name} needs the underlay interface {want.parent}, which does not exist")
+        return found.ifindex
+
+    def _why_not(self, want: VxlanLink, refused: Refused) -> str:
+        if refused.errno == EEXIST:
+            if find_link(self._requests, want.name) is not None:
+                return "a device of that name exists"
+            for link in self._links():
+                if (link.kind, link.vni, link.port) == ("vxlan", want.vni, want.port):
+                    return f"{link.name} has VNI {want.vni} on port {want.port} already; delete it, or use another VNI"
+        if refused.errno == EINVAL:
+            local = "no local address" if want.local is None else f"local address {text(want.local)}"
+            parent = "without a parent" if want.parent is None else f"on {want.parent}"
+            return f"{refused}; check that MTU {want.mtu} and {local} are possible {parent}"
+        return str(refused)
+
+    def _name(self, ifindex: int) -> str | None:
+        if not ifindex:
+            return None
+        found = find_link(self._requests, ifindex)
+        # A parent may be in another namespace; the number then stands for a name that is not to be had.
+        return f"#{ifindex}" if found is None else found.name
+
+    def _links(self) -> list[rt.LinkMessage]:
+        with RouteSocket() as reader:
+            for _ in range(_READ_ATTEMPTS):
+                try:
+                    return list_links(reader)
+                except Interrupted:
+                    continue
+        raise KernelError("the devices change faster than they can be listed")
+
+    # Events
+
+    def _read_events(self, expected: Collection[Event], limit: int | None = None) -> bool:
+        if self._listening is None:
+            return False
+        events = self._listening[1].read(expected, limit)
+        if self._readings:
+            self._mark(key for event in events if (key := event_key(event)))
+        return bool(events)
+
+    def _hear(self) -> None:
+        self._read_events((), _MONITOR_BATCH)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        if self._listening is not None and (events := self._listening[1].take()):
+            self._listening[2](events)
+
+    def _lose(self) -> None:
+        if self._listening is not None:
+            loop, _, notify = self._listening
+            loop.call_soon(notify, [Lost()])
+
+    def _mark(self, keys: Iterable[Key]) -> None:
+        changed = list(keys)
+        for reading in self._readings.values():
+            reading.update(changed)
+
+
+def _expected(operations: Sequence[Operation]) -> set[Event]:
+    """Return the events of these operations that will come back without our port id (see listener.py)."""
+    expected: set[Event] = set()
+    for operation in operations:
+        match operation.verb, operation.entry:
+            case Verb.REMOVE, (FdbEntry() | Neighbour() | Address()) as entry:
+                expected.add(Gone(entry.key))
+            case _, (FdbEntry() | Address()) as entry:
+                expected.add(Seen(entry))
+    return expected
+
+
+def _probe_nexthops() -> bool:
+    with RouteSocket() as reader:
+        try:
+            for _ in reader.dump(request.dump_nexthops):
+                pass
+        except Interrupted:
+            return True
+        except Refused:
+            return False
+    return True
