@@ -206,7 +206,7 @@ class LinkStep(Enum):
 def link_step(have: Link | None, want: VxlanLink) -> LinkStep:
     """Decide how to get the wanted device without losing what is on it. Raises KernelError for a foreign device.
 
-    The kernel fixes VNI, port and GBP at creation; all else is changed in place, and the entries stay.
+    The kernel fixes VNI, port, GBP and whether there is a parent at creation; all else is changed in place.
     """
     if isinstance(have, ForeignLink):
         raise KernelError(
@@ -215,7 +215,8 @@ def link_step(have: Link | None, want: VxlanLink) -> LinkStep:
         )
     if have is None:
         return LinkStep.CREATE
-    if (have.vni, have.port, have.gbp, have.group) != (want.vni, want.port, want.gbp, want.group):
+    fixed = [(link.vni, link.port, link.gbp, link.group, link.parent is None) for link in (have, want)]
+    if fixed[0] != fixed[1]:
         return LinkStep.RECREATE
     return LinkStep.NOTHING if have == want else LinkStep.CHANGE
 
