@@ -28,7 +28,6 @@ from flanneld_py.registry.store import (
     Conflict,
     Delete,
     Expect,
-    HistoryLost,
     KeyValue,
     LeaseGone,
     Listing,
@@ -211,7 +210,10 @@ class EtcdStore:
                 raise
             token = await self._login(link, deadline)
             stream, header = await self._stand(opened, prefix, start_revision, link, token, deadline)
-        await self._check_history(link, header, prefix, start_revision, deadline)
+        if not api.reaches(header, start_revision):
+            # This member may only lag behind; a linearizable read waits until it does not.
+            header = (await self._ask(link, api.RANGE, api.count_request(prefix), deadline)).header
+        api.require_history(header, self._cluster_id, start_revision, link.endpoint.url)
         return stream
 
     async def _stand(
@@ -225,22 +227,6 @@ class EtcdStore:
         answer = await stream.read(None, deadline - asyncio.get_running_loop().time())
         api.WatchReader().read(answer)
         return stream, answer.header
-
-    async def _check_history(
-        self, link: Link, header: api.Message, prefix: str, start_revision: int, deadline: float
-    ) -> None:
-        if self._cluster_id not in (0, header.cluster_id):
-            raise HistoryLost(f"etcd at {link.endpoint.url} is another cluster than the one we listed; list again")
-        if header.revision < start_revision - 1:
-            # Either its history is not ours, or this member lags behind: a linearizable read waits until it does not.
-            key, end = api.span(prefix)
-            request = api.RANGE.request(key=key, range_end=end, count_only=True)
-            header = (await self._ask(link, api.RANGE, request, deadline)).header
-        if header.revision < start_revision - 1:
-            raise HistoryLost(
-                f"etcd at {link.endpoint.url} is at revision {header.revision} and we know {start_revision - 1}: "
-                "it was replaced or restored from a backup; list again"
-            )
 
     async def _login(self, link: Link, deadline: float) -> str:
         """Return a token; empty if no user is configured or etcd has no authentication."""

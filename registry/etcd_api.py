@@ -73,6 +73,9 @@ _Put = message("PutRequest")
 _DeleteRange = message("DeleteRangeRequest")
 _WatchCreate = message("WatchCreateRequest")
 
+REQUIRE_LEADER = ("hasleader", "true")
+"""Call metadata: a member that has lost its leader says so at once, instead of keeping the caller waiting."""
+
 PROGRESS = WATCH.request(progress_request=message("WatchProgressRequest")())
 
 
@@ -124,6 +127,28 @@ def watch_request(prefix: str, start_revision: int) -> Message:
     key, end = span(prefix)
     create = _WatchCreate(key=key, range_end=end, start_revision=start_revision, fragment=True)
     return WATCH.request(create_request=create)
+
+
+def count_request(prefix: str) -> Message:
+    """Build a linearizable read that returns hardly more than a header."""
+    key, end = span(prefix)
+    return RANGE.request(key=key, range_end=end, count_only=True)
+
+
+def reaches(header: Message, start_revision: int) -> bool:
+    """Say whether a member's history goes as far as a watch from `start_revision` needs it."""
+    return bool(header.revision >= start_revision - 1)
+
+
+def require_history(header: Message, cluster_id: int, start_revision: int, url: str) -> None:
+    """Check that this is the cluster we listed (`cluster_id` 0: none yet), not behind us. Raises HistoryLost."""
+    if cluster_id not in (0, header.cluster_id):
+        raise HistoryLost(f"etcd at {url} is another cluster than the one we listed; list again")
+    if not reaches(header, start_revision):
+        raise HistoryLost(
+            f"etcd at {url} is at revision {header.revision} and we know {start_revision - 1}: "
+            "it was replaced or restored from a backup; list again"
+        )
 
 
 class WatchReader:

@@ -27,9 +27,6 @@ from flanneld_py.registry import etcd_api as api
 from flanneld_py.registry.endpoint import CHANNEL_OPTIONS, Endpoint, Secrets
 from flanneld_py.registry.refusal import Refusal
 
-# A member that has lost its leader says so at once, and another one is asked.
-_REQUIRE_LEADER = ("hasleader", "true")
-
 
 class Link:
     """One endpoint: its channel, and calls on it that raise Refusal."""
@@ -131,7 +128,7 @@ async def _drain(requests: asyncio.Queue[api.Message]) -> AsyncIterator[api.Mess
 
 
 def _metadata(token: str) -> tuple[tuple[str, str], ...]:
-    return (_REQUIRE_LEADER, ("token", token)) if token else (_REQUIRE_LEADER,)
+    return (api.REQUIRE_LEADER, ("token", token)) if token else (api.REQUIRE_LEADER,)
 
 
 def _refusal(error: grpc.aio.AioRpcError) -> Refusal:

@@ -1,0 +1,215 @@
+"""Etcd3Store: the store over the `etcd3` package, driven from worker threads. An optional extra.
+
+Not the default: its release (0.12.0) is of 2020, knows one endpoint, has no asyncio, and does not load with
+protobuf 4 or later unless it is helped (etcd3_session.py says how, and what else is wrong with it). It is for those
+who want that package, and a second opinion in the tests.
+
+- A call blocks a thread of the store's pool; so does a running watch, on a session of its own.
+- A call uses one endpoint. If that fails, the next call uses the next one.
+- User and password work with TLS only; asking for them without raises ValueError: use the default store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from flanneld_py.registry import etcd_api as api
+from flanneld_py.registry.endpoint import Credentials, Tls, parse_endpoints, read_tls
+from flanneld_py.registry.etcd3_session import Session, Watch, kv, load_etcd3
+from flanneld_py.registry.refusal import Refusal
+from flanneld_py.registry.store import (
+    Batch,
+    Conflict,
+    Delete,
+    Expect,
+    KeyValue,
+    LeaseGone,
+    Listing,
+    Put,
+    Unavailable,
+)
+
+T = TypeVar("T")
+
+# Each running watch keeps one; this project has two watches at most.
+_THREADS = 16
+
+
+class Etcd3Store:
+    """The store over `etcd3`. See `registry.store.Store`, and `EtcdStore` for the arguments.
+
+    Raises ValueError if the settings cannot be used, RegistryError if `etcd3` is not installed.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        tls: Tls | None = None,
+        credentials: Credentials | None = None,
+        timeout: float = 5.0,
+        liveness: float = 5.0,
+    ) -> None:
+        self._endpoints = parse_endpoints(endpoints, tls)
+        if credentials is not None and not all(endpoint.secure for endpoint in self._endpoints):
+            raise ValueError(
+                "the etcd3 client cannot log in to etcd with user and password without TLS; "
+                "use https:// endpoints or the default client"
+            )
+        if any(endpoint.secure for endpoint in self._endpoints):
+            read_tls(tls)
+        etcd3 = load_etcd3()
+        self._connect = partial(Session, etcd3, tls=tls or Tls(), credentials=credentials, timeout=timeout)
+        self._new_watch = partial(Watch, etcd3)
+        self._timeout = timeout
+        self._liveness = liveness
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="etcd3")
+        # Guards the session and the choice of its endpoint, which threads of the pool share.
+        self._lock = threading.Lock()
+        self._session: Session | None = None
+        self._index = 0
+        self._cluster_id = 0
+        self._watches: set[Watch] = set()
+        self._closed = False
+
+    async def get(self, key: str) -> KeyValue | None:
+        """Read one key, linearizable."""
+        value, found = await self._call(f"read {key}", lambda client: client.get(api.encode(key)))
+        if found is None:
+            return None
+        self._cluster_id = self._cluster_id or found.response_header.cluster_id
+        return KeyValue(api.decode(found.key), value, found.create_revision, found.mod_revision, found.lease_id)
+
+    async def pages(self, prefix: str, page_size: int = 500) -> AsyncGenerator[Listing, None]:
+        """List every key that starts with `prefix`, in key order, all at one revision. Raises HistoryLost."""
+        start, end = api.span(prefix)
+        revision = 0
+        while True:
+            request = api.RANGE.request(key=start, range_end=end, limit=page_size, revision=revision)
+            answer = await self._call(f"list {prefix}", partial(kv, name="Range", request=request))
+            if not revision:
+                revision, self._cluster_id = answer.header.revision, answer.header.cluster_id
+            yield Listing(tuple(map(api.entry, answer.kvs)), revision)
+            if not answer.more:
+                return
+            start = answer.kvs[-1].key + b"\0"
+
+    async def commit(self, expect: Sequence[Expect], operations: Sequence[Put | Delete]) -> int:
+        """Do all operations if every expectation holds, else none. Raises Conflict, LeaseGone."""
+        keys = ", ".join(operation.key for operation in operations)
+        request = api.transaction(expect, operations)
+        answer = await self._call(f"write {keys}", partial(kv, name="Txn", request=request))
+        if not answer.succeeded:
+            wanted = ", ".join(want.key for want in expect)
+            raise Conflict(f"nothing was written to {keys}: {wanted} is not as expected; somebody else was first")
+        return int(answer.header.revision)
+
+    async def grant(self, ttl: int) -> int:
+        """Create an etcd lease of `ttl` seconds and return its id."""
+        lease = await self._call(f"create an etcd lease of {ttl} s", lambda client: client.lease(ttl))
+        return int(lease.id)
+
+    async def keepalive(self, lease_id: int) -> int:
+        """Set the lease back to its full TTL; return that TTL in seconds. Raises LeaseGone."""
+        action = f"renew etcd lease {lease_id:x}"
+        answers = await self._call(action, lambda client: list(client.refresh_lease(lease_id)))
+        if answers[-1].TTL <= 0:
+            raise LeaseGone(f"cannot {action}: it does not exist (any more)")
+        return int(answers[-1].TTL)
+
+    async def time_to_live(self, lease_id: int) -> tuple[int, int]:
+        """Return (remaining, granted) seconds of a lease. Raises LeaseGone."""
+        action = f"read etcd lease {lease_id:x}"
+        answer = await self._call(action, lambda client: client.get_lease_info(lease_id))
+        if answer.TTL < 0:
+            raise LeaseGone(f"cannot {action}: it does not exist (any more)")
+        return int(answer.TTL), int(answer.grantedTTL)
+
+    async def revoke(self, lease_id: int) -> None:
+        """End a lease and delete its keys; a lease that is gone already is no error."""
+        try:
+            await self._call(f"revoke etcd lease {lease_id:x}", lambda client: client.revoke_lease(lease_id))
+        except LeaseGone:
+            return
+
+    async def watch(self, prefix: str, start_revision: int) -> AsyncGenerator[Batch, None]:
+        """Stream every change under `prefix` from `start_revision` on. Raises Unavailable, HistoryLost, Denied."""
+        action = f"watch {prefix}"
+        watch = self._new_watch(lambda: self._connect(self._endpoints[self._index]))
+        self._watches.add(watch)
+        try:
+            open_watch = partial(watch.open, prefix, start_revision, self._cluster_id)
+            await self._in_thread(action, open_watch, self._timeout)
+            reader = api.WatchReader()
+            yield Batch((), start_revision - 1)
+            while True:
+                # A silent watch is asked for a sign of life, and given up after as long again.
+                timer = asyncio.get_running_loop().call_later(self._liveness, watch.ask)
+                try:
+                    batch = await self._in_thread(action, lambda: reader.read(watch.read()), 2 * self._liveness)
+                finally:
+                    timer.cancel()
+                if batch is not None:
+                    yield batch
+        finally:
+            self._watches.discard(watch)
+            watch.close()
+
+    async def close(self) -> None:
+        """Let go of all connections; running watches end with Unavailable."""
+        self._closed = True
+        for watch in self._watches:
+            watch.close()
+        if self._session is not None:
+            self._session.close()
+        self._pool.shutdown(wait=False)
+
+    async def _call(self, action: str, work: Callable[[Any], T]) -> T:
+        return await self._in_thread(action, partial(self._attempt, work), self._timeout)
+
+    async def _in_thread(self, action: str, work: Callable[[], T], patience: float) -> T:
+        if self._closed:
+            raise Unavailable(f"cannot {action}: the connection to etcd is closed")
+        try:
+            async with asyncio.timeout(patience):
+                return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except TimeoutError as error:
+            raise Unavailable(f"cannot {action}: etcd did not answer within {patience:.0f} s") from error
+        except Refusal as refusal:
+            raise refusal.error(action) from refusal
+
+    def _attempt(self, work: Callable[[Any], T]) -> T:
+        """Let `work` use the client; if its token has gone stale, a new one. In a thread of the pool."""
+        session = self._current()
+        try:
+            return session.call(work)
+        except Refusal as refusal:
+            if not (refusal.stale_token or refusal.moves_on):
+                raise
+            self._leave(session, next_endpoint=refusal.moves_on)
+            if not refusal.stale_token:
+                raise
+        return self._current().call(work)
+
+    def _current(self) -> Session:
+        with self._lock:
+            if self._session is None:
+                try:
+                    self._session = self._connect(self._endpoints[self._index])
+                except Refusal:
+                    self._index = (self._index + 1) % len(self._endpoints)
+                    raise
+            return self._session
+
+    def _leave(self, session: Session, *, next_endpoint: bool) -> None:
+        with self._lock:
+            # Another thread may have left it already.
+            if self._session is session:
+                self._session = None
+                self._index = (self._index + next_endpoint) % len(self._endpoints)
+        session.close()

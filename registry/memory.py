@@ -1,0 +1,267 @@
+"""MemoryStore: etcd's semantics in memory, with faults on demand. For tests, and for trying things without etcd.
+
+It passes the contract suite that the real stores pass. Not here: authentication, several endpoints, persistence.
+
+    commit, revoke, expiry --> one revision each --> _keys (now)
+                                                 --> _log  (revision, events), cut off by compact()
+    watch                  --> reads _log from its own position, woken by every change
+
+Time is what `now()` says. Leases are looked at on every call; `tick()` looks at them without a call, and lets calls
+and watches notice that they have waited too long on a frozen store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, replace
+
+from flanneld_py.registry.store import (
+    Batch,
+    Conflict,
+    Delete,
+    Deleted,
+    Denied,
+    Expect,
+    HistoryLost,
+    KeyValue,
+    LeaseGone,
+    Listing,
+    Put,
+    RegistryError,
+    Unavailable,
+)
+
+# etcd's --max-txn-ops.
+_MOST_OPERATIONS = 128
+# As etcd does for a watch that catches up.
+_MOST_REVISIONS_PER_BATCH = 1000
+_FIRST_LEASE_ID = 0x1000
+
+
+@dataclass(frozen=True, slots=True)
+class _EtcdLease:
+    ttl: int
+    expires: float
+
+
+class MemoryStore:
+    """The store in memory. See `registry.store.Store`.
+
+    `now` returns seconds on any monotonic scale. `timeout` (seconds by `now`) is how long a call waits on a frozen
+    store before it raises Unavailable; a watch waits twice as long.
+    """
+
+    def __init__(self, now: Callable[[], float], *, timeout: float = 5.0) -> None:
+        self._now = now
+        self._timeout = timeout
+        self._revision = 1
+        self._compacted = 0
+        self._keys: dict[str, KeyValue] = {}
+        self._log: list[tuple[int, tuple[KeyValue | Deleted, ...]]] = []
+        self._leases: dict[int, _EtcdLease] = {}
+        self._next_lease_id = _FIRST_LEASE_ID
+        self._nothing_expires_before = 0.0
+        self._faults: list[RegistryError] = []
+        self._frozen_at: float | None = None
+        self._generation = 0
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    @property
+    def revision(self) -> int:
+        """The store's revision now."""
+        return self._revision
+
+    async def get(self, key: str) -> KeyValue | None:
+        """Read one key, linearizable."""
+        await self._admit()
+        return self._keys.get(key)
+
+    async def pages(self, prefix: str, page_size: int = 500) -> AsyncGenerator[Listing, None]:
+        """List every key that starts with `prefix`, in key order, all at one revision. Raises HistoryLost."""
+        await self._admit()
+        revision = self._revision
+        found = sorted((kv for kv in self._keys.values() if kv.key.startswith(prefix)), key=_etcd_order)
+        yield Listing(tuple(found[:page_size]), revision)
+        for first in range(page_size, len(found), page_size):
+            await self._admit()
+            if not self._compacted <= revision <= self._revision:
+                raise HistoryLost(f"revision {revision} is not in the store any more; list again")
+            yield Listing(tuple(found[first : first + page_size]), revision)
+
+    async def commit(self, expect: Sequence[Expect], operations: Sequence[Put | Delete]) -> int:
+        """Do all operations if every expectation holds, else none. Raises Conflict, LeaseGone, Denied."""
+        await self._admit()
+        keys = [operation.key for operation in operations]
+        if len(set(keys)) < len(keys):
+            raise Denied("a transaction must not change the same key twice")
+        if len(keys) > _MOST_OPERATIONS:
+            raise Denied(f"a transaction has at most {_MOST_OPERATIONS} operations, this one has {len(keys)}")
+        for want in expect:
+            have = self._keys.get(want.key)
+            if want.mod_revision != (have.mod_revision if have else 0):
+                raise Conflict(f"{want.key} is not at revision {want.mod_revision}; somebody else was first")
+        for operation in operations:
+            if isinstance(operation, Put) and operation.lease_id and operation.lease_id not in self._leases:
+                raise LeaseGone(f"etcd lease {operation.lease_id:x} does not exist (any more)")
+        self._apply(operations)
+        return self._revision
+
+    async def grant(self, ttl: int) -> int:
+        """Create an etcd lease of `ttl` seconds and return its id."""
+        await self._admit()
+        lease_id = self._next_lease_id
+        self._next_lease_id += 1
+        lease = _EtcdLease(ttl, self._now() + ttl)
+        self._leases[lease_id] = lease
+        self._nothing_expires_before = min(self._nothing_expires_before, lease.expires)
+        return lease_id
+
+    async def keepalive(self, lease_id: int) -> int:
+        """Set the lease back to its full TTL; return that TTL in seconds. Raises LeaseGone."""
+        lease = await self._lease(lease_id)
+        self._leases[lease_id] = replace(lease, expires=self._now() + lease.ttl)
+        return lease.ttl
+
+    async def time_to_live(self, lease_id: int) -> tuple[int, int]:
+        """Return (remaining, granted) seconds of a lease. Raises LeaseGone."""
+        lease = await self._lease(lease_id)
+        return int(lease.expires - self._now()), lease.ttl
+
+    async def revoke(self, lease_id: int) -> None:
+        """End a lease and delete its keys; a lease that is gone already is no error."""
+        await self._admit()
+        self._end_lease(lease_id)
+
+    async def watch(self, prefix: str, start_revision: int) -> AsyncGenerator[Batch, None]:
+        """Stream every change under `prefix` from `start_revision` on. Raises Unavailable, HistoryLost."""
+        generation = self._generation
+        await self._admit()
+        if self._revision < start_revision - 1:
+            raise HistoryLost(f"the store is at revision {self._revision} and we know {start_revision - 1}; list again")
+        yield Batch((), start_revision - 1)
+        position = start_revision
+        while True:
+            changed = self._changed
+            if self._closed or generation != self._generation:
+                raise Unavailable(f"the watch on {prefix} was cut")
+            if self._frozen_at is not None:
+                if self._now() >= self._frozen_at + 2 * self._timeout:
+                    raise Unavailable(f"the watch on {prefix} fell silent")
+                await changed.wait()
+                continue
+            if position < self._compacted:
+                raise HistoryLost(f"the changes before revision {self._compacted} are compacted; list again")
+            events, position = self._since(prefix, position)
+            if events:
+                yield Batch(events, events[-1].mod_revision)
+            elif position > self._revision:
+                await changed.wait()
+
+    async def close(self) -> None:
+        """End running watches with Unavailable, and every later call."""
+        self._closed = True
+        self._wake()
+
+    def tick(self) -> None:
+        """Let the time that `now` tells take effect: leases expire, and who waited too long is told so."""
+        self._expire()
+        self._wake()
+
+    def compact(self, revision: int) -> None:
+        """Forget the changes before `revision`. Raises ValueError if that is ahead of the store."""
+        if revision > self._revision:
+            raise ValueError(f"cannot compact at revision {revision}: the store is at {self._revision}")
+        self._compacted = max(self._compacted, revision)
+        self._log = [record for record in self._log if record[0] >= self._compacted]
+
+    def fail(self, count: int = 1, error: RegistryError | None = None) -> None:
+        """Let the next `count` calls (a page and the start of a watch are calls) raise `error`, or Unavailable."""
+        self._faults += [error or Unavailable("the store fails on demand")] * count
+
+    def cut_watches(self) -> None:
+        """Let every running watch raise Unavailable; new ones are served."""
+        self._generation += 1
+        self._wake()
+
+    def replace(self) -> None:
+        """Become an empty store at its first revision, as though etcd was set up anew; running watches are cut."""
+        self._revision, self._compacted = 1, 0
+        self._keys, self._log, self._leases = {}, [], {}
+        self.cut_watches()
+
+    def freeze(self) -> None:
+        """Answer nobody until `thaw`. Leases go on expiring."""
+        self._frozen_at = self._now()
+
+    def thaw(self) -> None:
+        """Answer again."""
+        self._frozen_at = None
+        self._wake()
+
+    async def _admit(self) -> None:
+        """Let a call in: time first, then freezing and faults. Raises what the fault says, or Unavailable."""
+        asked = self._now()
+        self._expire()
+        while self._frozen_at is not None and not self._closed:
+            if self._now() >= asked + self._timeout:
+                raise Unavailable(f"the store did not answer within {self._timeout:.0f} s")
+            await self._changed.wait()
+        if self._closed:
+            raise Unavailable("the store is closed")
+        if self._faults:
+            raise self._faults.pop(0)
+
+    async def _lease(self, lease_id: int) -> _EtcdLease:
+        await self._admit()
+        if lease_id not in self._leases:
+            raise LeaseGone(f"etcd lease {lease_id:x} does not exist (any more)")
+        return self._leases[lease_id]
+
+    def _expire(self) -> None:
+        now = self._now()
+        if now < self._nothing_expires_before:
+            return
+        for lease_id in [lease_id for lease_id, lease in self._leases.items() if lease.expires <= now]:
+            self._end_lease(lease_id)
+        self._nothing_expires_before = min((lease.expires for lease in self._leases.values()), default=now)
+
+    def _end_lease(self, lease_id: int) -> None:
+        if self._leases.pop(lease_id, None) is not None:
+            self._apply([Delete(kv.key) for kv in self._keys.values() if kv.lease_id == lease_id])
+
+    def _apply(self, operations: Sequence[Put | Delete]) -> None:
+        """Do all operations at one new revision; if nothing changes, there is none."""
+        revision = self._revision + 1
+        events: list[KeyValue | Deleted] = []
+        for operation in operations:
+            have = self._keys.get(operation.key)
+            match operation:
+                case Put(key, value, lease_id):
+                    kv = KeyValue(key, value, have.create_revision if have else revision, revision, lease_id)
+                    self._keys[key] = kv
+                    events.append(kv)
+                case Delete(key) if have is not None:
+                    del self._keys[key]
+                    events.append(Deleted(key, revision))
+        if events:
+            self._revision = revision
+            self._log.append((revision, tuple(events)))
+            self._wake()
+
+    def _since(self, prefix: str, position: int) -> tuple[tuple[KeyValue | Deleted, ...], int]:
+        """Collect the next events from revision `position` on; return them and the position after them."""
+        # The log has every revision from its first record on.
+        first = max(0, position - self._log[0][0]) if self._log else 0
+        records = self._log[first : first + _MOST_REVISIONS_PER_BATCH]
+        events = tuple(event for _, happened in records for event in happened if event.key.startswith(prefix))
+        return events, records[-1][0] + 1 if records else self._revision + 1
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _etcd_order(kv: KeyValue) -> bytes:
+    return kv.key.encode("utf-8", "surrogateescape")
