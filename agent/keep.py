@@ -188,7 +188,8 @@ class Keeper:
             self._wake.clear()
             now = self._clock.now()
             shown = self._view.written(self._registry.key(lease.subnets))
-            step = next_step(self._held, shown, self._view.revision, now)
+            current = self._view.rewound or self._view.revision >= lease.mod_revision
+            step = next_step(self._held, shown, now, current=current)
             try:
                 match step:
                     case Wait(until):
@@ -251,6 +252,7 @@ class Keeper:
 
     def _hold(self, lease: Lease) -> None:
         now = self._clock.now()
+        self._view.rewound = False
         # A lease that is only reused may be near its end: renew at once.
         self._held = Held(lease, renewed=now - PERIOD, attempted=now - PERIOD)
 

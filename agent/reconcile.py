@@ -74,6 +74,7 @@ class Reconciler:
         self._retry_at = float("inf")
         self._look_at_link = True
         self._read_at = 0.0
+        self._meddled = False
         self.ready = asyncio.Event()
         self._want(wanted)
 
@@ -97,8 +98,10 @@ class Reconciler:
             match event:
                 case Seen(entry):
                     self._tracker.observe((entry,))
+                    self._meddled = True
                 case Gone(key):
                     self._tracker.gone(key)
+                    self._meddled = True
                 case LinkChanged(name, present) if name == device:
                     self._look_at_link = True
                     self._read_at = 0.0
@@ -246,8 +249,13 @@ class Reconciler:
             self._retry_at = min(self._retry_at, self._clock.now() + self._entry_backoff.next())
         else:
             self._entry_backoff.reset()
-        if applied:
+        if applied and self._meddled:
+            log.info(
+                "somebody else changed our kernel entries; they are as they should be again", **facts(entries=applied)
+            )
+        elif applied:
             log.debug("kernel brought up to date", **facts(entries=applied, peers=self.peers, failing=self.failing))
+        self._meddled = False
 
     def _note(self, failures: Sequence[Failure]) -> None:
         """Log what the kernel refused: each entry once, until it works."""

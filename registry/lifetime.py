@@ -1,4 +1,4 @@
-"""The life of our own lease, decided: what is held, what the registry shows and the time go in, one step comes out.
+"""The life of our own lease, decided: what we hold, what the registry shows and the time go in, one step comes out.
 
     Renew        keep it alive: a keepalive, seen by nobody else
     Wait(until)  nothing to do before then
@@ -77,14 +77,13 @@ class GiveUp:
 Step = Renew | Wait | Restore | Adopt | Reclaim | GiveUp
 
 
-def next_step(held: Held, shown: Record | None, revision: int, now: float) -> Step:
+def next_step(held: Held, shown: Record | None, now: float, *, current: bool) -> Step:
     """Decide what to do about our lease.
 
-    `shown` is the record at our key as of the registry's `revision`. Before the registry has shown our own last write,
-    what it shows says nothing.
+    `shown` is the record at our key. It counts only if it is `current`: as new as our own last write, or newer.
     """
     lease = held.lease
-    if revision >= lease.mod_revision:
+    if current:
         if shown is None:
             return Reclaim()
         if shown != lease:

@@ -21,6 +21,7 @@ class LeaseView:
         self.records: dict[str, Record] = {}
         self.unreadable: dict[str, Rejected] = {}
         self.revision = 0
+        self.rewound = False
         self.synced = False
         self.emptied = False
         self.changed: dict[str, None] = {}
@@ -44,8 +45,9 @@ class LeaseView:
         self._listed = set()
 
     def page(self, page: Page) -> None:
-        """Take in one page of a listing."""
+        """Take in one page of a listing. `rewound` is set if its store is behind what we knew: it was replaced."""
         assert self._listed is not None, "page() outside a listing"
+        self.rewound |= page.revision < self.revision
         self._listed.update(page.records)
         for key, record in page.records.items():
             self._set(key, record)

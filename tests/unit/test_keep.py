@@ -348,3 +348,21 @@ async def test_an_owner_record_that_outlived_its_lease_claims_nothing(store: Mem
     await store.commit([Expect(host.registry.key(SUBNET), lease.mod_revision)], [Delete(host.registry.key(SUBNET))])
     await put_lease(store, "10.5.7.0-24", "192.0.2.99")
     assert (await host.acquire()).subnets != SUBNET
+
+
+async def test_in_a_registry_that_was_replaced_the_same_subnet_is_claimed(
+    store: MemoryStore, clock: ManualClock
+) -> None:
+    """Its revisions begin anew, below those we know."""
+    host = Host(store, clock, 1)
+    for number in range(20):
+        await store.commit([], [Put("elsewhere", str(number).encode())])
+    lease = await host.acquire()
+    async with host.running():
+        await clock.run_for(1)
+        store.replace()
+        await clock.run_until(lambda: host.lease.mod_revision != lease.mod_revision, 60)
+        assert host.lease.subnets == lease.subnets
+        assert await store.get(host.key) is not None
+        await clock.run_for(3 * PERIOD)
+    assert store.revision == host.lease.mod_revision, "written once"

@@ -25,39 +25,39 @@ HELD = Held(LEASE, renewed=1000.0, attempted=1000.0)
 
 
 def test_it_is_renewed_each_period() -> None:
-    assert next_step(HELD, LEASE, 7, 1000.0) == Wait(1000.0 + PERIOD)
-    assert next_step(HELD, LEASE, 7, 1000.0 + PERIOD) == Renew()
+    assert next_step(HELD, LEASE, 1000.0, current=True) == Wait(1000.0 + PERIOD)
+    assert next_step(HELD, LEASE, 1000.0 + PERIOD, current=True) == Renew()
 
 
 def test_after_a_failure_it_is_renewed_sooner_and_beyond_its_end_still() -> None:
     failed = replace(HELD, attempted=1000.0 + PERIOD)
-    assert next_step(failed, LEASE, 7, 1000.0 + PERIOD) == Wait(1000.0 + PERIOD + RETRY)
-    assert next_step(failed, LEASE, 7, 1000.0 + 2 * TTL) == Renew()
+    assert next_step(failed, LEASE, 1000.0 + PERIOD, current=True) == Wait(1000.0 + PERIOD + RETRY)
+    assert next_step(failed, LEASE, 1000.0 + 2 * TTL, current=True) == Renew()
 
 
 def test_a_view_that_is_older_than_our_write_says_nothing() -> None:
-    assert isinstance(next_step(HELD, None, 6, 1000.0), Wait)
+    assert isinstance(next_step(HELD, None, 1000.0, current=False), Wait)
 
 
 def test_a_key_that_is_gone_is_claimed_again() -> None:
-    assert next_step(HELD, None, 7, 1000.0) == Reclaim()
+    assert next_step(HELD, None, 1000.0, current=True) == Reclaim()
 
 
 def test_a_key_overwritten_by_others_is_restored() -> None:
     other = replace(LEASE, attrs=LeaseAttrs(IPv4Address("192.0.2.99")), mod_revision=9)
-    assert next_step(HELD, other, 9, 1000.0) == Restore(other)
-    assert next_step(HELD, Rejected("not JSON", 9), 9, 1000.0) == Restore(Rejected("not JSON", 9))
+    assert next_step(HELD, other, 1000.0, current=True) == Restore(other)
+    assert next_step(HELD, Rejected("not JSON", 9), 1000.0, current=True) == Restore(Rejected("not JSON", 9))
 
 
 def test_a_subnet_that_another_host_took_is_given_up() -> None:
     other = replace(LEASE, attrs=LeaseAttrs(IPv4Address("192.0.2.99")), create_revision=9, mod_revision=9)
-    assert next_step(HELD, other, 9, 1000.0) == GiveUp(other)
+    assert next_step(HELD, other, 1000.0, current=True) == GiveUp(other)
 
 
 def test_a_reservation_is_adopted_and_never_renewed() -> None:
     reserved = replace(LEASE, mod_revision=9, lease_id=0)
-    assert next_step(HELD, reserved, 9, 1000.0) == Adopt(reserved)
-    assert isinstance(next_step(replace(HELD, lease=reserved), reserved, 9, 1000.0 + TTL), Wait)
+    assert next_step(HELD, reserved, 1000.0, current=True) == Adopt(reserved)
+    assert isinstance(next_step(replace(HELD, lease=reserved), reserved, 1000.0 + TTL, current=True), Wait)
     assert remaining(replace(HELD, lease=reserved), 9e9) == float("inf")
 
 
