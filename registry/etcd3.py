@@ -179,7 +179,8 @@ class Etcd3Store:
             async with asyncio.timeout(patience):
                 return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         except TimeoutError as error:
-            raise Unavailable(f"cannot {action}: etcd did not answer within {patience:.0f} s") from error
+            urls = ", ".join(endpoint.url for endpoint in self._endpoints)
+            raise Unavailable(f"cannot {action}: etcd at {urls} did not answer within {patience:.0f} s") from error
         except Refusal as refusal:
             raise refusal.error(action) from refusal
 

@@ -110,6 +110,8 @@ class EtcdServer:
     def freeze(self) -> None:
         """Stop the process where it is: its sockets stay open and nobody answers."""
         self._signal(signal.SIGSTOP)
+        # The signal takes its time to reach all threads; nobody is to be answered after this returns.
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """Let a frozen process go on."""
