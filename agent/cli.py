@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up(as_json=options.log_json, verbose=options.verbose)
 
     # Only now, so that a wrong flag is answered at once.
-    from flanneld_py.agent.daemon import Broken, Daemon
+    from flanneld_py.agent.agent import Broken
+    from flanneld_py.agent.daemon import Daemon
     from flanneld_py.agent.interface import NoInterface
     from flanneld_py.agent.notify import Notifier
 

@@ -1,0 +1,194 @@
+"""One agent on one host, put together from parts that are all handed in: so a test can run a cluster of them.
+
+    config (wait) -> lease (wait) -> TaskGroup:
+        Follower    registry -> LeaseView
+        Keeper      our own lease
+        Reconciler  LeaseView + kernel events -> kernel; its first pass done: subnet file, ready
+
+Not here: the process around it (daemon.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
+from random import Random
+
+from flanneld_py.agent import subnetfile
+from flanneld_py.agent.backoff import Backoff
+from flanneld_py.agent.clock import Clock
+from flanneld_py.agent.follow import Follower
+from flanneld_py.agent.identity import Identity
+from flanneld_py.agent.keep import Keeper
+from flanneld_py.agent.log import facts, log
+from flanneld_py.agent.reconcile import Reconciler, Wanted
+from flanneld_py.encap.kernel import Kernel
+from flanneld_py.encap.peers import Own
+from flanneld_py.encap.state import VxlanLink
+from flanneld_py.encap.vxlan import BACKEND_TYPE, Underlay, Vxlan, choose_mac, parse_mac
+from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
+from flanneld_py.registry.model import Lease, LeaseAttrs
+from flanneld_py.registry.registry import Registry
+from flanneld_py.registry.store import RegistryError
+from flanneld_py.registry.view import LeaseView
+
+
+class Broken(Exception):
+    """The agent cannot go on; the text says why and what to do (exit code 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator decides about an agent; `margin` in seconds (`--subnet-lease-renew-margin`)."""
+
+    subnet_file: Path
+    margin: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The network config and the backend made of it."""
+
+    config: NetworkConfig
+    backend: Vxlan
+
+
+class Agent:
+    """See the module's docstring. `tell` hears a sentence on the agent's state whenever it changes."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        kernel: Kernel,
+        underlay: Underlay,
+        identity: Identity,
+        clock: Clock,
+        rng: Random,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._kernel = kernel
+        self._underlay = underlay
+        self._identity = identity
+        self._clock = clock
+        self._rng = rng
+        self._tell = tell
+        self._status = ""
+        self.view = LeaseView()
+        self._follower = Follower(registry, self.view, clock, rng, self._changed)
+        self._keeper = Keeper(
+            registry, self.view, self._follower.list, clock, rng, identity, underlay.public_ip, margin=settings.margin
+        )
+        self._reconciler: Reconciler | None = None
+        self.ready = asyncio.Event()
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Get a lease, start all tasks in the group, and return when the agent is ready. Raises Broken."""
+        network = await self._network()
+        self._say("waiting for a lease")
+        previous = subnetfile.previous_subnet(self._settings.subnet_file)
+        wanted = await self._acquire(network, previous)
+        reconciler = self._reconciler = Reconciler(self._kernel, self.view, wanted, self._clock, self._rng)
+        self._kernel.listen([wanted.link.name], reconciler.on_events)
+
+        async def take_another(lost: Lease) -> None:
+            """Another host has our subnet: get a new one, and say loudly what has to follow."""
+            log.error("another host holds our subnet now; taking a new one", **facts(lost=lost.subnets))
+            new = await self._acquire(network, None)
+            reconciler.want(new)
+            self._write_subnet_file(new)
+            log.error(
+                "the subnet of this host has changed: restart the container engine and its containers",
+                **facts(old=lost.subnets, new=new.own.subnets),
+            )
+
+        tasks.create_task(self._follower.run(), name="follower")
+        tasks.create_task(self._keeper.keep(take_another), name="keeper")
+        tasks.create_task(reconciler.run(), name="reconciler")
+        await reconciler.ready.wait()
+        self._write_subnet_file(wanted)
+        self.ready.set()
+        log.info("ready", **facts(subnet=wanted.own.subnets, device=wanted.link.name, peers=reconciler.peers))
+        self._changed()
+
+    async def _network(self) -> Network:
+        """Read the network config, waiting until there is a valid one; says what is wrong, once for each reason."""
+        backoff = Backoff(0.2, 5.0, self._rng)
+        said = ""
+        while True:
+            try:
+                config = await self._registry.config()
+                return Network(config, self._backend(config))
+            except RegistryError as error:
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("no network config that can be used yet, waiting for one", **facts(reason=error))
+                    self._say(f"waiting for a network config: {error}")
+            await self._clock.sleep(backoff.next())
+
+    def _backend(self, config: NetworkConfig) -> Vxlan:
+        """Make the backend that the config names. Raises ConfigInvalid if it cannot be had."""
+        if config.ipv4 is None or config.ipv6 is not None:
+            raise ConfigInvalid("IPv6 is not supported yet: EnableIPv6 must be false and EnableIPv4 true")
+        if config.backend_type != BACKEND_TYPE:
+            raise ConfigInvalid(
+                f"Backend.Type is {config.backend_type!r}, and only 'vxlan' is supported yet"
+                " (without a Backend section flannel's default is 'udp')"
+            )
+        return Vxlan(config, self._underlay, nexthop_objects=self._kernel.nexthop_objects)
+
+    async def _acquire(self, network: Network, previous: IPv4Network | None) -> Wanted:
+        """Get a lease and work out what it means for the kernel."""
+
+        def attrs(had: Lease | None) -> LeaseAttrs:
+            return network.backend.attrs(self._mac(network.backend, had))
+
+        lease = await self._keeper.acquire(network.config, attrs, previous)
+        assert isinstance(lease.attrs.backend_data, dict)
+        mac = parse_mac(lease.attrs.backend_data["VtepMAC"])
+        own = Own(self._registry.key(lease.subnets), lease.subnets, lease.attrs.public_ip)
+        return Wanted(network.config, network.backend, own, network.backend.link(mac))
+
+    def _mac(self, backend: Vxlan, had: Lease | None) -> bytes:
+        """Choose the MAC to publish, given the lease that we had so far."""
+        device = self._kernel.link(backend.device)
+        others = (lease for lease in self.view.leases().values() if had is None or lease.subnets != had.subnets)
+        return choose_mac(
+            device.mac if isinstance(device, VxlanLink) else None,
+            had.attrs.backend_data if had is not None else None,
+            self._identity.name,
+            backend.vteps(others),
+        )
+
+    def _write_subnet_file(self, wanted: Wanted) -> None:
+        assert wanted.config.ipv4 is not None
+        path = self._settings.subnet_file
+        content = subnetfile.SubnetFile(
+            wanted.config.ipv4.network, wanted.own.subnets.v4, wanted.link.mtu, ipmasq=False
+        )
+        try:
+            subnetfile.write(path, content)
+        except OSError as error:
+            raise Broken(
+                f"cannot write {path} ({error.strerror}); make its folder writable or change --subnet-file"
+            ) from error
+
+    def _changed(self) -> None:
+        """Let everybody look again: the view or the connection has changed."""
+        self._keeper.mark()
+        if self._reconciler is None:
+            return
+        self._reconciler.mark()
+        if self.ready.is_set():
+            state = "registry connected" if self._follower.connected else "registry away, traffic goes on"
+            self._say(f"{self._reconciler.peers} peers, {self._reconciler.rejected} leases not used, {state}")
+
+    def _say(self, status: str) -> None:
+        if status != self._status:
+            self._status = status
+            self._tell(status)
