@@ -20,6 +20,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Collection, Iterable
 from errno import ENOBUFS
+from itertools import count
 
 from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.kernel import Event, Gone, LinkChanged, Lost, Seen
@@ -74,9 +75,8 @@ class Listener:
 
     def read(self, expected: Collection[Event] = (), limit: int | None = None) -> list[Event]:
         """Read up to `limit` messages that lie ready; return all events that wait for `take`."""
-        count = 0
-        while limit is None or count < limit:
-            count += 1
+        own_port = rt.U32.pack(self._own_port)
+        for _ in count() if limit is None else range(limit):
             try:
                 buffer = self.socket.recv(RECEIVE_BYTES)
             except BlockingIOError:
@@ -86,6 +86,9 @@ class Listener:
                     raise
                 self._name_devices()
                 self._pending = [Lost()]
+                continue
+            # A notification is one message. This skips most of those that `_hear` would, at a tenth of the cost.
+            if buffer[12:16] == own_port and not self._pending:
                 continue
             try:
                 for message in rt.messages(buffer):

@@ -138,15 +138,19 @@ def messages(buffer: bytes) -> Iterator[Message]:
 
 
 def attributes(buffer: bytes, at: int, end: int) -> dict[int, bytes]:
-    """Split attributes, by type without its nested and byte order flags. Raises Malformed."""
+    """Split attributes that start at a multiple of 4, by type without its flags. Raises Malformed."""
     found: dict[int, bytes] = {}
     unpack = ATTRIBUTE.unpack_from
-    while at + 4 <= end:
+    stop, last = at, end - 4
+    while at <= last:
         length, kind = unpack(buffer, at)
-        if length < 4 or at + length > end:
-            raise Malformed(f"netlink attribute {kind} of {length} bytes where {end - at} are left")
-        found[kind & 0x3FFF] = buffer[at + 4 : at + length]
-        at += (length + 3) & ~3
+        stop = at + length
+        if length < 4:
+            raise Malformed(f"netlink attribute {kind} of {length} bytes, less than its header")
+        found[kind & 0x3FFF] = buffer[at + 4 : stop]
+        at = (stop + 3) & ~3
+    if stop > end:
+        raise Malformed(f"netlink attribute reaches {stop - end} bytes beyond its message")
     return found
 
 

@@ -116,8 +116,9 @@ class RouteSocket:
         interrupted = False
         while True:
             buffer = self._receive()
-            found = [message for message in rt.messages(buffer) if message.seq == seq]
-            interrupted |= any(message.flags & rt.NLM_F_DUMP_INTR for message in found)
+            found = [message for message in rt.messages(buffer) if message[2] == seq]
+            # The flag is on the first message after the change, which may be any.
+            interrupted = interrupted or any(message[1] & rt.NLM_F_DUMP_INTR for message in found)
             last = found[-1] if found and found[-1].kind in (rt.NLMSG_DONE, rt.NLMSG_ERROR) else None
             if last is not None:
                 del found[-1]

@@ -55,7 +55,7 @@ class Writer:
         self._nexthops = nexthops
         self._by_id = by_id
         self._batch: dict[int, tuple[Operation, int, bytes]] = {}
-        self._in_doubt: set[tuple[int, bytes]] = set()
+        self._in_doubt: set[tuple[int, bytes | None]] = set()
         self._failures: list[Failure] = []
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
@@ -74,29 +74,39 @@ class Writer:
     def _add(self, operation: Operation, ifindex: int) -> None:
         if len(self._batch) >= _BATCH:
             self._send()
-        match operation:
-            case Operation(verb, Nexthop(_, gateway)):
-                if not self._by_id and verb is not Verb.REMOVE:
-                    self._fail(operation, EOPNOTSUPP, "nexthop objects are off or not in this kernel; use routes alone")
+        match operation.entry:
+            case Nexthop() as nexthop:
+                if not self._nexthop_is_ready(operation, nexthop, ifindex):
                     return
-                self._resolve_doubt((ifindex, gateway))
-                self._in_doubt.add((ifindex, gateway))
-            case Operation(verb, Route(_, subnet, _, gateway) as route):
-                if gateway is not None:
-                    self._resolve_doubt((ifindex, gateway))
-                if verb is Verb.REPLACE and not self._may_replace(operation, route, ifindex):
-                    return
-                if verb is Verb.REMOVE and len(subnet) == 16 and self._nexthops.id_of(ifindex, gateway) is None:
-                    self._send()
-                    self._remove_as_found(operation, route, ifindex)
+            case Route() as route:
+                if not self._route_is_ready(operation, route, ifindex):
                     return
         seq = self._requests.next_seq()
         if message := self._encode(seq, operation, ifindex):
             self._batch[seq] = (operation, ifindex, message)
 
-    def _resolve_doubt(self, place: tuple[int, bytes]) -> None:
+    def _nexthop_is_ready(self, operation: Operation, nexthop: Nexthop, ifindex: int) -> bool:
+        if not self._by_id and operation.verb is not Verb.REMOVE:
+            self._fail(operation, EOPNOTSUPP, "nexthop objects are off or not in this kernel; use routes alone")
+            return False
+        place = (ifindex, nexthop.gateway)
         if place in self._in_doubt:
             self._send()
+        self._in_doubt.add(place)
+        return True
+
+    def _route_is_ready(self, operation: Operation, route: Route, ifindex: int) -> bool:
+        if (ifindex, route.gateway) in self._in_doubt:
+            self._send()
+        match operation.verb:
+            case Verb.REPLACE:
+                return self._may_replace(operation, route, ifindex)
+            case Verb.REMOVE if len(route.subnet) == 16 and self._nexthops.id_of(ifindex, route.gateway) is None:
+                self._send()
+                self._remove_as_found(operation, route, ifindex)
+                return False
+            case _:
+                return True
 
     def _send(self) -> None:
         batch, self._batch = self._batch, {}

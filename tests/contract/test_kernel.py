@@ -1,0 +1,443 @@
+"""What every kernel.Kernel does: one suite over FakeKernel and over Netlink in a throw-away network namespace.
+
+Each runs with nexthop objects and without. The host and the foreigner are in kernel_host.py.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from flanneld_py.encap.kernel import Gone, KernelError, LinkChanged, Lost, Seen
+from flanneld_py.encap.netlink import Netlink
+from flanneld_py.encap.state import (
+    Address,
+    Entry,
+    FdbEntry,
+    Neighbour,
+    Nexthop,
+    Operation,
+    Route,
+    Verb,
+    VxlanLink,
+)
+from tests.contract.kernel_host import (
+    DEVICE,
+    DEVICE6,
+    LINK,
+    LINK6,
+    UNDERLAY,
+    Host,
+    Linux,
+    Meddler,
+    ip,
+    mac,
+    namespace_with_underlay,
+    peer,
+)
+from tests.fake_kernel import FakeKernel
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    with namespace_with_underlay() as name:
+        yield name
+
+
+@pytest.fixture(
+    params=[
+        "fake",
+        "fake-classic",
+        pytest.param("netlink", marks=pytest.mark.root),
+        pytest.param("netlink-classic", marks=pytest.mark.root),
+    ]
+)
+async def bare(request: pytest.FixtureRequest) -> AsyncIterator[Host]:
+    """A host that listens, without devices of ours."""
+    objects = not request.param.endswith("-classic")
+    kernel: FakeKernel | Netlink
+    if request.param.startswith("fake"):
+        kernel = FakeKernel(["p0", "p1"], nexthop_objects=objects, part=7)
+        host = Host(kernel, Meddler(kernel))
+    else:
+        request.getfixturevalue("namespace")
+        kernel = Netlink(nexthop_objects=objects)
+        host = Host(kernel, Linux())
+    try:
+        host.listen()
+        yield host
+    finally:
+        kernel.close()
+
+
+@pytest.fixture
+async def host(bare: Host) -> Host:
+    """A host with both devices up."""
+    await bare.kernel.create_link(LINK)
+    await bare.kernel.create_link(LINK6)
+    await bare.settle()
+    return bare
+
+
+@pytest.fixture
+def entries(host: Host) -> list[Entry]:
+    """Two peers in each family and our own addresses."""
+    objects = host.kernel.nexthop_objects
+    own: list[Entry] = [Address(DEVICE, ip("10.5.0.0"), 32), Address(DEVICE6, ip("fd05::"), 128)]
+    peers = [peer(n, v6=v6, objects=objects) for v6 in (False, True) for n in (1, 2)]
+    return own + [entry for each in zip(*peers, strict=True) for entry in each]
+
+
+# Devices
+
+
+async def test_a_device_is_created_as_asked(bare: Host) -> None:
+    for want in (LINK, LINK6):
+        assert bare.kernel.link(want.name) is None
+        await bare.kernel.create_link(want)
+        assert bare.kernel.link(want.name) == want
+    events = await bare.heard(lambda events: LinkChanged(DEVICE6, True) in events)
+    assert LinkChanged(DEVICE, True) in events
+
+
+async def test_a_device_without_its_parent_is_refused(bare: Host) -> None:
+    with pytest.raises(KernelError, match="nosuch0"):
+        await bare.kernel.create_link(replace(LINK, parent="nosuch0"))
+    assert bare.kernel.link(DEVICE) is None
+
+
+async def test_a_second_device_with_the_same_vni_is_refused_naming_the_first(host: Host) -> None:
+    with pytest.raises(KernelError, match=r"flannel\.1 has VNI 1 on port 8472"):
+        await host.kernel.create_link(replace(LINK, name="other"))
+    assert host.kernel.link("other") is None
+
+
+async def test_creating_what_exists_is_refused(host: Host) -> None:
+    with pytest.raises(KernelError, match="exists"):
+        await host.kernel.create_link(LINK)
+
+
+async def test_a_device_is_changed_in_place_and_keeps_its_entries(host: Host, entries: list[Entry]) -> None:
+    await host.add(*entries)
+    for want in (
+        replace(LINK, mtu=1400),
+        replace(LINK, mtu=1400, learning=True),
+        replace(LINK, mtu=1400, learning=True, local=ip("10.0.0.9")),
+        replace(LINK, mtu=1400, learning=False, local=ip("10.0.0.9"), parent="p1"),
+    ):
+        have = host.kernel.link(DEVICE)
+        assert isinstance(have, VxlanLink)
+        await host.kernel.change_link(have, want)
+        assert host.kernel.link(DEVICE) == want
+    assert host.foreigner.table() == set(entries)
+
+
+async def test_a_new_mac_takes_the_neighbours_and_says_so(host: Host, entries: list[Entry]) -> None:
+    await host.add(*entries)
+    await host.kernel.change_link(LINK, replace(LINK, mac=mac(9)))
+    lost = {entry for entry in entries if isinstance(entry, Neighbour) and entry.device == DEVICE}
+    assert host.kernel.link(DEVICE) == replace(LINK, mac=mac(9))
+    assert host.foreigner.table() == set(entries) - lost
+    events = await host.heard(lambda events: LinkChanged(DEVICE, True) in events)
+    await host.heard(lambda events: all(Gone(entry.key) in events for entry in lost))
+    assert Lost() not in events
+
+
+@pytest.mark.parametrize(
+    "change", [{"vni": 2}, {"port": 4789}, {"gbp": True}, {"local": ip("fd00::1")}, {"group": ip("239.0.0.1")}]
+)
+async def test_what_cannot_be_changed_is_refused(host: Host, change: dict[str, Any]) -> None:
+    with pytest.raises(KernelError, match="create it anew"):
+        await host.kernel.change_link(LINK, replace(LINK, **change))
+    assert host.kernel.link(DEVICE) == LINK
+
+
+async def test_a_device_that_is_down_is_read_and_set_up(host: Host) -> None:
+    host.foreigner.down(DEVICE)
+    have = host.kernel.link(DEVICE)
+    assert have == replace(LINK, up=False)
+    await host.kernel.change_link(have, LINK)
+    assert host.kernel.link(DEVICE) == LINK
+
+
+async def test_a_device_is_deleted_and_absent_is_no_error(host: Host) -> None:
+    await host.kernel.delete_link(DEVICE)
+    await host.kernel.delete_link(DEVICE)
+    assert host.kernel.link(DEVICE) is None
+
+
+# Entries
+
+
+async def test_entries_are_added_and_read_back(host: Host, entries: list[Entry]) -> None:
+    assert host.apply(Verb.ADD, *entries) == []
+    assert host.foreigner.table() == set(entries)
+    assert host.read() == set(entries)
+
+
+async def test_adding_again_changes_nothing(host: Host, entries: list[Entry]) -> None:
+    assert host.apply(Verb.ADD, *entries) == []
+    assert host.apply(Verb.ADD, *entries) == []
+    assert host.read() == host.foreigner.table() == set(entries)
+
+
+async def test_entries_are_replaced(host: Host, entries: list[Entry]) -> None:
+    await host.add(*entries)
+    changed: list[Entry] = [
+        FdbEntry(DEVICE, mac(1), ip("10.0.9.9")),
+        FdbEntry(DEVICE6, mac(1), ip("fd00::9:9")),
+        Neighbour(DEVICE, ip("10.5.1.0"), mac(77)),
+        Neighbour(DEVICE6, ip("fd05:1::"), mac(77)),
+        Route(DEVICE, ip("10.5.1.0"), 24, ip("10.5.2.0")),
+        Route(DEVICE6, ip("fd05:1::"), 64, ip("fd05:2::")),
+    ]
+    assert host.apply(Verb.REPLACE, *changed) == []
+    keys = {entry.key for entry in changed}
+    assert host.read() == host.foreigner.table() == {e for e in entries if e.key not in keys} | set(changed)
+
+
+async def test_entries_are_removed_and_absent_is_no_failure(host: Host, entries: list[Entry]) -> None:
+    await host.add(*entries)
+    assert host.apply(Verb.REMOVE, *reversed(entries)) == []
+    assert host.read() == host.foreigner.table() == set()
+    assert host.apply(Verb.REMOVE, *reversed(entries)) == []
+
+
+async def test_an_entry_on_a_missing_device_fails_and_its_removal_does_not(host: Host) -> None:
+    stray = replace(entries_of_peer(host)[0], device="nosuch0")
+    assert host.apply(Verb.ADD, stray) == [(stray, errno.ENODEV)]
+    assert host.apply(Verb.REMOVE, stray) == []
+
+
+def entries_of_peer(host: Host, number: int = 1) -> list[Entry]:
+    return peer(number, objects=host.kernel.nexthop_objects)
+
+
+async def test_one_bad_entry_in_a_batch_fails_alone(host: Host) -> None:
+    good = [Route(DEVICE, ip(f"10.5.{n}.0"), 24, ip(f"10.5.{n}.0")) for n in range(100)]
+    bad = Route("nosuch0", ip("10.6.0.0"), 24, ip("10.6.0.0"))
+    blocked = good[70]
+    host.foreigner.put(replace(blocked, device=UNDERLAY, gateway=ip("10.0.0.7")))
+    failed = host.apply(Verb.ADD, *good[:50], bad, *good[50:])
+    assert sorted(number for _, number in failed) == sorted([errno.ENODEV, errno.EEXIST])
+    assert {entry.key for entry, _ in failed} == {bad.key, blocked.key}
+    assert host.read() == set(good) - {blocked}
+
+
+@pytest.mark.parametrize("verb", [Verb.ADD, Verb.REPLACE])
+@pytest.mark.parametrize("v6", [False, True])
+async def test_a_route_of_another_device_is_left_alone(host: Host, verb: Verb, v6: bool) -> None:
+    foreign = (
+        Route(UNDERLAY, ip("fd05:1::"), 64, ip("fd00::7"))
+        if v6
+        else Route(UNDERLAY, ip("10.5.1.0"), 24, ip("10.0.0.7"))
+    )
+    host.foreigner.put(foreign)
+    ours = replace(foreign, device=DEVICE6 if v6 else DEVICE, gateway=foreign.subnet)
+    assert host.apply(verb, ours) == [(ours, errno.EEXIST)]
+    assert host.apply(Verb.REMOVE, ours) == []
+    assert host.foreigner.table() == {foreign}
+
+
+async def test_a_route_through_a_device_that_is_down_fails_and_says_why(host: Host) -> None:
+    host.foreigner.down(DEVICE)
+    route = Route(DEVICE, ip("10.5.1.0"), 24, ip("10.5.1.0"))
+    assert host.apply(Verb.ADD, route) == [(route, errno.ENETDOWN)]
+
+
+async def test_routes_of_flannels_daemon_are_taken_for_ours(host: Host) -> None:
+    for v6 in (False, True):
+        *_, route = peer(1, v6=v6, objects=False)
+        host.foreigner.put(route, static=False)
+        assert route in host.read()
+        assert {entry.protocol for entry in host.read() if isinstance(entry, Route) and entry == route} == {3}
+        assert host.apply(Verb.ADD, *peer(1, v6=v6, objects=host.kernel.nexthop_objects)) == []
+        assert host.apply(Verb.REMOVE, route) == []
+    assert not [entry for entry in host.foreigner.table() if isinstance(entry, Route)]
+
+
+async def test_a_route_without_gateway_is_read_replaced_and_removed(host: Host) -> None:
+    found = Route(DEVICE, ip("10.5.1.0"), 24, None)
+    wanted = replace(found, gateway=ip("10.5.1.0"))
+    host.foreigner.put(found)
+    assert host.read() == {found}
+    assert host.apply(Verb.REPLACE, wanted) == []
+    assert host.read() == {wanted}
+    host.foreigner.put(found)
+    assert host.apply(Verb.REMOVE, wanted) == []
+    assert host.read() == set()
+
+
+async def test_an_ipv6_address_with_another_prefix_length_is_in_the_way(host: Host) -> None:
+    there, wanted = Address(DEVICE6, ip("fd05::"), 64), Address(DEVICE6, ip("fd05::"), 128)
+    host.foreigner.put(there)
+    assert host.apply(Verb.ADD, wanted) == [(wanted, errno.EEXIST)]
+    assert there in host.read()
+
+
+async def test_nexthop_objects_are_refused_where_there_are_none(host: Host) -> None:
+    nexthop = Nexthop(DEVICE, ip("10.5.1.0"))
+    expected = [] if host.kernel.nexthop_objects else [(nexthop, errno.EOPNOTSUPP)]
+    assert host.apply(Verb.ADD, nexthop) == expected
+    assert host.read() == ({nexthop} if host.kernel.nexthop_objects else set())
+
+
+async def test_a_reading_leaves_out_what_was_removed_meanwhile(host: Host) -> None:
+    routes = [Route(DEVICE, ip(f"10.{a}.{b}.0"), 24, ip("10.5.1.0")) for a in range(20, 30) for b in range(100)]
+    for at in range(0, len(routes), 100):
+        assert host.apply(Verb.ADD, *routes[at : at + 100]) == []
+    reading = host.kernel.dump()
+    first = next(reading)
+    for at in range(0, len(routes), 100):
+        assert host.apply(Verb.REMOVE, *routes[at : at + 100]) == []
+    assert first
+    assert [entry for part in reading for entry in part] == []
+
+
+# Events
+
+
+async def test_own_changes_are_not_reported(host: Host, entries: list[Entry]) -> None:
+    assert host.apply(Verb.ADD, *entries) == []
+    assert host.apply(Verb.REPLACE, FdbEntry(DEVICE, mac(1), ip("10.0.9.9"))) == []
+    # An IPv6 address is told once more when the kernel has finished with it: a Seen of what is there.
+    harmless = [Seen(entry) for entry in entries if isinstance(entry, Address) and len(entry.address) == 16]
+    assert [event for event in await host.told() if event not in harmless] == []
+    assert host.apply(Verb.REMOVE, *reversed(entries)) == []
+    assert await host.told() == []
+    assert Lost() not in host.events
+
+
+@pytest.mark.parametrize("at", range(10))
+async def test_changes_of_others_are_reported(host: Host, at: int) -> None:
+    objects = host.kernel.nexthop_objects
+    peers = [entry for v6 in (False, True) for entry in peer(3, v6=v6, objects=True)]
+    entry = [Address(DEVICE, ip("10.5.0.0"), 32), Address(DEVICE6, ip("fd05::"), 128), *peers][at]
+    if isinstance(entry, Nexthop) and not objects:
+        return
+    host.foreigner.put(entry)
+    await host.heard(lambda events: Seen(entry) in events)
+    assert host.read() == {entry}
+    host.foreigner.remove(entry)
+    await host.heard(lambda events: Gone(entry.key) in events)
+    assert host.read() == set()
+
+
+async def test_changes_on_other_devices_are_not_reported(host: Host) -> None:
+    route = Route(UNDERLAY, ip("10.77.0.0"), 24, ip("10.0.0.7"))
+    host.foreigner.put(route)
+    host.foreigner.remove(route)
+    assert await host.told() == []
+
+
+async def test_a_neighbour_that_is_not_permanent_any_more_is_gone(host: Host) -> None:
+    neighbour = Neighbour(DEVICE, ip("10.5.1.0"), mac(1))
+    await host.add(neighbour)
+    host.foreigner.unpin(neighbour)
+    await host.heard(lambda events: Gone(neighbour.key) in events)
+    assert host.read() == set()
+
+
+@pytest.mark.parametrize("kind", ["fdb", "neighbour", "route"])
+async def test_a_flush_is_reported(host: Host, entries: list[Entry], kind: str) -> None:
+    await host.add(*entries)
+    flushed = {entry for entry in entries if entry.key[:2] == (kind, DEVICE)}
+    host.foreigner.flush(kind, DEVICE)
+    await host.heard(lambda events: all(Gone(entry.key) in events for entry in flushed))
+    assert host.read() == host.foreigner.table() == set(entries) - flushed
+
+
+async def test_a_route_replaced_by_one_of_another_device_is_gone(host: Host, entries: list[Entry]) -> None:
+    await host.add(*entries)
+    *_, ours = entries_of_peer(host)
+    assert isinstance(ours, Route)
+    foreign = replace(ours, device=UNDERLAY, gateway=ip("10.0.0.7"))
+    host.foreigner.replace(foreign)
+    await host.heard(lambda events: Gone(ours.key) in events)
+    assert host.read() == set(entries) - {ours}
+    assert host.apply(Verb.ADD, ours) == [(ours, errno.EEXIST)]
+    assert foreign in host.foreigner.table()
+
+
+async def test_what_others_did_before_our_change_is_not_told_after_it(host: Host) -> None:
+    mine, theirs = FdbEntry(DEVICE, mac(1), ip("10.0.1.1")), FdbEntry(DEVICE, mac(1), ip("10.0.9.9"))
+    neighbour, stolen = Neighbour(DEVICE, ip("10.5.1.0"), mac(1)), Neighbour(DEVICE, ip("10.5.1.0"), mac(66))
+    await host.add(mine, neighbour)
+    host.foreigner.put(theirs)
+    host.foreigner.put(stolen)
+    assert host.apply(Verb.REPLACE, mine, neighbour) == []
+    assert await host.told() == []
+    assert host.foreigner.table() == {mine, neighbour}
+
+
+async def test_what_others_did_after_our_change_is_told(host: Host) -> None:
+    mine, theirs = FdbEntry(DEVICE, mac(1), ip("10.0.1.1")), FdbEntry(DEVICE, mac(1), ip("10.0.9.9"))
+    assert host.apply(Verb.ADD, mine) == []
+    host.foreigner.put(theirs)
+    await host.heard(lambda events: Seen(theirs) in events)
+
+
+async def test_a_nexthop_deleted_by_others_takes_its_routes_and_all_is_to_be_read_again(host: Host) -> None:
+    if not host.kernel.nexthop_objects:
+        return
+    for v6 in (False, True):
+        entries = peer(1, v6=v6, objects=True)
+        await host.add(*entries)
+        nexthop = next(entry for entry in entries if isinstance(entry, Nexthop))
+        host.foreigner.remove(nexthop)
+        await host.heard(lambda events: Lost() in events)
+        host.events.clear()
+        left = {entry for entry in entries if not isinstance(entry, Nexthop | Route)}
+        assert {entry for entry in host.read() if entry.device == (DEVICE6 if v6 else DEVICE)} == left
+        assert host.apply(Verb.ADD, *entries) == []
+        assert set(entries) <= host.foreigner.table()
+
+
+async def test_a_device_that_went_down_is_filled_again(host: Host, entries: list[Entry]) -> None:
+    await host.add(*entries)
+    host.foreigner.down(DEVICE)
+    await host.heard(lambda events: LinkChanged(DEVICE, True) in events)
+    host.foreigner.up(DEVICE)
+    left = host.read()
+    assert left == host.foreigner.table()
+    assert not {entry for entry in left if entry.key[:2] == ("route", DEVICE)}
+    assert host.apply(Verb.ADD, *entries) == []
+    assert host.read() == host.foreigner.table() == set(entries)
+
+
+async def test_a_deleted_device_is_reported_and_can_be_made_again(host: Host, entries: list[Entry]) -> None:
+    await host.add(*entries)
+    host.foreigner.delete_link(DEVICE)
+    await host.heard(lambda events: LinkChanged(DEVICE, False) in events)
+    assert host.kernel.link(DEVICE) is None
+    assert host.read() == {entry for entry in entries if entry.device == DEVICE6}
+    await host.kernel.create_link(LINK)
+    await host.heard(lambda events: LinkChanged(DEVICE, True) in events)
+    await host.settle()
+    assert host.apply(Verb.ADD, *entries) == []
+    assert host.read() == host.foreigner.table() == set(entries)
+    host.foreigner.remove(entries[0])
+    await host.heard(lambda events: Gone(entries[0].key) in events)
+
+
+# The fake's own
+
+
+async def test_the_fake_refuses_on_demand() -> None:
+    kernel = FakeKernel()
+    await kernel.create_link(replace(LINK, parent="eth0"))
+    kernel.fail(lambda operation: isinstance(operation.entry, FdbEntry), errno.ENOBUFS, times=1)
+    entries = peer(1, objects=True)
+    add = [Operation(Verb.ADD, entry) for entry in entries]
+    assert [(failure.operation.entry, failure.errno) for failure in kernel.apply(add)] == [(entries[0], errno.ENOBUFS)]
+    assert set(kernel.tables.values()) == set(entries[1:])
+    assert kernel.apply(add) == []
+    kernel.fail_links("no memory")
+    with pytest.raises(KernelError, match="no memory"):
+        await kernel.delete_link(DEVICE)
+    await kernel.delete_link(DEVICE)
+    assert not kernel.tables
