@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator
 from errno import ENODEV
 from pathlib import Path
@@ -97,4 +98,5 @@ async def _route() -> AsyncIterator[Any]:
         async with AsyncIPRoute() as route:
             yield route
     except NetlinkError as error:
-        raise Refused(error.code, "" if len(error.args) < 2 else str(error.args[1])) from error
+        words = str(error.args[1])
+        raise Refused(error.code, "" if words == os.strerror(error.code) else words) from error

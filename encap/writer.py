@@ -17,6 +17,7 @@ to be taken), and before each that asks the kernel something.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from errno import EADDRNOTAVAIL, EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, ESRCH
 from functools import partial
@@ -240,7 +241,7 @@ class Writer:
             self._fail(operation, errno, words)
 
     def _fail(self, operation: Operation, errno: int, words: str) -> None:
-        self._failures.append(Failure(operation, errno, words))
+        self._failures.append(Failure(operation, errno, words or os.strerror(errno)))
 
     def _forget(self, ifindex: int, gateway: bytes) -> None:
         object_id = self._nexthops.id_of(ifindex, gateway)
