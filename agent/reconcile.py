@@ -109,6 +109,8 @@ class Reconciler:
                         self._tracker.forget(device)
                 case LinkChanged(name, present=True) if name == self._wanted.link.parent:
                     self._look_at_link = True
+                    if self._link_failure:
+                        self._retry_at = self._clock.now()  # It may have failed for want of this very interface.
                 case Lost():
                     self._look_at_link = True
                     self._read_at = 0.0
@@ -136,13 +138,17 @@ class Reconciler:
     async def run(self) -> Never:
         """Reconcile for good."""
         while True:
-            await self._clock.wait(self._wake, min(self._retry_at, self._read_at, self._held_until))
+            # Without a device there is nothing to read or release.
+            due = self._retry_at if self._link_failure else min(self._retry_at, self._read_at, self._held_until)
+            await self._clock.wait(self._wake, due)
             await self._clock.sleep(SETTLE)
             self._wake.clear()
             await self._reconcile()
 
     async def _reconcile(self) -> None:
         now = self._clock.now()
+        if self._link_failure and now < self._retry_at:
+            return
         if now >= self._retry_at:
             # What failed may have failed because we are wrong about what is there.
             self._retry_at, self._read_at, self._look_at_link = float("inf"), 0.0, True
@@ -176,7 +182,6 @@ class Reconciler:
             if str(error) != self._link_failure:
                 self._link_failure = str(error)
                 log.error("the device cannot be made, trying again", **facts(device=want.name, reason=error))
-            self._look_at_link = True
             self._retry_at = self._clock.now() + self._link_backoff.next()
             return False
         self._link_backoff.reset()

@@ -1,0 +1,123 @@
+"""Whole agents in one process: real logic, one in-memory registry, a fake kernel each, and a clock turned by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address
+from pathlib import Path
+from random import Random
+
+from flanneld_py.agent.agent import Agent, Settings
+from flanneld_py.agent.identity import Identity
+from flanneld_py.encap.state import Entry, FdbEntry, Key, Neighbour, Nexthop, Route, VxlanLink
+from flanneld_py.encap.vxlan import Underlay
+from flanneld_py.registry.codec import encode_attrs
+from flanneld_py.registry.memory import MemoryStore
+from flanneld_py.registry.model import Lease, LeaseAttrs
+from flanneld_py.registry.registry import Registry
+from flanneld_py.registry.store import Delete, Put, Unavailable
+from tests.fake_kernel import FakeKernel
+from tests.manual_clock import ManualClock
+
+PREFIX = "/coreos.com/network"
+CONFIG = b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}'
+DEVICE = "flannel.1"
+
+
+class Cluster:
+    """A registry, a clock, and as many hosts as asked for; a host's kernel outlives its agents."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = ManualClock()
+        self.store = MemoryStore(self.clock.now)
+        self._folder = folder
+        self._kernels: dict[int, FakeKernel] = {}
+
+    async def _write(self, operation: Put | Delete) -> None:
+        """Write as somebody does whom the store's faults do not keep from it."""
+        while True:
+            try:
+                await self.store.commit([], [operation])
+                return
+            except Unavailable:
+                continue
+
+    async def configure(self, config: bytes = CONFIG) -> None:
+        await self._write(Put(f"{PREFIX}/config", config))
+
+    async def put(self, name: str, public_ip: str, mac: str) -> None:
+        """Write the lease of a host that is not simulated, `name` being its key's last part."""
+        attrs = LeaseAttrs(IPv4Address(public_ip), backend_type="vxlan", backend_data={"VNI": 1, "VtepMAC": mac})
+        await self.put_raw(name, encode_attrs(attrs))
+
+    async def put_raw(self, name: str, value: bytes) -> None:
+        await self._write(Put(f"{PREFIX}/subnets/{name}", value))
+
+    async def delete(self, name: str) -> None:
+        await self._write(Delete(f"{PREFIX}/subnets/{name}"))
+
+    async def take_over(self, name: str, public_ip: str, mac: str) -> None:
+        """Delete a lease and give its subnet to another host, without a moment between."""
+        await asyncio.gather(self.delete(name), self.put(name, public_ip, mac))
+
+    def kernel(self, number: int) -> FakeKernel:
+        return self._kernels.setdefault(number, FakeKernel())
+
+    @asynccontextmanager
+    async def agent(self, number: int) -> AsyncIterator[Agent]:
+        """Run an agent on a host until the block ends; it is not waited for."""
+        address = IPv4Address(f"192.0.2.{number}")
+        agent = Agent(
+            Settings(self._folder / f"{number}.env"),
+            Registry(self.store, PREFIX),
+            self.kernel(number),
+            Underlay("eth0", 1500, address, address),
+            Identity(f"host-{number}", "boot", f"web-{number}"),
+            self.clock,
+            Random(number),
+            lambda _: None,
+        )
+
+        async def live() -> None:
+            async with asyncio.TaskGroup() as tasks:
+                await agent.start(tasks)
+
+        async with asyncio.TaskGroup() as tasks:
+            life = tasks.create_task(live())
+            try:
+                yield agent
+            finally:
+                life.cancel()
+
+    async def settle(self, agent: Agent, seconds: float = 60) -> None:
+        """Let an agent work until it is ready and has nothing to do, and some time beyond every backoff."""
+        await self.clock.run_until(agent.ready.is_set, seconds)
+        await self.clock.run_for(seconds)
+
+
+def entries(lease: Lease) -> dict[Key, Entry]:
+    """What a lease has to look like in a peer's kernel, worked out without the code under test."""
+    data = lease.attrs.backend_data
+    assert isinstance(data, dict)
+    mac = bytes.fromhex(str(data["VtepMAC"]).replace(":", ""))
+    base = lease.subnets.v4.network_address.packed
+    wanted: tuple[Entry, ...] = (
+        Neighbour(DEVICE, base, mac),
+        FdbEntry(DEVICE, mac, lease.attrs.public_ip.packed),
+        Nexthop(DEVICE, base),
+        Route(DEVICE, base, lease.subnets.v4.prefixlen, base),
+    )
+    return {entry.key: entry for entry in wanted}
+
+
+def on_device(kernel: FakeKernel) -> dict[Key, Entry]:
+    """Everything on the overlay device but our own address."""
+    return {key: entry for key, entry in kernel.tables.items() if key[1] == DEVICE and key[0] != "address"}
+
+
+def device(kernel: FakeKernel) -> VxlanLink:
+    link = kernel.links[DEVICE]
+    assert isinstance(link, VxlanLink)
+    return link

@@ -1,0 +1,310 @@
+"""What a cluster does, in one process and without root; the same stories on real hosts are in tests/netns."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from errno import EINVAL
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flanneld_py.agent.agent import Broken
+from flanneld_py.encap.state import RTPROT_BOOT, Entry, FdbEntry, ForeignLink, Key, Neighbour, Route
+from flanneld_py.registry.lifetime import TTL
+from flanneld_py.registry.store import Unavailable
+from tests.sim.cluster import CONFIG, DEVICE, PREFIX, Cluster, device, entries, on_device
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> Cluster:
+    cluster = Cluster(tmp_path)
+    await cluster.configure()
+    return cluster
+
+
+async def test_hosts_find_each_other(cluster: Cluster, tmp_path: Path) -> None:
+    async with cluster.agent(1) as one, cluster.agent(2) as two, cluster.agent(3) as three:
+        for agent in (one, two, three):
+            await cluster.settle(agent)
+        leases = one.view.leases()
+        assert len(leases) == 3
+        for number in (1, 2, 3):
+            others = [lease for lease in leases.values() if str(lease.attrs.public_ip) != f"192.0.2.{number}"]
+            assert on_device(cluster.kernel(number)) == entries(others[0]) | entries(others[1])
+            assert "FLANNEL_MTU=1450" in (tmp_path / f"{number}.env").read_text()
+
+
+async def test_without_a_config_an_agent_waits_and_touches_nothing(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    async with cluster.agent(1) as agent:
+        await cluster.clock.run_for(60)
+        assert not agent.ready.is_set()
+        assert not cluster.kernel(1).links
+        for wrong in (b"{", b'{"Network": "10.5.0.0/33"}', CONFIG.replace(b"vxlan", b"udp")):
+            await cluster.configure(wrong)
+            await cluster.clock.run_for(20)
+            assert not agent.ready.is_set()
+        await cluster.configure()
+        await cluster.settle(agent)
+
+
+async def test_nothing_is_deleted_before_the_registry_is_in_sync(cluster: Cluster) -> None:
+    await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+    before = on_device(cluster.kernel(1))
+    await cluster.delete("10.5.9.0-24")
+    cluster.store.fail(20, Unavailable("no endpoint answers"))
+    async with cluster.agent(1) as agent:
+        await cluster.clock.run_for(10)
+        assert not agent.ready.is_set()
+        assert on_device(cluster.kernel(1)) == before
+        await cluster.settle(agent, 300)
+        assert on_device(cluster.kernel(1)) == {}
+
+
+async def test_one_refused_entry_delays_no_other_and_is_tried_again(cluster: Cluster) -> None:
+    kernel = cluster.kernel(1)
+    bad = bytes([10, 5, 8, 0])
+    kernel.fail(lambda operation: operation.entry.key[2] == bad, EINVAL, times=6)
+    async with cluster.agent(1) as agent:
+        await cluster.put("10.5.8.0-24", "192.0.2.8", "02:00:00:00:00:08")
+        await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+        await cluster.clock.run_until(agent.ready.is_set, 1)
+        assert ("route", DEVICE, bytes([10, 5, 9, 0]), 24) in kernel.tables
+        assert ("route", DEVICE, bad, 24) not in kernel.tables
+        await cluster.clock.run_until(lambda: ("route", DEVICE, bad, 24) in kernel.tables, 60)
+
+
+async def test_a_device_that_cannot_be_made_is_tried_again(cluster: Cluster) -> None:
+    cluster.kernel(1).fail_links("eth0 does not exist", times=3)
+    async with cluster.agent(1) as agent:
+        await cluster.clock.run_for(0.05)
+        assert not agent.ready.is_set()
+        await cluster.settle(agent)
+
+
+async def test_a_foreign_device_of_our_name_is_left_alone(cluster: Cluster) -> None:
+    cluster.kernel(1).meddle_create_link(ForeignLink(DEVICE, "bridge"))
+    async with cluster.agent(1) as agent:
+        await cluster.clock.run_for(120)
+        assert not agent.ready.is_set()
+        assert cluster.kernel(1).links == {DEVICE: ForeignLink(DEVICE, "bridge")}
+        cluster.kernel(1).meddle_delete_link(DEVICE)
+        await cluster.settle(agent)
+
+
+async def test_a_deleted_device_comes_back_with_mac_and_peers(cluster: Cluster) -> None:
+    await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+    kernel = cluster.kernel(1)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        before = device(kernel), dict(kernel.tables)
+        kernel.meddle_delete_link(DEVICE)
+        await cluster.clock.run_until(lambda: (kernel.links.get(DEVICE), kernel.tables) == before, 0.2)
+
+
+async def test_what_no_event_tells_is_found_by_reading(cluster: Cluster) -> None:
+    await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+    kernel = cluster.kernel(1)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        before = dict(kernel.tables)
+        kernel.meddle_silently(("route", DEVICE, bytes([10, 5, 9, 0]), 24))
+        await cluster.clock.run_until(lambda: kernel.tables == before, 400)
+
+
+async def test_a_device_of_an_earlier_run_is_changed_in_place(cluster: Cluster) -> None:
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+    kernel = cluster.kernel(1)
+    as_made = device(kernel)
+    kernel.meddle_create_link(replace(as_made, mtu=1300, learning=True, up=False))
+    marker = Neighbour(DEVICE, bytes([192, 168, 0, 1]), bytes(5) + b"\x01")
+    kernel.meddle_set(marker)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert device(kernel) == as_made
+        assert marker.key in kernel.tables, "the device was not made anew"
+
+
+async def test_an_emptied_registry_deletes_nothing_for_a_day(cluster: Cluster) -> None:
+    for number in (8, 9):
+        await cluster.put(f"10.5.{number}.0-24", f"192.0.2.{number}", f"02:00:00:00:00:0{number}")
+    kernel = cluster.kernel(1)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        before = on_device(kernel)
+        assert len(before) == 8
+        cluster.store.replace()
+        await cluster.settle(agent)
+        assert len(agent.view.leases()) == 1, "our own lease is back"
+        assert on_device(kernel) == before
+        await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+        await cluster.settle(agent)
+        await cluster.delete("10.5.9.0-24")
+        await cluster.settle(agent)
+        assert len(on_device(kernel)) == 4, "a peer that came back and left is an ordinary one"
+        await cluster.clock.run_until(lambda: not on_device(kernel), TTL + 60)
+
+
+async def test_a_restart_finds_an_empty_registry_and_deletes_nothing(cluster: Cluster) -> None:
+    await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+    before = on_device(cluster.kernel(1))
+    cluster.store.replace()
+    await cluster.configure()
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert on_device(cluster.kernel(1)) == before
+
+
+async def test_a_lost_subnet_means_a_new_one_everywhere(cluster: Cluster, tmp_path: Path) -> None:
+    kernel = cluster.kernel(1)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        ((key, lease),) = agent.view.leases().items()
+        await cluster.take_over(key.rpartition("/")[2], "192.0.2.77", "02:00:00:00:00:77")
+        await cluster.settle(agent)
+        (mine,) = [other for other in agent.view.leases().values() if str(other.attrs.public_ip) == "192.0.2.1"]
+        assert mine.subnets != lease.subnets
+        assert f"FLANNEL_SUBNET={mine.subnets.v4[1]}/24" in (tmp_path / "1.env").read_text()
+        assert on_device(kernel) == entries(agent.view.leases()[key])
+        addresses = [entry for entry in kernel.tables.values() if entry.key[0] == "address"]
+        assert [entry.key[2] for entry in addresses] == [mine.subnets.v4.network_address.packed]
+
+
+async def test_a_subnet_file_that_cannot_be_written_ends_the_agent(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "1.env").mkdir()
+    with pytest.raises(ExceptionGroup) as caught:
+        async with cluster.agent(1) as agent:
+            await cluster.clock.run_until(agent.ready.is_set, 10)
+    assert caught.group_contains(Broken, match="--subnet-file")
+
+
+# The master property
+
+NUMBERS = st.integers(2, 5)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), NUMBERS, st.integers(0, 3)),
+        st.tuples(st.just("delete"), NUMBERS, st.just(0)),
+        st.tuples(st.just("garble"), NUMBERS, st.just(0)),
+        st.tuples(st.just("cut"), st.just(0), st.just(0)),
+        st.tuples(st.just("compact"), st.just(0), st.just(0)),
+        st.tuples(st.just("unavailable"), st.integers(1, 4), st.just(0)),
+        st.tuples(st.just("restart"), st.just(0), st.just(0)),
+        st.tuples(st.just("meddle"), NUMBERS, st.integers(0, 3)),
+        st.tuples(st.just("remove"), NUMBERS, st.sampled_from([0, 1, 2, 3])),
+        st.tuples(st.just("flush"), st.just(0), st.sampled_from([0, 1, 2, 3])),
+        st.tuples(st.just("device"), st.just(0), st.integers(0, 3)),
+        st.tuples(st.just("refuse"), NUMBERS, st.integers(1, 3)),
+        st.tuples(st.just("wait"), st.just(0), st.integers(0, 30)),
+    ),
+    max_size=25,
+)
+KINDS = ("neighbour", "fdb", "nexthop", "route")
+FOREIGN: tuple[Entry, ...] = (
+    Neighbour(DEVICE, bytes([192, 168, 0, 1]), bytes(5) + b"\x01"),
+    Route(DEVICE, bytes([192, 168, 0, 0]), 16, None, RTPROT_BOOT),
+    Route("eth0", bytes([10, 5, 99, 0]), 24, bytes([192, 0, 2, 254]), RTPROT_BOOT),
+)
+
+
+def base(number: int) -> bytes:
+    return bytes([10, 5, number, 0])
+
+
+def mac(number: int, variant: int = 0) -> bytes:
+    return bytes([2, 0, 0, 0, variant, number])
+
+
+async def act(cluster: Cluster, what: str, number: int, variant: int) -> None:
+    """Do one step of a history to registry or kernel."""
+    kernel = cluster.kernel(1)
+    match what:
+        case "put":
+            address = f"192.0.2.{10 * number + variant}"
+            await cluster.put(f"10.5.{number}.0-24", address, mac(number, variant).hex(":"))
+        case "delete":
+            await cluster.delete(f"10.5.{number}.0-24")
+        case "garble":
+            await cluster.put_raw(f"x{number}", b"garbage")
+        case "cut":
+            cluster.store.cut_watches()
+        case "compact":
+            cluster.store.cut_watches()
+            cluster.store.compact(cluster.store.revision)
+        case "unavailable":
+            cluster.store.fail(number)
+            cluster.store.cut_watches()
+        case "meddle" if DEVICE in kernel.links:
+            kernel.meddle_set(Neighbour(DEVICE, base(number), mac(number, 99)))
+            kernel.meddle_set(FdbEntry(DEVICE, mac(number, variant), bytes([192, 0, 2, 250])))
+        case "remove":
+            kind = KINDS[variant]
+            at = mac(number) if kind == "fdb" else base(number)
+            kernel.meddle_remove((kind, DEVICE, at, 24 if kind == "route" else 0))
+        case "flush":
+            for key in [key for key in kernel.tables if key[:2] == (KINDS[variant], DEVICE)]:
+                if kernel.tables[key] not in FOREIGN:
+                    kernel.meddle_remove(key)
+        case "device" if DEVICE in kernel.links:
+            match variant:
+                case 0:
+                    kernel.meddle_down(DEVICE)
+                case 1:
+                    kernel.meddle_down(DEVICE)
+                    kernel.meddle_up(DEVICE)
+                case 2:
+                    kernel.meddle_delete_link(DEVICE)
+                case 3:
+                    kernel.meddle_overflow()
+        case "refuse":
+            kernel.fail(lambda operation: operation.entry.key[2] == base(number), EINVAL, times=variant)
+        case "wait":
+            await cluster.clock.run_for(variant / 10)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(STEPS)
+def test_any_history_ends_with_the_kernel_as_the_registry_says(
+    tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, int, int]]
+) -> None:
+    """Updates lost, repeated, cut, compacted; entries deleted, changed, refused; restarts: it all ends the same."""
+
+    async def story() -> None:
+        cluster = Cluster(tmp_path_factory.mktemp("sim"))
+        await cluster.configure()
+        # A reservation far from the others, so that the random choice of our own subnet cannot meet them.
+        await cluster.put("10.5.200.0-24", "192.0.2.1", "02:00:00:00:00:01")
+        kernel = cluster.kernel(1)
+        remaining = list(history)
+        while True:
+            async with cluster.agent(1) as agent:
+                while remaining:
+                    what, number, variant = remaining.pop(0)
+                    if what == "restart":
+                        break
+                    await act(cluster, what, number, variant)
+                else:
+                    await cluster.settle(agent, 200)
+                    for entry in FOREIGN:
+                        kernel.meddle_set(entry)
+                    await cluster.settle(agent, 200)
+                    wanted: dict[Key, Entry] = {}
+                    for key, lease in agent.view.leases().items():
+                        if key != f"{PREFIX}/subnets/10.5.200.0-24":
+                            wanted |= entries(lease)
+                    stored = [page async for page in cluster.store.pages(f"{PREFIX}/subnets/10.5.")]
+                    assert {entry.key for entry in stored[0].entries} == set(agent.view.leases())
+                    ours = {key: entry for key, entry in on_device(kernel).items() if entry not in FOREIGN}
+                    assert ours == wanted
+                    assert all(kernel.tables.get(entry.key) == entry for entry in FOREIGN)
+                    return
+
+    asyncio.run(story())
