@@ -95,9 +95,10 @@ class EtcdStore:
         answer = await self._call(f"write {keys}", api.TXN, api.transaction(expect, operations), refused)
         if answer.succeeded:
             return int(answer.header.revision)
-        if refused:
-            # The endpoint that failed may have done it before it failed: then we conflict with ourselves.
-            raise Unavailable(f"cannot tell whether {keys} was written: {'; '.join(map(str, refused))}")
+        unclear = [refusal for refusal in refused if not refusal.never_sent]
+        if unclear:
+            # An endpoint that failed may have done it before it failed: then we conflict with ourselves.
+            raise Unavailable(f"cannot tell whether {keys} was written: {'; '.join(map(str, unclear))}")
         wanted = ", ".join(want.key for want in expect)
         raise Conflict(f"nothing was written to {keys}: {wanted} is not as expected; somebody else was first")
 

@@ -82,6 +82,11 @@ class Refusal(Exception):
         return self.code in _MOVING_ON or self.kind is Unavailable
 
     @property
+    def never_sent(self) -> bool:
+        """Whether the request certainly did not reach etcd."""
+        return "failed to connect to all addresses" in self.details or "address lookup failed" in self.details
+
+    @property
     def kind(self) -> type[RegistryError]:
         """Which of the store's errors this is."""
         return self._meaning()[0]
