@@ -292,10 +292,10 @@ def test_any_history_ends_with_the_kernel_as_the_registry_says(
                         break
                     await act(cluster, what, number, variant)
                 else:
-                    await cluster.settle(agent, 200)
+                    await cluster.settle(agent, 30)
                     for entry in FOREIGN:
                         kernel.meddle_set(entry)
-                    await cluster.settle(agent, 200)
+                    await cluster.settle(agent, 30)
                     wanted: dict[Key, Entry] = {}
                     for key, lease in agent.view.leases().items():
                         if key != f"{PREFIX}/subnets/10.5.200.0-24":
