@@ -80,7 +80,7 @@ class Kernel(Protocol):
     async def change_link(self, have: VxlanLink, want: VxlanLink) -> None:
         """Bring MTU, MAC, learning, local address, parent and up-state of an existing device to what is wanted.
 
-        Entries on it are kept. Raises KernelError.
+        Entries on it are kept, except that Linux drops the neighbours when the MAC changes. Raises KernelError.
         """
         ...
 
