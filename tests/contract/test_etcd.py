@@ -115,7 +115,7 @@ async def test_a_restarted_etcd_is_found_again_within_two_seconds(kind: Kind, se
         with pytest.raises(Unavailable, match=r"refuses connections|closed the connection|reset"):
             await store.get("/a")
         # Long enough for the backoff between attempts to reach its largest.
-        end = asyncio.get_running_loop().time() + 2.0
+        end = asyncio.get_running_loop().time() + 1.5
         while asyncio.get_running_loop().time() < end:
             with pytest.raises(Unavailable, match="refuses connections"):
                 await store.get("/a")
@@ -157,7 +157,7 @@ def cluster(tmp_path: Path) -> Iterator[list[EtcdServer]]:
 async def test_with_one_of_three_members_gone_calls_and_watches_go_on(
     kind: Kind, cluster: list[EtcdServer], fault: Callable[[EtcdServer], None]
 ) -> None:
-    async with connected(kind, *(member.endpoint for member in cluster), timeout=3.0, liveness=1.0) as store:
+    async with connected(kind, *(member.endpoint for member in cluster), timeout=1.5, liveness=0.5) as store:
         start = await store.commit([], [Put("/a", b"1")]) + 1
         async with watching(store, "/a", start) as stream:
             await anext(stream)
@@ -187,7 +187,7 @@ async def test_a_dead_first_endpoint_is_passed_over(server: EtcdServer, tmp_path
             assert await anext(stream) == Batch((), revision)
 
 
-async def test_when_all_endpoints_are_dead_all_are_named(kind: Kind, tmp_path: Path) -> None:
+async def test_when_all_endpoints_are_dead_all_are_named(tmp_path: Path) -> None:
     dead = [EtcdServer(tmp_path / name).endpoint for name in ("x", "y")]
     async with connected(EtcdStore, *dead) as store:
         with pytest.raises(Unavailable) as raised:
