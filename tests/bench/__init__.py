@@ -1,0 +1,19 @@
+"""Measurements of the daemon from outside: `python -m tests.bench [NAME ...]` as root, `make bench`.
+
+Nothing in the daemon is instrumented. What is timed is an effect that somebody else could see: a route in the kernel,
+a key in etcd, READY=1, bytes through iperf3, counters in /proc. No figure is ever asserted; a machine that is busy
+with something else makes a slow figure, not a failure.
+
+    __main__.py   arguments, order, clean-up
+    figures.py    what a benchmark returns, and the goals                     (pure)
+    report.py     the table and the JSON      chart.py     the picture        (pure)
+    machine.py    what it was measured on
+    peers.py      hosts that exist only as leases                             (pure)
+    cluster.py    one real host among them, from tests/lab
+    gateway.py    etcd over HTTP: the client that is timed costs nothing
+    witness.py    the kernel's own count of routes, and its events
+    process.py    memory and CPU of a process  looplag.py  how long the daemon's event loop was busy at a stretch
+    streams.py    iperf3 with several streams
+
+    load.py joins.py latency.py repair.py start.py idle.py throughput.py      the benchmarks, one each
+"""

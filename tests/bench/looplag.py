@@ -1,0 +1,76 @@
+"""The daemon, with a stop watch at its event loop: how long was it busy without looking at its sockets?
+
+    python tests/bench/looplag.py FLAGS...        the daemon's flags; $BENCH_LOOPLAG is where the outcome goes
+
+asyncio asks its selector for events, runs what they woke, and asks again. The time from an answer to the next question
+is one turn: for as long nothing else could run. The daemon is unchanged; only its event loop gets a selector that
+notes these times (two clock readings a turn). Written as JSON when the daemon ends: the longest turns, longest first,
+as [seconds since the loop began, length in seconds].
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from selectors import EpollSelector, SelectorKey
+
+from flanneld_py.agent.cli import main
+
+KEPT = 20
+
+
+class TimedSelector(EpollSelector):
+    """A selector that notes how long it was not asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._began = self._answered = 0.0
+        self._longest: list[tuple[float, float]] = []
+
+    def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
+        """Wait for events."""
+        now = time.perf_counter()
+        if self._began:
+            self._note(now - self._answered)
+        else:
+            self._began = now  # What was before is the import of the daemon, not a turn.
+        events = super().select(timeout)
+        self._answered = time.perf_counter()
+        return events
+
+    def _note(self, length: float) -> None:
+        turn = (length, self._answered - self._began)
+        if len(self._longest) < KEPT:
+            heapq.heappush(self._longest, turn)
+        elif turn > self._longest[0]:
+            heapq.heapreplace(self._longest, turn)
+
+    def longest(self) -> list[tuple[float, float]]:
+        """Return (seconds since the loop began, seconds) of the longest turns, longest first."""
+        return [(round(at, 6), round(length, 6)) for length, at in sorted(self._longest, reverse=True)]
+
+
+class TimedPolicy(asyncio.DefaultEventLoopPolicy):
+    """Make event loops with that selector."""
+
+    def __init__(self, selector: TimedSelector) -> None:
+        super().__init__()
+        self._selector = selector
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        """Make the loop; the daemon makes one."""
+        return asyncio.SelectorEventLoop(self._selector)
+
+
+if __name__ == "__main__":
+    selector = TimedSelector()
+    asyncio.set_event_loop_policy(TimedPolicy(selector))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    finally:
+        Path(os.environ["BENCH_LOOPLAG"]).write_text(json.dumps(selector.longest()))
