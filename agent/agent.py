@@ -28,7 +28,7 @@ from flanneld_py.agent.reconcile import Reconciler, Wanted
 from flanneld_py.encap.kernel import Kernel
 from flanneld_py.encap.peers import Own
 from flanneld_py.encap.state import VxlanLink
-from flanneld_py.encap.vxlan import BACKEND_TYPE, Underlay, Vxlan, choose_mac, parse_mac
+from flanneld_py.encap.vxlan import BACKEND_TYPE, Underlay, Vxlan, choose_mac, parse_mac, publishes
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
 from flanneld_py.registry.model import Lease, LeaseAttrs
 from flanneld_py.registry.registry import Registry
@@ -157,12 +157,16 @@ class Agent:
     def _mac(self, backend: Vxlan, had: Lease | None) -> bytes:
         """Choose the MAC to publish, given the lease that we had so far."""
         device = self._kernel.link(backend.device)
-        others = (lease for lease in self.view.leases().values() if had is None or lease.subnets != had.subnets)
+        ours = had.subnets if had is not None else None
+
+        def taken(mac: bytes) -> bool:
+            return any(publishes(lease, mac) and lease.subnets != ours for lease in self.view.leases().values())
+
         return choose_mac(
             device.mac if isinstance(device, VxlanLink) else None,
             had.attrs.backend_data if had is not None else None,
             self._identity.name,
-            backend.vteps(others),
+            taken,
         )
 
     def _write_subnet_file(self, wanted: Wanted) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
 from flanneld_py.agent import options as command_line
 from flanneld_py.agent.log import log, set_up
@@ -20,7 +19,7 @@ from flanneld_py.agent.log import log, set_up
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the daemon and return its exit code."""
     try:
-        options = command_line.parse(sys.argv[1:] if arguments is None else arguments, os.environ, _version())
+        options = command_line.parse(sys.argv[1:] if arguments is None else arguments, os.environ, _version)
     except command_line.Exit as wanted:
         print(wanted.text, file=sys.stderr)
         return 0
@@ -51,4 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _version() -> str:
+    from importlib.metadata import version  # Costs 15 ms.
+
     return f"flanneld-py {version('flanneld-py')}"

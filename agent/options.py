@@ -10,7 +10,7 @@ bad value is an error wherever it comes from: exit code 2 and one sentence.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -119,7 +119,7 @@ class Options:
     warnings: tuple[str, ...]
 
 
-def parse(arguments: Sequence[str], environment: Mapping[str, str], version: str) -> Options:
+def parse(arguments: Sequence[str], environment: Mapping[str, str], version: Callable[[], str]) -> Options:
     """Read and check all options. Raises UsageError and Exit."""
     given = _split(arguments)
     for flag in FLAGS:
@@ -131,7 +131,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], version: str
     if "help" in given:
         raise Exit(help_text())
     if "version" in given:
-        raise Exit(version)
+        raise Exit(version())
     for name in given:
         if _BY_NAME[name].kind == "refused":
             raise UsageError(f"--{name} is not supported. {KUBE}. Remove the flag or {_BY_NAME[name].variable}.")

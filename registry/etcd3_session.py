@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from types import ModuleType
 from typing import Any, TypeVar
 
-# See link.py.
+# See channel.py.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 

@@ -10,7 +10,7 @@ from flanneld_py.agent.options import FLAGS, Exit, Options, UsageError, parse
 
 
 def options(*arguments: str, **environment: str) -> Options:
-    return parse(arguments, environment, "flanneld-py 1.2.3")
+    return parse(arguments, environment, lambda: "flanneld-py 1.2.3")
 
 
 def test_defaults_are_flannels() -> None:
