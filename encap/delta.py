@@ -142,7 +142,8 @@ class Tracker:
         for operation in operations:
             key = operation.entry.key
             if id(operation) in failed:
-                self._settle(key)
+                self._updates[key[0]].pop(key, None)
+                self._deletions[key[0]].pop(key, None)
                 self._refused[key] = None
             elif operation.verb is Verb.REMOVE:
                 self.gone(key)
@@ -167,17 +168,16 @@ class Tracker:
             self._observed.add(key)
         self._compare(key)
 
-    def _settle(self, key: Key) -> None:
-        self._updates[key[0]].pop(key, None)
-        self._deletions[key[0]].pop(key, None)
-        self._refused.pop(key, None)
-
     def _compare(self, key: Key) -> None:
-        self._settle(key)
-        want = self._desired.get(key)
-        have = self._actual.get(key)
-        if want is not None:
-            if want != have:
-                self._updates[key[0]][key] = None
-        elif have is not None and key not in self._held:
+        """Bring what is pending for a key up to date. It runs twice for every entry there is: kept short."""
+        want, have = self._desired.get(key), self._actual.get(key)
+        if self._refused:
+            self._refused.pop(key, None)
+        if want is not None and want is not have and want != have:
+            self._updates[key[0]][key] = None
+        else:
+            self._updates[key[0]].pop(key, None)
+        if want is None and have is not None and key not in self._held:
             self._deletions[key[0]][key] = None
+        else:
+            self._deletions[key[0]].pop(key, None)

@@ -27,7 +27,7 @@ from flanneld_py.encap.kernel import Event, Gone, LinkChanged, Lost, Seen
 from flanneld_py.encap.nexthops import NexthopIds
 from flanneld_py.encap.rtnetlink import Message
 from flanneld_py.encap.rtsocket import RECEIVE_BYTES, SOL_NETLINK
-from flanneld_py.encap.state import ROUTE_PROTOCOL, Key, Nexthop, Route
+from flanneld_py.encap.state import ROUTE_PROTOCOL, FdbEntry, Key, Neighbour, Nexthop, Route
 
 NETLINK_ADD_MEMBERSHIP = 1
 SO_RCVBUFFORCE = 33
@@ -125,7 +125,7 @@ class Listener:
                 found = rt.read_neighbour(buffer, at, end, self.watched)
                 if found is None:
                     return []
-                if isinstance(found, tuple):
+                if not isinstance(found, Neighbour | FdbEntry):
                     return [Gone(found)]
                 return [Seen(found) if kind == rt.RTM_NEWNEIGH else Gone(found.key)]
             case rt.RTM_NEWROUTE | rt.RTM_DELROUTE:

@@ -18,7 +18,7 @@ from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.nexthops import NexthopIds
 from flanneld_py.encap.rtsocket import Interrupted, Refused, RouteSocket
-from flanneld_py.encap.state import ROUTE_PROTOCOL, Entry, Key, Nexthop, Route
+from flanneld_py.encap.state import ROUTE_PROTOCOL, Entry, FdbEntry, Key, Neighbour, Nexthop, Route
 
 _ATTEMPTS = 8
 _IP = (rt.AF_INET, rt.AF_INET6)
@@ -49,7 +49,7 @@ class Reader:
 
         def neighbour(buffer: bytes, at: int, end: int) -> Entry | None:
             found = rt.read_neighbour(buffer, at, end, names)
-            return None if isinstance(found, tuple) else found
+            return found if isinstance(found, Neighbour | FdbEntry) else None
 
         def route(buffer: bytes, at: int, end: int) -> Entry | None:
             found = rt.read_route(buffer, at, end)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class RegistryError(Exception):
@@ -51,9 +51,11 @@ class HistoryLost(RegistryError):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class KeyValue:
-    """One key as stored. `lease_id` 0 means: not attached to a lease, never expires."""
+class KeyValue(NamedTuple):
+    """One key as stored. `lease_id` 0 means: not attached to a lease, never expires.
+
+    A named tuple, as a listing of ten thousand is made at once.
+    """
 
     key: str
     value: bytes

@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"expected 1 round or more and 1 to {MOST} peers")
     daemons = [Daemon(OURS, DEFAULT_FLANNELD)]
     if options.flanneld is not None:
-        daemons.append(Daemon(options.flanneld.name, options.flanneld.resolve()))
+        name = options.flanneld.name
+        daemons.append(Daemon(f"other {name}" if name == OURS else name, options.flanneld.resolve()))
     for daemon in daemons:
         if shutil.which(daemon.path) is None:
             parser.error(f"{daemon.path} is no executable")

@@ -17,7 +17,7 @@ from tests.bench.figures import Figure
 from tests.bench.report import show
 
 DRAWN = (("load", "s"), ("joins", "s"), ("throughput", "Gbit/s"))
-WIDTH, LABEL, BAR, ROW, TITLE = 860, 380, 380, 22, 30
+WIDTH, LABEL, BAR, ROW, TITLE = 880, 480, 320, 22, 30
 """Pixels: the picture, its labels, the longest bar, and the heights of a bar's row and of a title's."""
 OURS_COLOUR, OTHER_COLOUR, GOAL_COLOUR = "#0b6fa4", "#9aa5ad", "#c2410c"
 

@@ -4,8 +4,9 @@
 
 asyncio asks its selector for events, runs what they woke, and asks again. The time from an answer to the next question
 is one turn: for as long nothing else could run. The daemon is unchanged; only its event loop gets a selector that
-notes these times (two clock readings a turn). Written as JSON when the daemon ends: the longest turns, longest first,
-as [seconds since the loop began, length in seconds].
+notes these times (four clock readings a turn). Written as JSON when the daemon ends: the longest turns, longest first,
+as [seconds since the loop began, length in seconds, CPU seconds of it]. A turn much longer than its CPU time was held up
+by the machine: by other processes, or by the daemon's other threads.
 """
 
 from __future__ import annotations
@@ -29,30 +30,29 @@ class TimedSelector(EpollSelector):
 
     def __init__(self) -> None:
         super().__init__()
-        self._began = self._answered = 0.0
-        self._longest: list[tuple[float, float]] = []
+        self._began = self._answered = self._cpu = 0.0
+        self._longest: list[tuple[float, float, float]] = []
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
         """Wait for events."""
         now = time.perf_counter()
         if self._began:
-            self._note(now - self._answered)
+            self._note((now - self._answered, self._answered - self._began, time.thread_time() - self._cpu))
         else:
             self._began = now  # What was before is the import of the daemon, not a turn.
         events = super().select(timeout)
-        self._answered = time.perf_counter()
+        self._answered, self._cpu = time.perf_counter(), time.thread_time()
         return events
 
-    def _note(self, length: float) -> None:
-        turn = (length, self._answered - self._began)
+    def _note(self, turn: tuple[float, float, float]) -> None:
         if len(self._longest) < KEPT:
             heapq.heappush(self._longest, turn)
         elif turn > self._longest[0]:
             heapq.heapreplace(self._longest, turn)
 
-    def longest(self) -> list[tuple[float, float]]:
-        """Return (seconds since the loop began, seconds) of the longest turns, longest first."""
-        return [(round(at, 6), round(length, 6)) for length, at in sorted(self._longest, reverse=True)]
+    def longest(self) -> list[tuple[float, float, float]]:
+        """Return (seconds since the loop began, seconds, CPU seconds) of the longest turns, longest first."""
+        return [(round(at, 6), round(length, 6), round(cpu, 6)) for length, at, cpu in sorted(self._longest)[::-1]]
 
 
 class TimedPolicy(asyncio.DefaultEventLoopPolicy):

@@ -18,7 +18,6 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Protocol
@@ -199,7 +198,7 @@ class Meddler:
         self._kernel = kernel
 
     def put(self, entry: Entry, *, static: bool = True) -> None:
-        self._kernel.meddle_set(replace(entry, protocol=4 if static else 3) if isinstance(entry, Route) else entry)
+        self._kernel.meddle_set(entry._replace(protocol=4 if static else 3) if isinstance(entry, Route) else entry)
 
     def remove(self, entry: Entry) -> None:
         self._kernel.meddle_remove(entry.key)

@@ -208,7 +208,7 @@ async def test_entries_are_removed_and_absent_is_no_failure(host: Host, entries:
 
 
 async def test_an_entry_on_a_missing_device_fails_and_its_removal_does_not(host: Host) -> None:
-    stray = replace(entries_of_peer(host)[0], device="nosuch0")
+    stray = entries_of_peer(host)[0]._replace(device="nosuch0")
     assert host.apply(Verb.ADD, stray) == [(stray, errno.ENODEV)]
     assert host.apply(Verb.REMOVE, stray) == []
 
@@ -221,7 +221,7 @@ async def test_one_bad_entry_in_a_batch_fails_alone(host: Host) -> None:
     good = [Route(DEVICE, ip(f"10.5.{n}.0"), 24, ip(f"10.5.{n}.0")) for n in range(100)]
     bad = Route("nosuch0", ip("10.6.0.0"), 24, ip("10.6.0.0"))
     blocked = good[70]
-    host.foreigner.put(replace(blocked, device=UNDERLAY, gateway=ip("10.0.0.7")))
+    host.foreigner.put(blocked._replace(device=UNDERLAY, gateway=ip("10.0.0.7")))
     failed = host.apply(Verb.ADD, *good[:50], bad, *good[50:])
     assert sorted(number for _, number in failed) == sorted([errno.ENODEV, errno.EEXIST])
     assert {entry.key for entry, _ in failed} == {bad.key, blocked.key}
@@ -237,7 +237,7 @@ async def test_a_route_of_another_device_is_left_alone(host: Host, verb: Verb, v
         else Route(UNDERLAY, ip("10.5.1.0"), 24, ip("10.0.0.7"))
     )
     host.foreigner.put(foreign)
-    ours = replace(foreign, device=DEVICE6 if v6 else DEVICE, gateway=foreign.subnet)
+    ours = foreign._replace(device=DEVICE6 if v6 else DEVICE, gateway=foreign.subnet)
     assert host.apply(verb, ours) == [(ours, errno.EEXIST)]
     assert host.apply(Verb.REMOVE, ours) == []
     assert host.foreigner.table() == {foreign}
@@ -262,7 +262,7 @@ async def test_routes_of_flannels_daemon_are_taken_for_ours(host: Host) -> None:
 
 async def test_a_route_without_gateway_is_read_replaced_and_removed(host: Host) -> None:
     found = Route(DEVICE, ip("10.5.1.0"), 24, None)
-    wanted = replace(found, gateway=ip("10.5.1.0"))
+    wanted = found._replace(gateway=ip("10.5.1.0"))
     host.foreigner.put(found)
     assert host.read() == {found}
     assert host.apply(Verb.REPLACE, wanted) == []
@@ -355,7 +355,7 @@ async def test_a_route_replaced_by_one_of_another_device_is_gone(host: Host, ent
     await host.add(*entries)
     *_, ours = entries_of_peer(host)
     assert isinstance(ours, Route)
-    foreign = replace(ours, device=UNDERLAY, gateway=ip("10.0.0.7"))
+    foreign = ours._replace(device=UNDERLAY, gateway=ip("10.0.0.7"))
     host.foreigner.replace(foreign)
     await host.heard(lambda events: Gone(ours.key) in events)
     assert host.read() == set(entries) - {ours}

@@ -123,6 +123,14 @@ def test_every_container_reaches_every_other(three: Lab) -> None:
         assert set(fdb(host).values()) == {str(other.address) for other in three.hosts} - {str(host.address)}
 
 
+def test_with_the_etcd3_package_as_the_client(make_lab: MakeLab) -> None:
+    lab = make_lab(hosts=2, agent_args=("--etcd-client", "etcd3"))
+    assert lab.wait_connected() == []
+    put_lease(lab, "10.42.240.0/24", "172.30.0.99")
+    until(lambda: complete(lab.hosts[0], 2), "a peer that joined later")
+    assert lab.hosts[0].agent.terminate() == 0
+
+
 def test_what_others_see_is_flannels(two: Lab) -> None:
     host = two.hosts[0]
     env = host.agent.subnet_env()
@@ -267,7 +275,7 @@ def test_stale_entries_go_once_the_registry_is_in_sync_and_not_before(two: Lab) 
 @pytest.mark.parametrize(
     "damage",
     [
-        "ip route del {net} dev flannel.1",
+        "ip route del {net}",
         "ip route replace {net} dev flannel.1",
         "ip neigh flush dev flannel.1 nud permanent",
         "ip neigh replace {base} lladdr 02:00:00:00:00:01 nud reachable dev flannel.1",
