@@ -88,6 +88,9 @@ def _measure(names: Sequence[str], setting: Setting, target: Path | None) -> int
         "when": datetime.now().astimezone().isoformat(timespec="seconds"),
         "machine": machine.facts(setting.daemons),
     }
+    if others := machine.namespaces():
+        # The kernel configures one namespace at a time; waiting for another one's removal shows as hundreds of ms.
+        print(f"bench: there are {others} network namespaces already: whatever works in them disturbs the figures")
     figures: list[Figure] = []
     code = 0
     try:

@@ -5,8 +5,8 @@
 asyncio asks its selector for events, runs what they woke, and asks again. The time from an answer to the next question
 is one turn: for as long nothing else could run. The daemon is unchanged; only its event loop gets a selector that
 notes these times (four clock readings a turn). Written as JSON when the daemon ends: the longest turns, longest first,
-as [seconds since the loop began, length in seconds, CPU seconds of it]. A turn much longer than its CPU time was held up
-by the machine: by other processes, or by the daemon's other threads.
+as [seconds since the loop began, length in seconds, CPU seconds of it]. A turn much longer than its CPU time was held
+up by the machine: by other processes, or by a kernel lock that is one for all network namespaces.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tests.bench.figures import Daemon
+from tests.lab.processes import NETNS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -24,6 +25,7 @@ def facts(daemons: Sequence[Daemon]) -> dict[str, object]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
         "load": [round(average, 2) for average in os.getloadavg()],
+        "network_namespaces": namespaces(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in ("grpcio", "protobuf", "pyroute2")},
         "commit": _first_line("git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"),
@@ -32,6 +34,11 @@ def facts(daemons: Sequence[Daemon]) -> dict[str, object]:
         "iperf3": _first_line("iperf3", "--version"),
         "daemons": {daemon.name: _first_line(str(daemon.path), "--version") for daemon in daemons},
     }
+
+
+def namespaces() -> int:
+    """Count the network namespaces with a name, as other labs have them."""
+    return len(list(NETNS.iterdir())) if NETNS.is_dir() else 0
 
 
 def _first_line(*argv: str) -> str:

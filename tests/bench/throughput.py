@@ -20,7 +20,7 @@ from tests.lab.lab import Lab
 from tests.lab.measure import Station, ping
 from tests.lab.topology import Plan
 
-SECONDS = 2
+SECONDS = 3
 COUNTS = (1, 4)
 PINGS = 100
 BY_HAND, UNDERLAY = "by hand", "underlay"
