@@ -1,0 +1,38 @@
+"""The repository keeps its shape: what is packaged, what stands at the top, what a module says about itself."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("agent", "encap", "registry")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("**/*.py"))
+
+
+def test_every_package_is_packaged() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    tools = project["tool"]["setuptools"]
+    assert tools["packages"] == [f"flanneld_py.{package}" for package in PACKAGES]
+    assert tools["package-dir"] == {f"flanneld_py.{package}": package for package in PACKAGES}
+    for package in PACKAGES:
+        assert (ROOT / package / "py.typed").exists()
+        assert (ROOT / ".typing/flanneld_py" / package).resolve() == ROOT / package
+        assert not [path for path in (ROOT / package).iterdir() if path.is_dir() and path.name != "__pycache__"], "flat"
+
+
+def test_no_module_is_packaged_without_its_data() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["*"]
+    data = [path for package in PACKAGES for path in (ROOT / package).iterdir() if path.suffix not in (".py", "")]
+    assert all(any(path.match(pattern) for pattern in patterns) for path in data)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_module_says_what_it_is_and_is_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(text))
+    assert len(text.splitlines()) <= 300
