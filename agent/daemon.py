@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+from pathlib import Path
 from random import Random
 from typing import Never
 
@@ -78,6 +79,10 @@ class Daemon:
     async def _make_agent(self, registry: Registry, kernel: Netlink) -> Agent:
         options = self._options
         choice = await choose_underlay(options)
+        if not forwards():
+            log.warning(
+                "this host does not forward packets, so its containers reach nobody: sysctl net.ipv4.ip_forward=1"
+            )
         return Agent(
             Settings(options.subnet_file, options.margin),
             registry,
@@ -106,6 +111,14 @@ async def choose_underlay(options: Options) -> Choice:
     chosen = facts(interface=choice.interface.name, address=choice.address, public_ip=choice.public_ip)
     log.info("underlay chosen", **chosen)
     return choice
+
+
+def forwards() -> bool:
+    """Tell whether the kernel routes packets between interfaces; container engines usually switch it on."""
+    try:
+        return Path("/proc/sys/net/ipv4/ip_forward").read_text(encoding="ascii").strip() == "1"
+    except OSError:
+        return True
 
 
 async def stop_on_signal() -> Never:

@@ -9,6 +9,7 @@ It never gives up and never takes the view back: while the registry is away the 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
 from random import Random
@@ -33,16 +34,18 @@ class Follower:
         self._clock = clock
         self._backoff = Backoff(0.1, 5.0, rng)
         self._changed = changed
+        self._one_listing = asyncio.Lock()
         self._lost = False
         self.connected = False
 
     async def list(self) -> None:
-        """Read all leases once. Raises RegistryError; the view then keeps what it had."""
-        self._view.begin_listing()
-        async for page in self._registry.pages():
-            self._view.page(page)
-            await self._clock.sleep(0)
-        self._view.end_listing()
+        """Read all leases once. Raises RegistryError; the view then has what it had, or newer."""
+        async with self._one_listing:
+            self._view.begin_listing()
+            async for page in self._registry.pages():
+                self._view.page(page)
+                await self._clock.sleep(0)
+            self._view.end_listing()
         self._changed()
 
     async def run(self) -> Never:

@@ -156,7 +156,7 @@ class Reconciler:
         if self._look_at_link and not await self._ensure_link():
             return
         if now >= self._read_at:
-            await self._read()
+            await self._read(now)
         self._hold_or_release(now)
         await self._take_leases()
         await self._apply()
@@ -193,13 +193,18 @@ class Reconciler:
             )
         return True
 
-    async def _read(self) -> None:
-        self._read_at = self._clock.now() + READ_EVERY * self._rng.uniform(0.75, 1.25)
+    async def _read(self, now: float) -> None:
+        self._read_at = now + READ_EVERY * self._rng.uniform(0.75, 1.25)
         self._tracker.begin_reading()
-        for entries in self._kernel.dump():
-            self._tracker.observe(entries)
-            await self._clock.sleep(0)
-        self._tracker.end_reading()
+        try:
+            for entries in self._kernel.dump():
+                self._tracker.observe(entries)
+                await self._clock.sleep(0)
+        except KernelError as error:
+            log.warning("the kernel's tables cannot be read, trying again", **facts(reason=error))
+            self._read_at = now + self._entry_backoff.next()
+        else:
+            self._tracker.end_reading()
 
     def _hold_or_release(self, now: float) -> None:
         """Delete no peer because of a registry that was found empty: that is a lost registry, not a lost cluster.

@@ -55,11 +55,6 @@ class Tracker:
         """Keys whose last operation failed and which wait for `retry`."""
         return self._refused.keys()
 
-    def pending(self, *, prune: bool) -> int:
-        """Count the operations that are to be done now."""
-        count = sum(map(len, self._updates.values()))
-        return count + sum(map(len, self._deletions.values())) if prune else count
-
     # What should be there
 
     def want(self, group: str, entries: Sequence[Entry]) -> None:

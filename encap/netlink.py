@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from errno import EEXIST, EINVAL
+from errno import EEXIST, EINVAL, EOPNOTSUPP, EPERM
 
 from flanneld_py.encap import device, request
 from flanneld_py.encap import rtnetlink as rt
@@ -193,6 +193,10 @@ class Netlink:
             for link in self._links():
                 if (link.kind, link.vni, link.port) == ("vxlan", want.vni, want.port):
                     return f"{link.name} has VNI {want.vni} on port {want.port} already; delete it, or use another VNI"
+        if refused.errno == EPERM:
+            return f"{refused}; run as root, or with CAP_NET_ADMIN"
+        if refused.errno == EOPNOTSUPP:
+            return f"{refused}; the kernel has no VXLAN devices: load its module vxlan (modprobe vxlan)"
         if refused.errno == EINVAL:
             local = "no local address" if want.local is None else f"local address {text(want.local)}"
             parent = "without a parent" if want.parent is None else f"on {want.parent}"

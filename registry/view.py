@@ -14,6 +14,16 @@ from __future__ import annotations
 from flanneld_py.registry.model import Delta, Lease, Page, Record, Rejected
 
 
+class _Listing:
+    """A listing that is under way: the keys it has shown, and those that deltas have told something newer about."""
+
+    def __init__(self, before: int) -> None:
+        self.before = before
+        self.revision = before
+        self.shown: set[str] = set()
+        self.overtaken: set[str] = set()
+
+
 class LeaseView:
     """The records under <prefix>/subnets/ as of `revision`."""
 
@@ -25,7 +35,7 @@ class LeaseView:
         self.synced = False
         self.emptied = False
         self.changed: dict[str, None] = {}
-        self._listed: set[str] | None = None
+        self._listing: _Listing | None = None
 
     def lease(self, key: str) -> Lease | None:
         """Return the lease at a key, if there is one and it can be read."""
@@ -41,23 +51,32 @@ class LeaseView:
         return {key: record for key, record in self.records.items() if isinstance(record, Lease)}
 
     def begin_listing(self) -> None:
-        """Start over: the coming pages are all there is."""
-        self._listed = set()
+        """Start over: the coming pages are all there is, but for what deltas tell meanwhile."""
+        self._listing = _Listing(self.revision)
 
     def page(self, page: Page) -> None:
-        """Take in one page of a listing. `rewound` is set if its store is behind what we knew: it was replaced."""
-        assert self._listed is not None, "page() outside a listing"
-        self.rewound |= page.revision < self.revision
-        self._listed.update(page.records)
+        """Take in one page of a listing."""
+        listing = self._listing
+        assert listing is not None, "page() outside a listing"
+        listing.revision = page.revision
+        listing.shown.update(page.records)
         for key, record in page.records.items():
-            self._set(key, record)
-        self.revision = page.revision
+            if key not in listing.overtaken:
+                self._set(key, record)
 
     def end_listing(self) -> None:
-        """Finish a listing. `emptied` is set if it shows nothing where something was known, or at the first time."""
-        listed, self._listed = self._listed or set(), None
-        for key in [key for key in self.records if key not in listed]:
+        """Finish a listing.
+
+        `emptied` is set if it shows nothing, `rewound` if its store is behind what we knew before: it was replaced.
+        """
+        listing, self._listing = self._listing, None
+        assert listing is not None, "end_listing() outside a listing"
+        for key in [key for key in self.records if key not in listing.shown and key not in listing.overtaken]:
             self._set(key, None)
+        if listing.revision < listing.before:
+            self.rewound, self.revision = True, listing.revision
+        else:
+            self.revision = max(self.revision, listing.revision)
         self.synced = True
         self.emptied |= not self.records
 
@@ -65,6 +84,8 @@ class LeaseView:
         """Take in changes. `emptied` is set if they leave nothing: that is no cluster's way to shrink."""
         for key, record in delta.changes:
             self._set(key, record)
+            if self._listing is not None:
+                self._listing.overtaken.add(key)
         self.revision = delta.revision
         self.emptied |= bool(delta.changes) and not self.records
 

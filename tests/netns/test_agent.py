@@ -480,6 +480,8 @@ def test_a_config_that_is_missing_or_wrong_is_waited_for(make_lab: MakeLab) -> N
     ticks = host.namespace.run(["sh", "-c", f"cut -d' ' -f14,15 /proc/{host.agent.pid}/stat"]).stdout.split()
     assert sum(map(int, ticks)) < 150, "CPU time in 10 ms, of which the start is most"
     assert host.agent.log_tail().count("WARNING") <= 3
+    assert host.agent.terminate() == 0, "also while it waits"
+    host.agent.start()
     etcd(lab).ctl("put", f"{PREFIX}/config", lab.plan.network_config())
     host.agent.wait_ready()
 

@@ -81,3 +81,34 @@ def test_a_registry_that_turns_up_empty_is_noticed() -> None:
     assert view.emptied
     assert listed().emptied
     assert not listed(1).emptied
+
+
+def test_what_a_watch_tells_during_a_listing_is_newer_than_the_listing() -> None:
+    """The keeper lists while the follower watches: a page is as old as its first one."""
+    view = listed(1, 2, revision=10)
+    view.begin_listing()
+    view.page(Page({"k1": lease(1, 1)}, 11))
+    view.delta(Delta((("k3", lease(3, 12)), ("k2", None), ("k1", lease(1, 13, public_ip=77))), 13))
+    view.page(Page({"k2": lease(2, 2), "k1": lease(1, 1)}, 11))
+    view.end_listing()
+    assert sorted(view.records) == ["k1", "k3"]
+    assert view.leases()["k1"].attrs.public_ip == IPv4Address("192.0.2.77")
+    assert view.revision == 13
+    assert not view.rewound
+
+
+def test_a_listing_that_breaks_does_not_move_the_revision() -> None:
+    """Else a watch resumed from it would miss what the missing pages had to say."""
+    view = listed(1, revision=10)
+    view.begin_listing()
+    view.page(Page({"k1": lease(1, 1)}, 30))
+    assert view.revision == 10
+
+
+def test_a_store_that_begins_anew_is_noticed() -> None:
+    view = listed(1, revision=10)
+    view.begin_listing()
+    view.page(Page({"k1": lease(1, 3)}, 4))
+    view.end_listing()
+    assert view.rewound
+    assert view.revision == 4
