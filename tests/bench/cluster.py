@@ -7,7 +7,8 @@ namespace h1     one daemon at a time  -->  flannel.1 and its entries  <-- route
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from math import inf
 from pathlib import Path
@@ -21,6 +22,9 @@ from tests.lab.lab import CLIENT_PORT, Lab
 from tests.lab.manual import DEVICE
 from tests.lab.namespace import Namespace
 from tests.lab.topology import Plan
+
+REST = 0.2
+"""Seconds in which the daemon comes to rest and a tool is started."""
 
 OWN_ROUTES = 1
 """The device's own address is a route in the local table, which RouteCount counts as well."""
@@ -74,9 +78,31 @@ class Cluster:
         forwarding = [line for line in self._lines("bridge", "fdb", "show", "dev", DEVICE) if " dst " in line]
         return len(routes) == len(neighbours) == len(forwarding) == peers
 
-    def command(self, *argv: str) -> subprocess.Popen[bytes]:
-        """Start a command on the host."""
-        return self.host.popen(argv)
+    @contextmanager
+    def deletion(self, tool: str) -> Iterator[Callable[[str], float]]:
+        """Start `ip` or `bridge` on the host, let everything come to rest, and give a function.
+
+        Called with one line for the tool, it forgets all events, hands the line over and returns when it began to.
+        """
+        # Anew each time: `ip` remembers the number of a device that was made anew since.
+        argv = [tool, "-n", self.host.name, "-batch", "-"]
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
+
+        def delete(line: str) -> float:
+            self.monitor.forget()
+            began = time.perf_counter()
+            assert process.stdin is not None
+            process.stdin.write(f"{line}\n".encode())
+            process.stdin.close()
+            return began
+
+        try:
+            time.sleep(REST)
+            yield delete
+            process.wait(10)
+        finally:
+            process.kill()
+            process.communicate()
 
     def _lines(self, *argv: str) -> list[str]:
         return self.host.run(argv).stdout.splitlines()

@@ -1,17 +1,19 @@
 """Somebody deletes what the daemon has programmed: how soon is it back?
 
-    RTM_DEL... of the deleted object -> RTM_NEW... of the same
+    the deletion handed to `ip` or `bridge` -> RTM_NEW... of what was deleted, after its RTM_DEL...
 
-Deleted with `ip` and `bridge`; both times are those of the kernel's own events. A nexthop object takes its route along
-without an event: both must be back. A device takes everything along: from the event of its deletion until all routes
-are back, and then it must have its MAC and all other entries. In a cluster of three peers and in a large one.
+From just before the line is written to an `ip -batch` that waits for it, so the tool's and the kernel's own work is
+part of it. Not from the event of the deletion: a witness that is woken late would stamp both events at once, and show
+less than it took. A nexthop object takes its route along without an event: both must be back. A device takes everything
+along: until all routes are back, and then it must have its MAC and all other entries. In a cluster of three peers and
+in a large one.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
+from math import inf
 
 from tests.bench.cluster import Cluster, cluster, since
 from tests.bench.figures import Figure, Setting
@@ -54,44 +56,40 @@ def run(setting: Setting) -> Iterator[Figure]:
 
 
 def _repair(one: Cluster, kind: str, peer: Peer) -> float:
-    time.sleep(0.2)  # the daemon is at rest again
-    one.monitor.forget()
     base = peer.base.packed
     match kind:
         case "route":
             # Without the device: a route through a nexthop object does not match one.
-            argv = ["ip", "route", "del", str(peer.subnet)]
-            return _between(one, argv, (DEL_ROUTE, base), [(NEW_ROUTE, base)])
+            return _entry(one, "ip", f"route del {peer.subnet}", (DEL_ROUTE, base), [(NEW_ROUTE, base)])
         case "neighbour":
-            argv = ["ip", "neigh", "del", str(peer.base), "dev", DEVICE]
-            return _between(one, argv, (DEL_NEIGHBOUR, base), [(NEW_NEIGHBOUR, base)])
+            line = f"neigh del {peer.base} dev {DEVICE}"
+            return _entry(one, "ip", line, (DEL_NEIGHBOUR, base), [(NEW_NEIGHBOUR, base)])
         case "forwarding entry":
-            argv = ["bridge", "fdb", "del", peer.mac.hex(":"), "dev", DEVICE, "self"]
-            return _between(one, argv, (DEL_NEIGHBOUR, peer.mac), [(NEW_NEIGHBOUR, peer.mac)])
+            line = f"fdb del {peer.mac.hex(':')} dev {DEVICE} self"
+            return _entry(one, "bridge", line, (DEL_NEIGHBOUR, peer.mac), [(NEW_NEIGHBOUR, peer.mac)])
         case "nexthop":
-            argv = ["ip", "nexthop", "del", "id", str(_nexthop(one, peer))]
-            return _between(one, argv, (DEL_NEXTHOP, base), [(NEW_NEXTHOP, base), (NEW_ROUTE, base)])
+            line = f"nexthop del id {_nexthop(one, peer)}"
+            return _entry(one, "ip", line, (DEL_NEXTHOP, base), [(NEW_NEXTHOP, base), (NEW_ROUTE, base)])
         case _:
             return _device(one)
 
 
-def _between(one: Cluster, argv: Sequence[str], gone: Event, back: Sequence[Event]) -> float:
-    command = one.command(*argv)
-    deleted = one.monitor.wait([gone], timeout=2)
-    if command.wait() != 0:
-        raise LabError(f"`{' '.join(argv)}` failed on the benchmark's host: the daemon has not made what it deletes")
-    return since(deleted, one.monitor.wait(back))
+def _entry(one: Cluster, tool: str, line: str, gone: Event, back: Sequence[Event]) -> float:
+    with one.deletion(tool) as delete:
+        began = delete(line)
+        if one.monitor.wait([gone], timeout=2) == inf:
+            raise LabError(f"`{tool} {line}` deleted nothing on the benchmark's host: the daemon has not made it")
+        return since(began, one.monitor.wait(back))
 
 
 def _device(one: Cluster) -> float:
     mac = _mac(one)
-    command = one.command("ip", "link", "del", DEVICE)
-    deleted = one.monitor.wait([(DEL_LINK, DEVICE.encode())])
-    # `ip` returns only when the kernel has let go of the old device's memory; that is later.
-    restored = one.wait_programmed(len(one.peers))
-    command.wait()
-    right = one.complete(len(one.peers)) and _mac(one) == mac
-    return since(deleted, restored) if right else float("inf")
+    with one.deletion("ip") as delete:
+        began = delete(f"link del {DEVICE}")
+        if one.monitor.wait([(DEL_LINK, DEVICE.encode())]) == inf:
+            raise LabError(f"`ip link del {DEVICE}` deleted nothing on the benchmark's host: there is no device")
+        restored = one.wait_programmed(len(one.peers))
+    return since(began, restored) if one.complete(len(one.peers)) and _mac(one) == mac else inf
 
 
 def _mac(one: Cluster) -> str:
