@@ -22,10 +22,11 @@ from typing import Never
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.log import facts, log
+from flanneld_py.agent.refusals import Refusals
 from flanneld_py.encap.delta import Tracker
 from flanneld_py.encap.kernel import Event, Gone, Kernel, KernelError, LinkChanged, Lost, Seen
 from flanneld_py.encap.peers import Own, Peers
-from flanneld_py.encap.state import Failure, Key, VxlanLink, describe
+from flanneld_py.encap.state import VxlanLink
 from flanneld_py.encap.vxlan import LinkStep, Vxlan, link_step
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.lifetime import TTL
@@ -36,6 +37,8 @@ SETTLE = 0.002
 
 READ_EVERY = 300.0
 """Seconds between readings of the kernel that nothing asked for, jittered: what no event told is found then."""
+
+DEVICE_GONE = (errno.ENODEV, errno.ENETDOWN)
 
 LEASE_PORTION = 100
 ENTRY_PORTION = 100
@@ -66,8 +69,8 @@ class Reconciler:
         self._wake = asyncio.Event()
         self._tracker = Tracker(wanted.backend.owns)
         self._link_backoff = Backoff(0.1, 30.0, rng)
-        self._entry_backoff = Backoff(0.1, 30.0, rng)
-        self._failing: dict[Key, str] = {}
+        self._entry_backoff = Backoff(0.02, 30.0, rng)
+        self._refusals = Refusals()
         self._link_failure = ""
         self._said: dict[str, str] = {}
         self._held_until = float("inf")
@@ -131,7 +134,7 @@ class Reconciler:
     @property
     def failing(self) -> int:
         """How many kernel entries are refused by the kernel."""
-        return len(self._failing)
+        return len(self._refusals)
 
     # The loop
 
@@ -188,6 +191,7 @@ class Reconciler:
         self._link_failure = ""
         if step is not LinkStep.NOTHING:
             self._read_at = 0.0
+            self._tracker.retry()
             log.info(
                 f"device {step.value}d", **facts(device=want.name, mac=want.mac.hex(":"), mtu=want.mtu, port=want.port)
             )
@@ -251,11 +255,16 @@ class Reconciler:
         while operations := self._tracker.take(ENTRY_PORTION, prune=self._view.synced):
             failures = self._kernel.apply(operations)
             self._tracker.done(operations, failures)
-            self._note(failures)
             applied += len(operations) - len(failures)
+            if any(failure.errno in DEVICE_GONE for failure in failures):
+                # Its own event is on its way; every further entry would fail as well.
+                self._look_at_link = True
+                self._retry_at = self._clock.now() + self._entry_backoff.next()
+                return
+            self._refusals.note(failures)
             await self._clock.sleep(0)
-        self._note_recovered()
-        if self._failing:
+        self._refusals.keep(self._tracker.refused)
+        if self._refusals:
             self._retry_at = min(self._retry_at, self._clock.now() + self._entry_backoff.next())
         else:
             self._entry_backoff.reset()
@@ -266,27 +275,6 @@ class Reconciler:
         elif applied:
             log.debug("kernel brought up to date", **facts(entries=applied, peers=self.peers, failing=self.failing))
         self._meddled = False
-
-    def _note(self, failures: Sequence[Failure]) -> None:
-        """Log what the kernel refused: each entry once, until it works."""
-        for failure in failures:
-            entry = failure.operation.entry
-            if failure.errno in (errno.ENODEV, errno.ENETDOWN, errno.ENETUNREACH):
-                self._look_at_link = True
-            if entry.key not in self._failing:
-                verb = failure.operation.verb.value
-                log.warning(f"cannot {verb} {describe(entry)}, trying again", **facts(reason=failure.message))
-            self._failing[entry.key] = failure.message
-
-    def _note_recovered(self) -> None:
-        if not self._failing:
-            return
-        refused = set(self._tracker.refused)
-        recovered = [key for key in self._failing if key not in refused]
-        for key in recovered:
-            del self._failing[key]
-        if recovered and not self._failing:
-            log.info("the kernel has taken everything that it refused before", **facts(entries=len(recovered)))
 
     def _want(self, wanted: Wanted) -> None:
         self._wanted = wanted

@@ -18,7 +18,7 @@ so it cannot be touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
 from flanneld_py.encap.state import Entry, Failure, Key, Operation, Verb
@@ -51,9 +51,9 @@ class Tracker:
         return self._actual
 
     @property
-    def refused(self) -> Iterable[Key]:
+    def refused(self) -> Collection[Key]:
         """Keys whose last operation failed and which wait for `retry`."""
-        return self._refused.keys()
+        return self._refused
 
     # What should be there
 

@@ -179,12 +179,13 @@ class FakeKernel:
         self.links[name] = replace(link, up=True)
         self._tell(LinkChanged(name, True))
 
-    def meddle_delete_link(self, name: str) -> None:
-        """Delete a device and all that is on it."""
+    def meddle_delete_link(self, name: str, *, told: bool = True) -> None:
+        """Delete a device and all that is on it; `told` False for the moment before its own event comes."""
         if isinstance(self.links.pop(name), VxlanLink):
             self._vanish(name, ("nexthop", "route"), silently=True)
             self._vanish(name, ("address", "fdb", "neighbour"), silently=False)
-        self._tell(LinkChanged(name, False))
+        if told:
+            self._tell(LinkChanged(name, False))
 
     def meddle_silently(self, key: Key) -> None:
         """Delete an entry so that nobody is told: what only a reading finds."""

@@ -107,6 +107,32 @@ async def test_a_deleted_device_comes_back_with_mac_and_peers(cluster: Cluster) 
         await cluster.clock.run_until(lambda: (kernel.links.get(DEVICE), kernel.tables) == before, 0.2)
 
 
+async def test_a_deleted_device_is_no_flood_in_the_log(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """Entries are told to be gone before the device is; putting them back one by one fails, each of them."""
+    for number in range(2, 200):
+        await cluster.put(f"10.5.{number}.0-24", f"198.51.100.{number}", f"02:00:00:00:00:{number:02x}")
+    kernel = cluster.kernel(1)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        before = dict(kernel.tables)
+        caplog.clear()
+        kernel.meddle_delete_link(DEVICE, told=False)
+        await cluster.clock.run_for(0.01)
+        kernel.meddle_overflow()
+        await cluster.clock.run_until(lambda: kernel.tables == before, 0.2)
+        assert len(caplog.records) < 5
+
+
+async def test_refused_entries_are_no_flood_in_the_log(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(2, 200):
+        await cluster.put(f"10.5.{number}.0-24", f"198.51.100.{number}", f"02:00:00:00:00:{number:02x}")
+    cluster.kernel(1).fail(lambda _: True, EINVAL, times=500)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert len(caplog.records) < 30
+        assert len(on_device(cluster.kernel(1))) == 4 * 198
+
+
 async def test_what_no_event_tells_is_found_by_reading(cluster: Cluster) -> None:
     await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
     kernel = cluster.kernel(1)

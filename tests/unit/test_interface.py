@@ -16,6 +16,7 @@ from flanneld_py.agent.interface import (
     InterfaceAddress,
     NoInterface,
     choose,
+    default_interface,
 )
 
 
@@ -25,7 +26,7 @@ def interface(name: str, index: int, *addresses: str) -> Interface:
 
 NAT = interface("enp0s3", 2, "10.0.2.15")
 LAN = interface("enp0s8", 3, "192.168.56.11", "192.168.56.12")
-HOST = Host((interface("lo", 1, "127.0.0.1"), NAT, LAN, interface("docker0", 4)), default=2)
+HOST = Host((interface("lo", 1, "127.0.0.1"), NAT, LAN, interface("docker0", 4)), default="enp0s3")
 
 
 def pick(
@@ -79,7 +80,7 @@ def test_a_public_address_behind_nat_is_advertised_only() -> None:
 
 def test_the_better_address_of_an_interface() -> None:
     def addresses(*entries: InterfaceAddress) -> Host:
-        return Host((replace(NAT, addresses=entries),), default=2)
+        return Host((replace(NAT, addresses=entries),), default="enp0s3")
 
     link_local = InterfaceAddress(IPv4Address("169.254.1.1"), scope=SCOPE_LINK)
     dynamic = InterfaceAddress(IPv4Address("10.0.0.1"), flags=0)
@@ -100,4 +101,15 @@ def test_nothing_that_fits_is_an_error_that_shows_what_there_is() -> None:
     with pytest.raises(NoInterface, match=r"route to 192\.0\.2\.1"):
         pick(can_reach="192.0.2.1")
     with pytest.raises(NoInterface, match="MTU of 0"):
-        pick(host=Host((replace(NAT, mtu=0),), default=2))
+        pick(host=Host((replace(NAT, mtu=0),), default="enp0s3"))
+
+
+def test_the_default_route_in_the_kernels_table() -> None:
+    table = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+*\t00000000\t00000000\t0200\t0\t0\t0\t00000000\t0\t0\t0
+flannel.1\t0002050A\t0002050A\t0003\t0\t0\t0\t00FFFFFF\t0\t0\t0
+eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0
+eth1\t00000000\t010200C0\t0003\t0\t0\t100\t00000000\t0\t0\t0
+"""
+    assert default_interface(table) == "eth0"
+    assert default_interface(table.splitlines()[0]) is None

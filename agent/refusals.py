@@ -1,0 +1,41 @@
+"""What the kernel refuses, kept for people: each entry is logged once until it works, and a flood as one line."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from flanneld_py.agent.log import facts, log
+from flanneld_py.encap.state import Failure, Key, describe
+
+SHOWN = 10
+"""How many refused entries are logged one by one: as many as somebody reads."""
+
+
+class Refusals:
+    """The entries that are refused at present."""
+
+    def __init__(self) -> None:
+        self._keys: set[Key] = set()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def note(self, failures: Sequence[Failure]) -> None:
+        """Log what is refused for the first time."""
+        for failure in failures:
+            entry = failure.operation.entry
+            if entry.key in self._keys:
+                continue
+            if len(self._keys) < SHOWN:
+                verb = failure.operation.verb.value
+                log.warning(f"cannot {verb} {describe(entry)}, trying again", **facts(reason=failure.message))
+            elif len(self._keys) == SHOWN:
+                log.warning("the kernel refuses more entries, not shown one by one")
+            self._keys.add(entry.key)
+
+    def keep(self, refused: Collection[Key]) -> None:
+        """Forget all that is not refused any more."""
+        before = len(self._keys)
+        self._keys.intersection_update(refused)
+        if before and not self._keys:
+            log.info("the kernel has taken everything that it refused before", **facts(entries=before))
