@@ -19,7 +19,7 @@ from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.log import facts, log
 from flanneld_py.registry.registry import Registry
-from flanneld_py.registry.store import HistoryLost, RegistryError
+from flanneld_py.registry.store import HistoryLost, RegistryError, StoreReplaced
 from flanneld_py.registry.view import LeaseView
 
 
@@ -57,6 +57,8 @@ class Follower:
                     self._lost = False
                 await self._watch()
             except HistoryLost as error:
+                if isinstance(error, StoreReplaced):
+                    self._view.distrust()
                 log.warning("the registry's history is lost, listing again", **facts(reason=error))
                 self._lost = True
                 self._disconnected()

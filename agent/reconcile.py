@@ -211,17 +211,17 @@ class Reconciler:
             self._tracker.end_reading()
 
     def _hold_or_release(self, now: float) -> None:
-        """Delete no peer because of a registry that was found empty: that is a lost registry, not a lost cluster.
+        """Delete no peer because the registry was found empty or replaced: it has lost them, not the cluster.
 
         What is there now stays until leases come back or, had they lived, would have expired.
         """
-        if self._view.emptied:
-            self._view.emptied = False
+        if self._view.doubtful:
+            self._view.doubtful = False
             held = self._tracker.hold()
             if held:
                 self._held_until = now + TTL
                 log.warning(
-                    "the registry holds no lease at all; what is programmed stays until the leases are back",
+                    "the registry is empty or another one; what is programmed stays until the leases are back",
                     **facts(entries=held, seconds=TTL),
                 )
         if now >= self._held_until:

@@ -21,7 +21,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
 from flanneld_py.registry.refusal import Refusal
-from flanneld_py.registry.store import Batch, Delete, Deleted, Expect, HistoryLost, KeyValue, Put
+from flanneld_py.registry.store import Batch, Delete, Deleted, Expect, HistoryLost, KeyValue, Put, StoreReplaced
 
 Message = Any
 """A protobuf message; protobuf makes the classes at run time, so there is nothing to check them against."""
@@ -141,11 +141,11 @@ def reaches(header: Message, start_revision: int) -> bool:
 
 
 def require_history(header: Message, cluster_id: int, start_revision: int, url: str) -> None:
-    """Check that this is the cluster we listed (`cluster_id` 0: none yet), not behind us. Raises HistoryLost."""
+    """Check that this is the cluster we listed (`cluster_id` 0: none yet), not behind us. Raises StoreReplaced."""
     if cluster_id not in (0, header.cluster_id):
-        raise HistoryLost(f"etcd at {url} is another cluster than the one we listed; list again")
+        raise StoreReplaced(f"etcd at {url} is another cluster than the one we listed; list again")
     if not reaches(header, start_revision):
-        raise HistoryLost(
+        raise StoreReplaced(
             f"etcd at {url} is at revision {header.revision} and we know {start_revision - 1}: "
             "it was replaced or restored from a backup; list again"
         )

@@ -29,6 +29,7 @@ from flanneld_py.registry.store import (
     Listing,
     Put,
     RegistryError,
+    StoreReplaced,
     Unavailable,
 )
 
@@ -139,7 +140,9 @@ class MemoryStore:
         generation = self._generation
         await self._admit()
         if self._revision < start_revision - 1:
-            raise HistoryLost(f"the store is at revision {self._revision} and we know {start_revision - 1}; list again")
+            raise StoreReplaced(
+                f"the store is at revision {self._revision} and we know {start_revision - 1}; list again"
+            )
         yield Batch((), start_revision - 1)
         position = start_revision
         while True:

@@ -44,10 +44,13 @@ class LeaseGone(RegistryError):
 
 
 class HistoryLost(RegistryError):
-    """The changes since the asked-for revision cannot be had; list again.
+    """The changes since the asked-for revision cannot be had: they were compacted. List again."""
 
-    Either they were compacted, or the store is not the one we knew: restored from a backup, or replaced
-    by another cluster (its history ends before our revision, or its cluster id differs).
+
+class StoreReplaced(HistoryLost):
+    """The store is not the one we knew: restored from a backup, or another cluster.
+
+    Its history ends before our revision, or its cluster id differs. List again, and do not trust what is missing.
     """
 
 

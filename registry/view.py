@@ -33,7 +33,8 @@ class LeaseView:
         self.revision = 0
         self.rewound = False
         self.synced = False
-        self.emptied = False
+        self.doubtful = False
+        self._replaced = False
         self.changed: dict[str, None] = {}
         self._listing: _Listing | None = None
 
@@ -49,6 +50,10 @@ class LeaseView:
     def leases(self) -> dict[str, Lease]:
         """Return all readable leases by key."""
         return {key: record for key, record in self.records.items() if isinstance(record, Lease)}
+
+    def distrust(self) -> None:
+        """Take in that the store is another one: what the next listing does not show may only be lost there."""
+        self._replaced = True
 
     def begin_listing(self) -> None:
         """Start over: the coming pages are all there is, but for what deltas tell meanwhile."""
@@ -67,27 +72,30 @@ class LeaseView:
     def end_listing(self) -> None:
         """Finish a listing.
 
-        `emptied` is set if it shows nothing, `rewound` if its store is behind what we knew before: it was replaced.
+        `rewound` is set if its store is behind what we knew before. `doubtful` is set if what it does not show may
+        be there all the same: the store was replaced, or shows nothing at all.
         """
         listing, self._listing = self._listing, None
         assert listing is not None, "end_listing() outside a listing"
         for key in [key for key in self.records if key not in listing.shown and key not in listing.overtaken]:
             self._set(key, None)
         if listing.revision < listing.before:
-            self.rewound, self.revision = True, listing.revision
+            self.rewound = self._replaced = True
+            self.revision = listing.revision
         else:
             self.revision = max(self.revision, listing.revision)
         self.synced = True
-        self.emptied |= not self.records
+        self.doubtful |= self._replaced or not self.records
+        self._replaced = False
 
     def delta(self, delta: Delta) -> None:
-        """Take in changes. `emptied` is set if they leave nothing: that is no cluster's way to shrink."""
+        """Take in changes. `doubtful` is set if they leave nothing: that is no cluster's way to shrink."""
         for key, record in delta.changes:
             self._set(key, record)
             if self._listing is not None:
                 self._listing.overtaken.add(key)
         self.revision = delta.revision
-        self.emptied |= bool(delta.changes) and not self.records
+        self.doubtful |= bool(delta.changes) and not self.records
 
     def take_changed(self) -> list[str]:
         """Return the keys that changed since the last call."""

@@ -177,6 +177,19 @@ async def test_an_emptied_registry_deletes_nothing_for_a_day(cluster: Cluster) -
         await cluster.clock.run_until(lambda: not on_device(kernel), TTL + 60)
 
 
+async def test_a_replaced_registry_that_others_have_come_back_to_deletes_nothing(cluster: Cluster) -> None:
+    for number in (8, 9):
+        await cluster.put(f"10.5.{number}.0-24", f"192.0.2.{number}", f"02:00:00:00:00:0{number}")
+    kernel = cluster.kernel(1)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        before = on_device(kernel)
+        cluster.store.replace()
+        await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+        await cluster.settle(agent)
+        assert on_device(kernel) == before
+
+
 async def test_a_restart_finds_an_empty_registry_and_deletes_nothing(cluster: Cluster) -> None:
     await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
     async with cluster.agent(1) as agent:

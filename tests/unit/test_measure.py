@@ -42,8 +42,9 @@ def test_the_longest_gap_lies_between_replies_or_before_the_stop() -> None:
     assert parse_passage(stream(replies, 133), 101.32).longest_gap == pytest.approx(1.0)
 
 
-def test_the_last_packet_may_still_be_on_its_way() -> None:
-    assert parse_passage(stream([(100.0, 1), (100.01, 2)], 3), 100.02).sent == 2
+def test_the_last_packets_may_still_be_on_their_way() -> None:
+    assert parse_passage(stream([(100.0, 1), (100.01, 2)], 4), 100.03).sent == 2
+    assert parse_passage(stream([(100.0, 1), (100.01, 2)], 24), 100.25).sent == 24
 
 
 def test_a_reply_that_came_twice_counts_once() -> None:

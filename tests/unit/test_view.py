@@ -38,7 +38,7 @@ def test_an_empty_delta_changes_nothing() -> None:
     view.delta(Delta((), 20))
     assert list(view.records) == ["k1", "k2"]
     assert not view.take_changed()
-    assert not view.emptied
+    assert not view.doubtful
     assert view.revision == 20
 
 
@@ -78,9 +78,9 @@ def test_a_broken_listing_takes_nothing_away() -> None:
 def test_a_registry_that_turns_up_empty_is_noticed() -> None:
     view = listed(1, 2)
     view.delta(Delta((("k1", None), ("k2", None)), 30))
-    assert view.emptied
-    assert listed().emptied
-    assert not listed(1).emptied
+    assert view.doubtful
+    assert listed().doubtful
+    assert not listed(1).doubtful
 
 
 def test_what_a_watch_tells_during_a_listing_is_newer_than_the_listing() -> None:
@@ -111,4 +111,5 @@ def test_a_store_that_begins_anew_is_noticed() -> None:
     view.page(Page({"k1": lease(1, 3)}, 4))
     view.end_listing()
     assert view.rewound
+    assert view.doubtful
     assert view.revision == 4
