@@ -19,11 +19,12 @@ from random import Random
 
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.backoff import Backoff
+from flanneld_py.agent.claim import Claimer
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.follow import Follower
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.keep import Keeper
-from flanneld_py.agent.log import facts, log
+from flanneld_py.agent.log import OnChange, facts, log
 from flanneld_py.agent.reconcile import Reconciler, Wanted
 from flanneld_py.encap.kernel import Kernel
 from flanneld_py.encap.peers import Own
@@ -81,10 +82,10 @@ class Agent:
         self._status = ""
         self.view = LeaseView()
         self._follower = Follower(registry, self.view, clock, rng, self._changed)
-        self._keeper = Keeper(
-            registry, self.view, self._follower.list, clock, rng, identity, underlay.public_ip, margin=settings.margin
-        )
+        claimer = Claimer(registry, self.view, self._follower.list, clock, rng, identity, underlay.public_ip)
+        self._keeper = Keeper(registry, self.view, self._follower.list, clock, rng, claimer, margin=settings.margin)
         self._reconciler: Reconciler | None = None
+        self._connected = False
         self.ready = asyncio.Event()
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -119,16 +120,14 @@ class Agent:
     async def _network(self) -> Network:
         """Read the network config, waiting until there is a valid one; says what is wrong, once for each reason."""
         backoff = Backoff(0.2, 5.0, self._rng)
-        said = ""
+        trouble = OnChange()
         while True:
             try:
                 config = await self._registry.config()
                 return Network(config, self._backend(config))
             except RegistryError as error:
-                if str(error) != said:
-                    said = str(error)
-                    log.warning("no network config that can be used yet, waiting for one", **facts(reason=error))
-                    self._say(f"waiting for a network config: {error}")
+                trouble.warn("no network config that can be used yet, waiting for one", error)
+                self._say(f"waiting for a network config: {error}")
             await self._clock.sleep(backoff.next())
 
     def _backend(self, config: NetworkConfig) -> Vxlan:
@@ -185,11 +184,16 @@ class Agent:
     def _changed(self) -> None:
         """Let everybody look again: the view or the connection has changed."""
         self._keeper.mark()
+        if self._follower.connected and not self._connected:
+            self._keeper.check()
+        self._connected = self._follower.connected
         if self._reconciler is None:
             return
         self._reconciler.mark()
         if self.ready.is_set():
-            state = "registry connected" if self._follower.connected else "registry away, traffic goes on"
+            state = "registry connected" if self._connected else "registry away, traffic goes on"
+            if self._keeper.overdue:
+                state += ", OUR LEASE ENDS SOON"
             self._say(f"{self._reconciler.peers} peers, {self._reconciler.rejected} leases not used, {state}")
 
     def _say(self, status: str) -> None:

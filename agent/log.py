@@ -52,6 +52,24 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+class OnChange:
+    """Log a condition when it begins or changes, not at every try."""
+
+    def __init__(self) -> None:
+        self._said = ""
+
+    def warn(self, what: str, why: object) -> None:
+        """Log `what` with its reason, unless the reason is the same as last time."""
+        if str(why) != self._said:
+            self._said = str(why)
+            log.warning(what, **facts(reason=why))
+
+    def over(self) -> bool:
+        """Take in that the condition is over; return whether there was one."""
+        said, self._said = self._said, ""
+        return bool(said)
+
+
 def set_up(*, as_json: bool, verbose: bool) -> None:
     """Send all logs to stderr."""
     handler = logging.StreamHandler(sys.stderr)

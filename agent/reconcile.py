@@ -78,6 +78,7 @@ class Reconciler:
         self._look_at_link = True
         self._read_at = 0.0
         self._meddled = False
+        self._doubts_seen = 0
         self.ready = asyncio.Event()
         self._want(wanted)
 
@@ -129,7 +130,7 @@ class Reconciler:
     @property
     def rejected(self) -> int:
         """How many leases are not used, or only in their last readable form."""
-        return len(self._peers.rejected) + len(self._view.unreadable)
+        return len(self._peers.rejected.keys() | self._view.unreadable.keys())
 
     @property
     def failing(self) -> int:
@@ -215,8 +216,8 @@ class Reconciler:
 
         What is there now stays until leases come back or, had they lived, would have expired.
         """
-        if self._view.doubtful:
-            self._view.doubtful = False
+        if self._view.doubts != self._doubts_seen:
+            self._doubts_seen = self._view.doubts
             held = self._tracker.hold()
             if held:
                 self._held_until = now + TTL

@@ -67,8 +67,10 @@ class Create:
     replaces: Lease | None = None
 
 
-def choose(config: NetworkConfig, leases: Collection[Lease], claim: Claim, rng: Random) -> Reuse | Create:
-    """Choose the subnets of this host.
+def choose(
+    config: NetworkConfig, leases: Collection[Lease], claim: Claim, rng: Random, blocked: Collection[Subnets] = ()
+) -> Reuse | Create:
+    """Choose the subnets of this host; `blocked` are those of keys that are there, but cannot be read.
 
     Raises OutOfSubnets, and ConfigInvalid for a network without IPv4: flannel has no lease key for that.
     """
@@ -78,8 +80,9 @@ def choose(config: NetworkConfig, leases: Collection[Lease], claim: Claim, rng: 
     for reuse in own:
         if incompatibility(config, reuse.lease.subnets) is None:
             return reuse
-    replaces = own[0].lease if own else None
-    taken = [lease.subnets for lease in leases if lease is not replaces]
+    # A reservation that does not fit stays: it is an operator's.
+    replaces = next((reuse.lease for reuse in own if reuse.lease.lease_id), None)
+    taken = [*(lease.subnets for lease in leases if lease is not replaces), *blocked]
     had = [replaces.subnets] if replaces is not None else []
     if claim.owned is not None:
         had.append(claim.owned)
@@ -107,13 +110,14 @@ def incompatibility(config: NetworkConfig, subnets: Subnets) -> str | None:
 
 
 def _own(leases: Collection[Lease], claim: Claim) -> Iterator[Reuse]:
-    """Give the leases that are ours, the most certain first."""
+    """Give the leases that are ours, the most certain first: an operator's reservation goes before what we had."""
+    ours = [lease for lease in leases if lease.attrs.public_ip == claim.public_ip]
+    ours.sort(key=lambda lease: lease.mod_revision, reverse=True)
+    yield from (Reuse(lease, "public-ip") for lease in ours if lease.lease_id == 0 and lease.subnets != claim.owned)
     for lease in leases:
         if lease.subnets == claim.owned:
             yield Reuse(lease, "identity")
-    ours = [lease for lease in leases if lease.attrs.public_ip == claim.public_ip]
-    for lease in sorted(ours, key=lambda lease: lease.mod_revision, reverse=True):
-        yield Reuse(lease, "public-ip")
+    yield from (Reuse(lease, "public-ip") for lease in ours)
 
 
 def _misfit(family: FamilyConfig, subnet: Network) -> str | None:

@@ -119,11 +119,12 @@ def _length(text: str, longest: int) -> int:
 
 def decode_record(prefix: str, entry: KeyValue) -> Lease | Rejected:
     """Read one entry under `subnets_prefix`; never raises on what the entry holds."""
+    subnets = None
     try:
         subnets = parse_lease_key(prefix, entry.key)
         attrs = decode_attrs(entry.value)
     except ValueError as error:
-        return Rejected(str(error), entry.mod_revision)
+        return Rejected(str(error), entry.mod_revision, subnets)
     return Lease(subnets, attrs, entry.create_revision, entry.mod_revision, entry.lease_id)
 
 

@@ -77,18 +77,19 @@ class GiveUp:
 Step = Renew | Wait | Restore | Adopt | Reclaim | GiveUp
 
 
-def next_step(held: Held, shown: Record | None, now: float, *, current: bool) -> Step:
+def next_step(held: Held, shown: Record | None, now: float, *, current: bool, replaced: bool = False) -> Step:
     """Decide what to do about our lease.
 
     `shown` is the record at our key. It counts only if it is `current`: as new as our own last write, or newer.
+    `replaced` says that it is in another store than the one we wrote to, whose revisions do not compare with ours.
     """
     lease = held.lease
     if current:
         if shown is None:
             return Reclaim()
         if shown != lease:
-            return GiveUp(shown) if _belongs_to_another(shown, lease) else Restore(shown)
-        if isinstance(shown, Lease) and shown.mod_revision > lease.mod_revision:
+            return GiveUp(shown) if _belongs_to_another(shown, lease, replaced) else Restore(shown)
+        if isinstance(shown, Lease) and _bookkeeping(shown) != _bookkeeping(lease):
             return Adopt(shown)
     if lease.lease_id == 0:
         return Wait(now + PERIOD)
@@ -98,11 +99,15 @@ def next_step(held: Held, shown: Record | None, now: float, *, current: bool) ->
     return Renew() if now >= due else Wait(due)
 
 
-def _belongs_to_another(shown: Record, ours: Lease) -> TypeGuard[Lease]:
+def _bookkeeping(lease: Lease) -> tuple[int, int]:
+    return lease.mod_revision, lease.lease_id
+
+
+def _belongs_to_another(shown: Record, ours: Lease, replaced: bool) -> TypeGuard[Lease]:
     """Tell a key that was deleted and taken by another host from one that somebody only wrote over."""
     return (
         isinstance(shown, Lease)
-        and shown.create_revision > ours.create_revision
+        and (replaced or shown.create_revision > ours.create_revision)
         and shown.attrs.public_ip != ours.attrs.public_ip
     )
 

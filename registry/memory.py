@@ -194,6 +194,10 @@ class MemoryStore:
         self._keys, self._log, self._leases = {}, [], {}
         self.cut_watches()
 
+    def wipe_unnoticed(self) -> None:
+        """Lose every key and lease, with the revision kept: a wiped store that has caught up again; watches go on."""
+        self._keys, self._leases = {}, {}
+
     def freeze(self) -> None:
         """Answer nobody until `thaw`. Leases go on expiring."""
         self._frozen_at = self._now()

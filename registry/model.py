@@ -63,10 +63,11 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A record that could not be read as a lease, and why."""
+    """A record that could not be read as a lease, and why; `subnets` where at least its key could be read."""
 
     reason: str
     mod_revision: int = field(default=0, compare=False)
+    subnets: Subnets | None = field(default=None, compare=False)
 
 
 Record = Lease | Rejected

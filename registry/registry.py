@@ -77,13 +77,16 @@ class Registry:
             return event.key, None
         return event.key, codec.decode_record(self._prefix, event)
 
-    async def create(self, subnets: Subnets, attrs: LeaseAttrs, owner: Owner, replaces: Lease | None = None) -> Lease:
+    async def create(
+        self, subnets: Subnets, attrs: LeaseAttrs, owner: Owner, replaces: Lease | None = None, over: int = 0
+    ) -> Lease:
         """Take a lease for TTL seconds, if nobody has that key, in place of another lease of ours if given.
 
-        Raises Conflict if somebody was first or `replaces` has changed.
+        `over` is the revision of something unreadable at our own key, to be written over. Raises Conflict if somebody
+        was first or `replaces` has changed.
         """
         key = self.key(subnets)
-        expect = [Expect(key, 0)]
+        expect = [Expect(key, over)]
         operations: list[Put | Delete] = []
         if replaces is not None and replaces.subnets != subnets:
             old = self.key(replaces.subnets)
@@ -116,8 +119,8 @@ class Registry:
 
     async def overwrite(self, lease: Lease, over: Record, owner: Owner) -> Lease:
         """Write our own lease again where somebody wrote something else, if it is still that. Raises Conflict."""
-        bookkeeping = over.lease_id if isinstance(over, Lease) else lease.lease_id
-        seen = Lease(lease.subnets, lease.attrs, lease.create_revision, over.mod_revision, bookkeeping)
+        known = over if isinstance(over, Lease) else lease
+        seen = Lease(lease.subnets, lease.attrs, known.create_revision, over.mod_revision, known.lease_id)
         return await self.update(seen, lease.attrs, owner)
 
     async def owner(self, identity: str) -> Owner | None:

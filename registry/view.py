@@ -25,15 +25,20 @@ class _Listing:
 
 
 class LeaseView:
-    """The records under <prefix>/subnets/ as of `revision`."""
+    """The records under <prefix>/subnets/ as of `revision`.
+
+    `generation` counts the stores: revisions of different ones do not compare. `doubts` counts the moments at which
+    what is missing may be there all the same: the store was replaced, or shows nothing at all. Whoever cares remembers
+    the count that it has seen.
+    """
 
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
         self.unreadable: dict[str, Rejected] = {}
         self.revision = 0
-        self.rewound = False
         self.synced = False
-        self.doubtful = False
+        self.generation = 0
+        self.doubts = 0
         self._replaced = False
         self.changed: dict[str, None] = {}
         self._listing: _Listing | None = None
@@ -55,6 +60,10 @@ class LeaseView:
         """Take in that the store is another one: what the next listing does not show may only be lost there."""
         self._replaced = True
 
+    def doubt(self) -> None:
+        """Take in that what is missing may be there all the same."""
+        self.doubts += 1
+
     def begin_listing(self) -> None:
         """Start over: the coming pages are all there is, but for what deltas tell meanwhile."""
         self._listing = _Listing(self.revision)
@@ -70,32 +79,31 @@ class LeaseView:
                 self._set(key, record)
 
     def end_listing(self) -> None:
-        """Finish a listing.
-
-        `rewound` is set if its store is behind what we knew before. `doubtful` is set if what it does not show may
-        be there all the same: the store was replaced, or shows nothing at all.
-        """
+        """Finish a listing. A store that is behind what we knew before is another one."""
         listing, self._listing = self._listing, None
         assert listing is not None, "end_listing() outside a listing"
         for key in [key for key in self.records if key not in listing.shown and key not in listing.overtaken]:
             self._set(key, None)
         if listing.revision < listing.before:
-            self.rewound = self._replaced = True
+            self._replaced = True
             self.revision = listing.revision
         else:
             self.revision = max(self.revision, listing.revision)
         self.synced = True
-        self.doubtful |= self._replaced or not self.records
+        if self._replaced or not self.records:
+            self.doubt()
+        self.generation += self._replaced
         self._replaced = False
 
     def delta(self, delta: Delta) -> None:
-        """Take in changes. `doubtful` is set if they leave nothing: that is no cluster's way to shrink."""
+        """Take in changes. That they leave nothing is no cluster's way to shrink, but doubtful."""
         for key, record in delta.changes:
             self._set(key, record)
             if self._listing is not None:
                 self._listing.overtaken.add(key)
         self.revision = delta.revision
-        self.doubtful |= bool(delta.changes) and not self.records
+        if delta.changes and not self.records:
+            self.doubt()
 
     def take_changed(self) -> list[str]:
         """Return the keys that changed since the last call."""
@@ -114,7 +122,7 @@ class LeaseView:
             if known is None:
                 return
             del self.records[key]
-        elif known is not None and known.mod_revision == record.mod_revision:
+        elif known is not None and known.mod_revision == record.mod_revision and known == record:
             return
         else:
             self.records[key] = record

@@ -32,7 +32,7 @@ def subnets(v4: str, v6: str | None = None) -> Subnets:
 
 
 def lease(v4: str, v6: str | None = None, public_ip: IPv4Address = OTHER, mod_revision: int = 1) -> Lease:
-    return Lease(subnets(v4, v6), LeaseAttrs(public_ip), mod_revision=mod_revision)
+    return Lease(subnets(v4, v6), LeaseAttrs(public_ip), mod_revision=mod_revision, lease_id=1)
 
 
 def create(config: NetworkConfig, leases: list[Lease], claim: Claim, seed: int = 0) -> Create:
@@ -232,10 +232,13 @@ near6 = st.builds(
 near = st.builds(Subnets, near4, st.none() | near6)
 clusters = st.lists(
     st.builds(
-        lambda leased, ours, revision: Lease(leased, LeaseAttrs(US if ours else OTHER), mod_revision=revision),
+        lambda leased, ours, revision, lease_id: Lease(
+            leased, LeaseAttrs(US if ours else OTHER), mod_revision=revision, lease_id=lease_id
+        ),
         near,
         st.sampled_from([False] * 9 + [True]),
         st.integers(1, 50),
+        st.sampled_from([0, 1, 1, 1]),
     ),
     max_size=24,
     unique_by=lambda lease: lease.subnets,
@@ -264,7 +267,8 @@ def test_a_subnet_is_found_exactly_if_one_is_free(
     config: NetworkConfig, leases: list[Lease], claim: Claim, rng: Random
 ) -> None:
     own = [lease for lease in leases if lease.subnets == claim.owned or lease.attrs.public_ip == US]
-    replaced = max(own, key=lambda lease: (lease.subnets == claim.owned, lease.mod_revision), default=None)
+    ours = [lease for lease in own if lease.lease_id]
+    replaced = max(ours, key=lambda lease: (lease.subnets == claim.owned, lease.mod_revision), default=None)
     try:
         choice = choose(config, leases, claim, rng)
     except OutOfSubnets:
@@ -300,3 +304,18 @@ def test_a_choice_is_stable(
     written = [*rest, Lease(chosen, LeaseAttrs(US), mod_revision=100)]
     again = choose(config, written, Claim(US, chosen if remembered else None), rng)
     assert again == Reuse(written[-1], "identity" if remembered else "public-ip")
+
+
+def test_a_reservation_for_our_address_goes_before_what_we_had() -> None:
+    had = lease("10.3.7.0/24", public_ip=US)
+    reserved = Lease(subnets("10.3.9.0/24"), LeaseAttrs(US))
+    claim = Claim(US, owned=had.subnets)
+    assert choose(SINGLE, [had, reserved], claim, Random(0)) == Reuse(reserved, "public-ip")
+    assert choose(SINGLE, [had, reserved], Claim(US, owned=reserved.subnets), Random(0)) == Reuse(reserved, "identity")
+
+
+def test_a_key_that_cannot_be_read_blocks_its_subnet() -> None:
+    claim = Claim(US, previous=IPv4Network("10.3.9.0/24"))
+    choice = choose(SINGLE, [], claim, Random(0), [subnets("10.3.9.0/24")])
+    assert isinstance(choice, Create)
+    assert choice.subnets != subnets("10.3.9.0/24")

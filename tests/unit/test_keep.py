@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 
+from flanneld_py.agent.claim import Claimer
 from flanneld_py.agent.follow import Follower
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.keep import Keeper
@@ -47,15 +48,11 @@ class Host:
         self.mac = f"02:00:00:00:00:{number:02x}"
         self.lost: list[Lease] = []
         self.followed = Follower(self.registry, self.view, clock, Random(number), lambda: self.keeper.mark())
+        self.claimer = Claimer(
+            self.registry, self.view, self.followed.list, clock, Random(number), identity(number), self.address
+        )
         self.keeper = Keeper(
-            self.registry,
-            self.view,
-            self.followed.list,
-            clock,
-            Random(number),
-            identity(number),
-            self.address,
-            margin=margin,
+            self.registry, self.view, self.followed.list, clock, Random(number), self.claimer, margin=margin
         )
 
     def attrs(self, _: Lease | None) -> LeaseAttrs:
@@ -161,7 +158,7 @@ async def test_losing_a_race_means_choosing_again(store: MemoryStore, clock: Man
         if not rival.view.synced:
             await rival.acquire(previous="10.5.44.0/24")
 
-    host.keeper._list = list_and_be_late
+    host.claimer._list = list_and_be_late
     mine = await host.acquire(previous="10.5.44.0/24")
     assert rival.lease.subnets.v4 == IPv4Network("10.5.44.0/24")
     assert mine.subnets != rival.lease.subnets
@@ -333,7 +330,7 @@ async def test_a_running_clone_does_not_get_the_originals_lease(store: MemorySto
     original = Host(store, clock, 1)
     await original.acquire()
     clone = Host(store, clock, 1, public_ip="192.0.2.60")
-    clone.keeper._identity = replace(identity(1), boot_id="boot-of-the-clone")
+    clone.claimer._identity = replace(identity(1), boot_id="boot-of-the-clone")
     async with original.running(), asyncio.TaskGroup() as tasks:
         waiting = tasks.create_task(clone.acquire())
         await clock.run_for(600)
@@ -366,3 +363,64 @@ async def test_in_a_registry_that_was_replaced_the_same_subnet_is_claimed(
         assert await store.get(host.key) is not None
         await clock.run_for(3 * PERIOD)
     assert store.revision == host.lease.mod_revision, "written once"
+
+
+async def test_an_unreadable_value_at_our_own_key_is_written_over(store: MemoryStore, clock: ManualClock) -> None:
+    host = Host(store, clock, 1)
+    lease = await host.acquire()
+    await store.commit([], [Put(host.key, b"garbage", lease.lease_id)])
+    again = Host(store, clock, 1)
+    assert (await again.acquire()).subnets == lease.subnets
+    entry = await store.get(host.key)
+    assert entry is not None
+    assert entry.value == encode_attrs(lease.attrs)
+
+
+async def test_an_unreadable_value_keeps_its_subnet_from_being_given_out(
+    store: MemoryStore, clock: ManualClock
+) -> None:
+    await store.commit([], [Put(f"{PREFIX}/subnets/10.5.44.0-24", b"garbage")])
+    assert (await Host(store, clock, 1).acquire(previous="10.5.44.0/24")).subnets.v4 != IPv4Network("10.5.44.0/24")
+
+
+async def test_a_replaced_registry_that_looks_the_same_is_found_out(store: MemoryStore, clock: ManualClock) -> None:
+    """A wiped etcd keeps its cluster id, and its revision can have caught up with ours."""
+    host = Host(store, clock, 1)
+    lease = await host.acquire()
+    async with host.running():
+        await clock.run_for(1)
+        store.wipe_unnoticed()
+        await clock.run_until(lambda: host.lease.mod_revision != lease.mod_revision, 3 * PERIOD)
+        assert host.lease.subnets == lease.subnets
+        assert await store.get(host.key) is not None
+    assert host.view.doubts
+
+
+async def test_after_a_replacement_a_subnet_of_another_host_is_given_up(store: MemoryStore, clock: ManualClock) -> None:
+    """Revisions of two stores do not compare: both hosts would think that they were first, for ever."""
+    host = Host(store, clock, 1)
+    for number in range(40):
+        await store.commit([], [Put("elsewhere", str(number).encode())])
+    lease = await host.acquire()
+    name = str(lease.subnets.v4).replace("/", "-")
+    async with host.running():
+        await clock.run_for(1)
+        store.replace()
+        await put_lease(store, name, "192.0.2.99")
+        await clock.run_until(lambda: host.lease.subnets != lease.subnets, 60)
+        revision = store.revision
+        await clock.run_for(1200)
+    assert store.revision == revision
+
+
+async def test_the_end_of_the_lease_is_announced(
+    store: MemoryStore, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Host(store, clock, 1, margin=TTL - 600)
+    await host.acquire()
+    async with host.running():
+        await clock.run_for(1)
+        store.fail(400, Unavailable("no endpoint answers"))
+        store.cut_watches()
+        await clock.run_for(1200)
+    assert [record.levelname for record in caplog.records].count("ERROR") == 1

@@ -38,7 +38,7 @@ def test_an_empty_delta_changes_nothing() -> None:
     view.delta(Delta((), 20))
     assert list(view.records) == ["k1", "k2"]
     assert not view.take_changed()
-    assert not view.doubtful
+    assert view.doubts == 0
     assert view.revision == 20
 
 
@@ -78,9 +78,9 @@ def test_a_broken_listing_takes_nothing_away() -> None:
 def test_a_registry_that_turns_up_empty_is_noticed() -> None:
     view = listed(1, 2)
     view.delta(Delta((("k1", None), ("k2", None)), 30))
-    assert view.doubtful
-    assert listed().doubtful
-    assert not listed(1).doubtful
+    assert view.doubts == 1
+    assert listed().doubts == 1
+    assert listed(1).doubts == 0
 
 
 def test_what_a_watch_tells_during_a_listing_is_newer_than_the_listing() -> None:
@@ -94,7 +94,7 @@ def test_what_a_watch_tells_during_a_listing_is_newer_than_the_listing() -> None
     assert sorted(view.records) == ["k1", "k3"]
     assert view.leases()["k1"].attrs.public_ip == IPv4Address("192.0.2.77")
     assert view.revision == 13
-    assert not view.rewound
+    assert view.generation == 0
 
 
 def test_a_listing_that_breaks_does_not_move_the_revision() -> None:
@@ -110,6 +110,15 @@ def test_a_store_that_begins_anew_is_noticed() -> None:
     view.begin_listing()
     view.page(Page({"k1": lease(1, 3)}, 4))
     view.end_listing()
-    assert view.rewound
-    assert view.doubtful
+    assert (view.generation, view.doubts) == (1, 1)
     assert view.revision == 4
+
+
+def test_a_replaced_store_with_the_same_revisions_is_compared_all_the_same() -> None:
+    view = listed(1, revision=10)
+    view.distrust()
+    view.begin_listing()
+    view.page(Page({"k1": lease(1, 1, public_ip=77)}, 10))
+    view.end_listing()
+    assert view.take_changed() == ["k1"]
+    assert (view.generation, view.doubts) == (1, 1)

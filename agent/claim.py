@@ -1,0 +1,154 @@
+"""Claim a lease of our own: until there is one, whatever is in the way.
+
+    config -> list -> choose -> write by transaction; somebody was first: list and choose again
+
+Who is who. A lease names no host, only a public address; two hosts can claim the same one (a cloned VM, Vagrant's
+10.0.2.15). So each of our hosts also writes an Owner, and where a lease seems ours but its Owner is somebody else,
+the lease's TTL tells whether that host is alive: it renews every minute. A dead owner is replaced, a living one is
+reported and left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from random import Random
+
+from flanneld_py.agent.backoff import Backoff
+from flanneld_py.agent.clock import Clock
+from flanneld_py.agent.identity import Identity
+from flanneld_py.agent.log import OnChange, facts, log
+from flanneld_py.registry.allocate import Claim, Create, Reuse, choose
+from flanneld_py.registry.config import NetworkConfig
+from flanneld_py.registry.lifetime import PERIOD, looks_alive
+from flanneld_py.registry.model import Lease, LeaseAttrs, Owner, Subnets
+from flanneld_py.registry.registry import Registry
+from flanneld_py.registry.store import Conflict, HistoryLost, LeaseGone, RegistryError
+from flanneld_py.registry.view import LeaseView
+
+
+class DuplicateHost(RegistryError):
+    """A living host holds what we would take for ours; the text says which and what to do."""
+
+
+class Claimer:
+    """The way to a lease for one host."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        view: LeaseView,
+        list_leases: Callable[[], Awaitable[None]],
+        clock: Clock,
+        rng: Random,
+        identity: Identity,
+        public_ip: IPv4Address,
+    ) -> None:
+        self._registry = registry
+        self._view = view
+        self._list = list_leases
+        self._clock = clock
+        self._rng = rng
+        self._identity = identity
+        self._public_ip = public_ip
+
+    async def claim(
+        self, config: NetworkConfig, attrs: Callable[[Lease | None], LeaseAttrs], previous: IPv4Network | None
+    ) -> Lease:
+        """Claim a lease, however long it takes; says what it waits for."""
+        backoff = Backoff(0.2, 10.0, self._rng)
+        trouble = OnChange()
+        conflicts = 0
+        while True:
+            try:
+                await self._list()
+                lease, how = await self._claim(config, attrs, previous)
+            except (Conflict, HistoryLost, LeaseGone) as error:
+                conflicts += 1
+                log.info("somebody was first, choosing again", **facts(reason=error))
+                await self._clock.sleep(0 if conflicts < 10 else backoff.next())
+            except RegistryError as error:
+                trouble.warn("no lease yet, trying again", error)
+                await self._clock.sleep(backoff.next())
+            else:
+                reservation = facts(subnet=lease.subnets, how=how, reservation=lease.lease_id == 0)
+                log.info("lease acquired", **reservation)
+                return lease
+
+    async def _claim(
+        self, config: NetworkConfig, attrs: Callable[[Lease | None], LeaseAttrs], previous: IPv4Network | None
+    ) -> tuple[Lease, str]:
+        """Make one attempt on the leases as just listed."""
+        leases = self._view.leases()
+        owner = await self._registry.owner(self._identity.name)
+        owned = await self._ours(owner, leases) if owner is not None else None
+        unreadable = self._view.unreadable
+        if owned is not None and (garbled := unreadable.get(self._registry.key(owned))) is not None:
+            log.warning("our lease cannot be read, writing it again", **facts(subnet=owned, reason=garbled.reason))
+            over = garbled.mod_revision
+            return await self._registry.create(owned, attrs(None), self.owner(owned), over=over), "kept by identity"
+        blocked = [record.subnets for record in unreadable.values() if record.subnets is not None]
+        claim = Claim(self._public_ip, owned, previous)
+        choice = choose(config, list(leases.values()), claim, self._rng, blocked)
+        match choice:
+            case Reuse(lease, by):
+                if by == "public-ip":
+                    await self._check_address(lease)
+                wanted = attrs(lease)
+                if lease.attrs == wanted and owner == self.owner(lease.subnets):
+                    return lease, f"kept by {by}"
+                wanted = replace(wanted, extra=lease.attrs.extra)
+                return await self._registry.update(lease, wanted, self.owner(lease.subnets)), f"kept by {by}"
+            case Create(subnets, replaces):
+                if previous is not None and owner is None and replaces is None:
+                    # This host had a subnet, and the registry knows nothing of it: it may have lost others as well.
+                    self._view.doubt()
+                how = "previous subnet" if subnets.v4 == previous else "new subnet"
+                lease = await self._registry.create(subnets, attrs(replaces), self.owner(subnets), replaces)
+                return lease, how
+
+    async def _ours(self, owner: Owner, leases: dict[str, Lease]) -> Subnets | None:
+        """Return the subnets that the owner record of our identity gives us, unless a living clone wrote it."""
+        same_machine = owner.boot_id == self._identity.boot_id or owner.public_ip == self._public_ip
+        lease = leases.get(self._registry.key(owner.subnets))
+        if lease is not None and lease.attrs.public_ip not in (owner.public_ip, self._public_ip):
+            return None  # Our record has outlived our lease, and somebody else has the subnet now.
+        if same_machine or lease is None or not await self._alive(lease):
+            return owner.subnets
+        raise DuplicateHost(
+            f"host {owner.hostname!r} at {owner.public_ip} is alive, holds {owner.subnets} and has our identity: "
+            f"one is a clone of the other; give one of them a new machine id (systemd-machine-id-setup)"
+        )
+
+    async def _check_address(self, lease: Lease) -> None:
+        """Make sure that no other living host of ours holds the lease with our public address."""
+        owner = await self._registry.owner_of(lease.subnets)
+        if owner is None or owner.identity == self._identity.name or not await self._alive(lease):
+            return
+        raise DuplicateHost(
+            f"host {owner.hostname!r} is alive and advertises our address {self._public_ip} with {lease.subnets}; "
+            f"choose another address on one of them with --iface or --public-ip"
+        )
+
+    async def _alive(self, lease: Lease) -> bool:
+        """Find out whether somebody keeps a lease alive; where the TTL leaves it open, wait for the next renewal."""
+        if lease.lease_id == 0:
+            return False
+        try:
+            before, granted = await self._registry.time_to_live(lease)
+            if not looks_alive(before, granted):
+                return False
+            log.info(
+                "a lease that may be ours was renewed lately; watching who renews it", **facts(subnet=lease.subnets)
+            )
+            await self._clock.sleep(PERIOD * 1.5)
+            after, _ = await self._registry.time_to_live(lease)
+        except LeaseGone:
+            return False
+        return after > before - PERIOD
+
+    def owner(self, subnets: Subnets) -> Owner:
+        """Return what we write of ourselves beside a lease of these subnets."""
+        who = self._identity
+        return Owner(who.name, subnets, self._public_ip, who.hostname, who.boot_id)
