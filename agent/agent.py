@@ -58,7 +58,11 @@ class Network:
 
 
 class Agent:
-    """See the module's docstring. `tell` hears a sentence on the agent's state whenever it changes."""
+    """See the module's docstring.
+
+    `tell` hears a sentence on the agent's state whenever it changes; `take_device` is asked for our device before it is
+    touched, and raises Broken if another agent has it.
+    """
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class Agent:
         clock: Clock,
         rng: Random,
         tell: Callable[[str], None],
+        take_device: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -79,6 +84,7 @@ class Agent:
         self._clock = clock
         self._rng = rng
         self._tell = tell
+        self._take_device = take_device
         self._status = ""
         self.view = LeaseView()
         self._follower = Follower(registry, self.view, clock, rng, self._changed)
@@ -95,6 +101,7 @@ class Agent:
         previous = subnetfile.previous_subnet(self._settings.subnet_file)
         wanted = await self._acquire(network, previous)
         reconciler = self._reconciler = Reconciler(self._kernel, self.view, wanted, self._clock, self._rng)
+        self._take_device(wanted.link.name)
         self._kernel.listen([wanted.link.name], reconciler.on_events)
 
         async def take_another(lost: Lease) -> None:
@@ -150,7 +157,7 @@ class Agent:
         lease = await self._keeper.acquire(network.config, attrs, previous)
         assert isinstance(lease.attrs.backend_data, dict)
         mac = parse_mac(lease.attrs.backend_data["VtepMAC"])
-        own = Own(self._registry.key(lease.subnets), lease.subnets, lease.attrs.public_ip)
+        own = Own(self._registry.key(lease.subnets), lease.subnets, lease.attrs.public_ip, self._underlay.address)
         return Wanted(network.config, network.backend, own, network.backend.link(mac))
 
     def _mac(self, backend: Vxlan, had: Lease | None) -> bytes:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from typing import Never
 
 from flanneld_py.agent import options as command_line
 from flanneld_py.agent.log import log, set_up
@@ -18,6 +20,7 @@ from flanneld_py.agent.log import log, set_up
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the daemon and return its exit code."""
+    signal.signal(signal.SIGTERM, _leave)  # Until the daemon takes over: it is only being imported.
     try:
         options = command_line.parse(sys.argv[1:] if arguments is None else arguments, os.environ, _version)
     except command_line.Exit as wanted:
@@ -47,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.critical(str(faults.exceptions[0]))
         code = 1
     return code
+
+
+def _leave(_number: int, _frame: object) -> Never:
+    raise SystemExit(0)
 
 
 def _version() -> str:

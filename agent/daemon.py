@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import socket
 from pathlib import Path
 from random import Random
 from typing import Never
@@ -27,6 +28,8 @@ from flanneld_py.registry.etcd import Credentials, EtcdStore, Tls
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import RegistryError, Store
 
+CAP_NET_ADMIN = 12  # linux/capability.h
+
 
 class Stopped(Exception):
     """A signal asked us to stop."""
@@ -40,11 +43,13 @@ class Daemon:
         self._notifier = notifier
         self._clock = SystemClock()
         self._agent: Agent | None = None
+        self._locks: list[socket.socket] = []
 
     async def run(self) -> None:
         """Run until a signal comes. Raises UsageError, and Broken or NoInterface for what an operator has to mend."""
         for warning in self._options.warnings:
             log.warning(warning)
+        require_capability()
         registry = Registry(open_store(self._options), self._options.prefix)
         health = HealthServer(lambda: self._agent is not None and self._agent.ready.is_set())
         kernel = Netlink()
@@ -63,6 +68,8 @@ class Daemon:
             self._notifier.tell(STOPPING="1", STATUS="stopped; traffic goes on")
             health.close()
             kernel.close()
+            for lock in self._locks:
+                lock.close()
             await registry.close()
 
     async def _serve_health(self, health: HealthServer) -> None:
@@ -92,6 +99,7 @@ class Daemon:
             self._clock,
             Random(),
             lambda status: self._notifier.tell(STATUS=status),
+            lambda device: self._locks.append(lock_device(device)),
         )
 
 
@@ -119,6 +127,30 @@ def forwards() -> bool:
         return Path("/proc/sys/net/ipv4/ip_forward").read_text(encoding="ascii").strip() == "1"
     except OSError:
         return True
+
+
+def require_capability() -> None:
+    """Check that we may change devices and routes. Raises Broken."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff" and not int(value, 16) >> CAP_NET_ADMIN & 1:
+            raise Broken("devices and routes cannot be changed without CAP_NET_ADMIN: run as root, or give it to us")
+
+
+def lock_device(name: str) -> socket.socket:
+    """Make sure that no other agent on this host has the device, for as long as we live. Raises Broken.
+
+    An abstract unix socket belongs to the network namespace, as the device does, and goes with the process.
+    """
+    lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        lock.bind(f"\0flanneld-py/{name}")
+    except OSError as error:
+        lock.close()
+        raise Broken(
+            f"another flanneld-py on this host has device {name}; give one of the networks another Backend.VNI"
+        ) from error
+    return lock
 
 
 async def stop_on_signal() -> Never:

@@ -17,7 +17,7 @@ from typing import Never
 
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
-from flanneld_py.agent.log import facts, log
+from flanneld_py.agent.log import OnChange, facts, log
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import HistoryLost, RegistryError, StoreReplaced
 from flanneld_py.registry.view import LeaseView
@@ -36,6 +36,7 @@ class Follower:
         self._changed = changed
         self._one_listing = asyncio.Lock()
         self._lost = False
+        self._trouble = OnChange()
         self.connected = False
 
     async def list(self) -> None:
@@ -60,11 +61,12 @@ class Follower:
                 if isinstance(error, StoreReplaced):
                     self._view.distrust()
                 log.warning("the registry's history is lost, listing again", **facts(reason=error))
-                self._lost = True
                 self._disconnected()
+                if not self._lost:
+                    self._lost = True
+                    continue
             except RegistryError as error:
-                if self.connected:
-                    log.warning("watch interrupted; peers stay as they are, trying again", **facts(reason=error))
+                self._trouble.warn("leases are not followed; peers stay as they are, trying again", error)
                 self._disconnected()
             await self._clock.sleep(self._backoff.next())
 
@@ -73,10 +75,11 @@ class Follower:
             async for delta in deltas:
                 if not self.connected:
                     self.connected = True
+                    self._trouble.over()
                     log.info("watching leases", **facts(revision=delta.revision, leases=len(self._view.records)))
                     self._changed()
-                self._backoff.reset()
                 if delta.changes:
+                    self._backoff.reset()
                     self._view.delta(delta)
                     self._changed()
 

@@ -16,6 +16,9 @@ from typing import TypedDict
 
 log = logging.getLogger("flanneld-py")
 
+LONGEST = 400
+"""Characters of one fact."""
+
 
 class Extra(TypedDict):
     """What `logging` takes for the facts of a line."""
@@ -45,7 +48,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line."""
-        values = {name: str(value) for name, value in getattr(record, "facts", {}).items()}
+        values = {name: str(value)[:LONGEST] for name, value in getattr(record, "facts", {}).items()}
         line = {"time": self.formatTime(record), "level": record.levelname, "message": record.getMessage(), **values}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -80,4 +83,8 @@ def set_up(*, as_json: bool, verbose: bool) -> None:
 
 
 def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if not value or any(c in value for c in ' "=\n') else value
+    """Make one word of a value: what comes from outside must not fake lines, send escape codes or fill the disk."""
+    if len(value) > LONGEST:
+        value = value[:LONGEST] + "…"
+    plain = value and value.isprintable() and not any(character in value for character in ' "=')
+    return value if plain else json.dumps(value, ensure_ascii=not value.isprintable())

@@ -18,7 +18,9 @@ class Notifier:
         self._address = "\0" + address[1:] if address.startswith("@") else address
         for_us = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         microseconds = environment.get("WATCHDOG_USEC", "")
-        self._watchdog = int(microseconds) / 1e6 if for_us and microseconds.isdigit() else float("inf")
+        self._watchdog = (
+            int(microseconds) / 1e6 if for_us and microseconds.isdigit() and int(microseconds) else float("inf")
+        )
 
     def tell(self, **state: str) -> None:
         """Send state such as READY="1", STATUS="…", STOPPING="1"."""

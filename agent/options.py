@@ -3,8 +3,6 @@
 Rules that flannel's users know (Go's flag package): one dash or two; `-flag value` or `-flag=value`; a switch takes its
 value only after `=`. An environment variable counts where its flag is not given and it is not empty. Unlike flannel, a
 bad value is an error wherever it comes from: exit code 2 and one sentence.
-
-`FLAGS` is the only list of flags: parser, help text and (held against it by a test) the README's table follow it.
 """
 
 from __future__ import annotations
@@ -12,10 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
+
+from flanneld_py.agent.flags import FLAGS, KUBE
 
 
 class UsageError(Exception):
@@ -30,65 +30,6 @@ class Exit(Exception):
         self.text = text
 
 
-Kind = Literal["text", "switch", "number", "list", "refused", "ignored"]
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """One flag. A `list` may be given several times; a `refused` one is flannel's and not supported here."""
-
-    name: str
-    kind: Kind
-    default: str
-    meaning: str
-
-    @property
-    def variable(self) -> str:
-        """The environment variable that stands in for it."""
-        return "FLANNELD_" + self.name.upper().replace("-", "_")
-
-
-KUBE = "Kubernetes is not supported: leases are kept in etcd"
-
-FLAGS = (
-    Flag("etcd-endpoints", "text", "http://127.0.0.1:4001,http://127.0.0.1:2379", "etcd's URLs, separated by commas"),
-    Flag("etcd", "text", "", "short for `--etcd-endpoints`"),
-    Flag("etcd-prefix", "text", "/coreos.com/network", "where the network's config and leases are in etcd"),
-    Flag("etcd-keyfile", "text", "", "key of the client certificate"),
-    Flag("etcd-certfile", "text", "", "client certificate, for mutual TLS"),
-    Flag("etcd-cafile", "text", "", "authority that signed etcd's certificate; enough alone"),
-    Flag("etcd-username", "text", "", "etcd user"),
-    Flag("etcd-password", "text", "", "its password; better given as `FLANNELD_ETCD_PASSWORD`"),
-    Flag("etcd-client", "text", "grpc", "`grpc`, or `etcd3`: the package of that name, from `flanneld-py[etcd3]`"),
-    Flag("iface", "list", "", "underlay interface, by name or address; repeatable, the first that fits is taken"),
-    Flag("iface-regex", "list", "", "the same by regular expression on addresses, then names; after all `--iface`"),
-    Flag("iface-can-reach", "text", "", "the interface that the kernel would use to reach this address; tried last"),
-    Flag("public-ip", "text", "", "address that the other hosts send to, if not the interface's own (NAT)"),
-    Flag("public-ipv6", "text", "", "IPv6 is not supported yet"),
-    Flag("subnet-file", "text", "/run/flannel/subnet.env", "where the leased subnet is written for container engines"),
-    Flag(
-        "subnet-lease-renew-margin", "number", "60", "warn if the lease is not renewed this many minutes before it ends"
-    ),
-    Flag("ip-masq", "switch", "false", "not supported yet: ignored with a warning, and FLANNEL_IPMASQ stays false"),
-    Flag("ip-masq-fully-random-disable", "switch", "false", "not supported yet"),
-    Flag("iptables-resync", "number", "5", "accepted, without effect: nothing is polled here"),
-    Flag("iptables-forward-rules", "switch", "true", "not supported yet: the host's FORWARD policy must be ACCEPT"),
-    Flag("ip-blackhole-route", "switch", "false", "not supported yet"),
-    Flag("healthz-ip", "text", "0.0.0.0", "address of the health server"),
-    Flag("healthz-port", "number", "0", "port of `/healthz` and `/readyz`; 0 is off"),
-    Flag("log-json", "switch", "false", "log JSON objects instead of text"),
-    Flag("v", "number", "0", "1 and more: log details"),
-    Flag("vmodule", "ignored", "", "accepted, without effect"),
-    Flag("log_backtrace_at", "ignored", "", "accepted, without effect"),
-    Flag("kube-subnet-mgr", "refused", "", KUBE),
-    Flag("kube-api-url", "refused", "", KUBE),
-    Flag("kubeconfig-file", "refused", "", KUBE),
-    Flag("kube-annotation-prefix", "refused", "", KUBE),
-    Flag("net-config-path", "refused", "", KUBE),
-    Flag("set-node-network-unavailable", "refused", "", KUBE),
-    Flag("version", "switch", "false", "print the version and exit"),
-    Flag("help", "switch", "false", "print this and exit"),
-)
 _BY_NAME = {flag.name: flag for flag in FLAGS} | {"h": next(flag for flag in FLAGS if flag.name == "help")}
 
 _TRUE = ("1", "t", "T", "true", "TRUE", "True")
@@ -132,8 +73,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], version: Cal
         raise Exit(help_text())
     if "version" in given:
         raise Exit(version())
-    for name in given:
-        if _BY_NAME[name].kind == "refused":
+    for name, values in given.items():
+        if _BY_NAME[name].kind == "refused" and values[-1] != "false":
             raise UsageError(f"--{name} is not supported. {KUBE}. Remove the flag or {_BY_NAME[name].variable}.")
     return _check(given)
 
@@ -201,14 +142,26 @@ def _check(given: Mapping[str, list[str]]) -> Options:
         raise UsageError("--etcd-keyfile and --etcd-certfile go together; give both or neither")
     if bool(text("etcd-username")) != bool(text("etcd-password")):
         raise UsageError("--etcd-username and --etcd-password go together; give both or neither")
+    endpoints = _endpoints(text("etcd") if "etcd" in given else text("etcd-endpoints"))
+    subnet_file = Path(text("subnet-file"))
+    if not subnet_file.name:
+        raise UsageError(f"--subnet-file is {text('subnet-file')!r}; it must be the path of a file")
+    if not text("etcd-prefix").strip("/"):
+        raise UsageError("--etcd-prefix is empty; the default is /coreos.com/network")
+    healthz_ip = text("healthz-ip")
+    if not _is_ip(healthz_ip):
+        raise UsageError(f"--healthz-ip is {healthz_ip!r}; it must be an IP address")
     port = number("healthz-port", 0, 65535)
     number("iptables-resync", 0, 10**6)
+    files = {name: _file(f"etcd-{name}file", text(f"etcd-{name}file")) for name in ("key", "cert", "ca")}
+    if any(files.values()) and endpoints[0].startswith("http:"):
+        raise UsageError("certificates are given, and --etcd-endpoints says http; write https://, or leave them out")
     return Options(
-        endpoints=_endpoints(text("etcd") or text("etcd-endpoints")),
+        endpoints=endpoints,
         prefix=text("etcd-prefix"),
-        key_file=_file("etcd-keyfile", text("etcd-keyfile")),
-        cert_file=_file("etcd-certfile", text("etcd-certfile")),
-        ca_file=_file("etcd-cafile", text("etcd-cafile")),
+        key_file=files["key"],
+        cert_file=files["cert"],
+        ca_file=files["ca"],
         username=text("etcd-username"),
         password=text("etcd-password"),
         client=client,
@@ -216,9 +169,9 @@ def _check(given: Mapping[str, list[str]]) -> Options:
         interface_regexes=tuple(_regex(pattern) for pattern in given.get("iface-regex", ())),
         can_reach=_address("iface-can-reach", text("iface-can-reach")),
         public_ip=_public(text("public-ip")),
-        subnet_file=Path(text("subnet-file")),
+        subnet_file=subnet_file,
         margin=60.0 * number("subnet-lease-renew-margin", 1, 1439),
-        healthz=(text("healthz-ip"), port) if port else None,
+        healthz=(healthz_ip, port) if port else None,
         log_json=text("log-json") == "true",
         verbose=number("v", 0, 100) > 0,
         warnings=_warnings(given),
@@ -259,6 +212,14 @@ def _address(name: str, value: str) -> IPv4Address | None:
         return IPv4Address(value) if value else None
     except ValueError:
         raise UsageError(f"--{name} is {value!r}; it must be an IPv4 address") from None
+
+
+def _is_ip(value: str) -> bool:
+    try:
+        ip_address(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _public(value: str) -> IPv4Address | None:

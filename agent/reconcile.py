@@ -21,7 +21,7 @@ from typing import Never
 
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
-from flanneld_py.agent.log import facts, log
+from flanneld_py.agent.log import OnChange, facts, log
 from flanneld_py.agent.refusals import Refusals
 from flanneld_py.encap.delta import Tracker
 from flanneld_py.encap.kernel import Event, Gone, Kernel, KernelError, LinkChanged, Lost, Seen
@@ -39,6 +39,9 @@ READ_EVERY = 300.0
 """Seconds between readings of the kernel that nothing asked for, jittered: what no event told is found then."""
 
 DEVICE_GONE = (errno.ENODEV, errno.ENETDOWN)
+
+FIGHT = 2.0
+"""Seconds: repairs that follow each other more quickly are a fight with somebody, and each waits longer, up to 1 s."""
 
 LEASE_PORTION = 100
 ENTRY_PORTION = 100
@@ -79,6 +82,9 @@ class Reconciler:
         self._read_at = 0.0
         self._meddled = False
         self._doubts_seen = 0
+        self._repaired_at = float("-inf")
+        self._patience = 0.0
+        self._fight = OnChange()
         self.ready = asyncio.Event()
         self._want(wanted)
 
@@ -145,7 +151,7 @@ class Reconciler:
             # Without a device there is nothing to read or release.
             due = self._retry_at if self._link_failure else min(self._retry_at, self._read_at, self._held_until)
             await self._clock.wait(self._wake, due)
-            await self._clock.sleep(SETTLE)
+            await self._clock.sleep(max(SETTLE, self._patience))
             self._wake.clear()
             await self._reconcile()
 
@@ -262,7 +268,8 @@ class Reconciler:
                 self._look_at_link = True
                 self._retry_at = self._clock.now() + self._entry_backoff.next()
                 return
-            self._refusals.note(failures)
+            if self._refusals.note(failures):
+                self._entry_backoff.reset()  # One that is refused for good must not delay the others' next try.
             await self._clock.sleep(0)
         self._refusals.keep(self._tracker.refused)
         if self._refusals:
@@ -270,12 +277,21 @@ class Reconciler:
         else:
             self._entry_backoff.reset()
         if applied and self._meddled:
-            log.info(
-                "somebody else changed our kernel entries; they are as they should be again", **facts(entries=applied)
-            )
+            self._note_repair(applied)
         elif applied:
             log.debug("kernel brought up to date", **facts(entries=applied, peers=self.peers, failing=self.failing))
         self._meddled = False
+
+    def _note_repair(self, entries: int) -> None:
+        """Log a repair; and if they come one upon the other, let each wait longer: somebody keeps undoing our work."""
+        now = self._clock.now()
+        often = now - self._repaired_at < FIGHT
+        self._repaired_at = now
+        self._patience = min(max(2 * self._patience, SETTLE), 1.0) if often else 0.0
+        if not often:
+            log.info("somebody else changed our kernel entries; they are right again", **facts(entries=entries))
+        elif self._patience == 1.0:
+            self._fight.warn("somebody keeps changing our kernel entries; find out who", self._wanted.link.name)
 
     def _want(self, wanted: Wanted) -> None:
         self._wanted = wanted

@@ -20,8 +20,9 @@ class Refusals:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def note(self, failures: Sequence[Failure]) -> None:
-        """Log what is refused for the first time."""
+    def note(self, failures: Sequence[Failure]) -> bool:
+        """Log what is refused for the first time; return whether there was any."""
+        before = len(self._keys)
         for failure in failures:
             entry = failure.operation.entry
             if entry.key in self._keys:
@@ -32,6 +33,7 @@ class Refusals:
             elif len(self._keys) == SHOWN:
                 log.warning("the kernel refuses more entries, not shown one by one")
             self._keys.add(entry.key)
+        return len(self._keys) > before
 
     def keep(self, refused: Collection[Key]) -> None:
         """Forget all that is not refused any more."""

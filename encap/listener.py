@@ -84,8 +84,8 @@ class Listener:
             except OSError as error:
                 if error.errno != ENOBUFS:
                     raise
-                self._name_devices()
                 self._pending = [Lost()]
+                self._name_devices()
                 continue
             # A notification is one message. This skips most of those that `_hear` would, at a tenth of the cost.
             if buffer[12:16] == own_port and not self._pending:
@@ -183,9 +183,10 @@ class Listener:
         return [*renamed, LinkChanged(told.name, True)]
 
     def _name_devices(self) -> None:
+        links = list(self._links())  # May raise: then the names that we have stay.
         self._names.clear()
         self.watched.clear()
-        for link in self._links():
+        for link in links:
             self._name(link)
 
     def _name(self, link: rt.LinkMessage) -> None:

@@ -31,11 +31,12 @@ class Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Ourselves as seen in the registry: our key there, our subnets, our public address."""
+    """Ourselves: our key in the registry, our subnets, the address we advertise, and (behind NAT another) our own."""
 
     key: str
     subnets: Subnets
     public_ip: IPv4Address
+    address: IPv4Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +98,14 @@ class Peers:
             raise Unusable(f"subnet {subnet} is outside Network {self._network}")
         if span[0] <= self._own_span[1] and self._own_span[0] <= span[1]:
             raise Unusable(f"subnet {subnet} overlaps our own {self._own.subnets.v4}")
-        if public_ip == self._own.public_ip:
+        if public_ip in (self._own.public_ip, self._own.address):
             raise Unusable(
                 f"PublicIP {public_ip} is our own: two hosts advertise one address, or the lease is an old one"
             )
         if not is_host_address(public_ip):
             raise Unusable(f"PublicIP {public_ip} is no address of a host")
+        if self._network_span[0] <= int(public_ip) <= self._network_span[1]:
+            raise Unusable(f"PublicIP {public_ip} is inside Network {self._network}: the tunnel would lead into itself")
         return self._backend.peer(record)
 
     def _insert(self, key: str, peer: Peer, affected: dict[str, None]) -> None:

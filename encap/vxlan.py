@@ -30,6 +30,7 @@ from flanneld_py.encap.state import (
     VxlanLink,
     text,
 )
+from flanneld_py.registry.codec import show
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
 from flanneld_py.registry.model import Json, Lease, LeaseAttrs
 
@@ -125,7 +126,7 @@ class Vxlan:
     def peer(self, lease: Lease) -> Peer:
         """Return what a lease needs in the kernel. Raises Unusable."""
         if lease.attrs.backend_type != BACKEND_TYPE:
-            raise Unusable(f"backend type is {lease.attrs.backend_type or 'none'!r}, ours is {BACKEND_TYPE!r}")
+            raise Unusable(f"backend type is {show(lease.attrs.backend_type or 'none')}, ours is {BACKEND_TYPE!r}")
         mac = self._vtep(lease.attrs.backend_data)
         base = lease.subnets.v4.network_address.packed
         length = lease.subnets.v4.prefixlen
@@ -142,23 +143,26 @@ class Vxlan:
         """Read a peer's BackendData: keys in any case, as Go reads them; an absent VNI is that of old daemons."""
         if not isinstance(data, dict):
             raise Unusable("BackendData is no JSON object with VNI and VtepMAC")
-        fields = data if "VtepMAC" in data else {name.lower(): value for name, value in data.items()}
-        vni = fields.get("VNI", fields.get("vni", self.vni))
+        if "VtepMAC" in data and "VNI" in data:
+            vni, mac = data["VNI"], data["VtepMAC"]
+        else:
+            fields = {name.lower(): value for name, value in data.items()}
+            vni, mac = fields.get("vni", self.vni), fields.get("vtepmac")
         if vni != self.vni:
-            raise Unusable(f"VNI is {vni!r}, ours is {self.vni}")
-        return parse_mac(fields.get("VtepMAC", fields.get("vtepmac")))
+            raise Unusable(f"VNI is {show(vni)}, ours is {self.vni}")
+        return parse_mac(mac)
 
 
 def parse_mac(value: Json) -> bytes:
     """Read the MAC of a VTEP. Raises Unusable for anything but a unicast address of six bytes."""
+    if not isinstance(value, str) or len(value) != 17 or value[2::3] not in (":::::", "-----"):
+        raise Unusable(f"VtepMAC {show(value)} is no MAC address")
     try:
-        mac = bytes.fromhex(value.replace("-", ":").replace(":", " ")) if isinstance(value, str) else b""
+        mac = bytes.fromhex(value.replace(value[2], ""))
     except ValueError:
-        mac = b""
-    if len(mac) != 6 or (isinstance(value, str) and len(value) != 17):
-        raise Unusable(f"VtepMAC {value!r} is no MAC address")
-    if mac[0] & 1 or not any(mac):
-        raise Unusable(f"VtepMAC {value!r} is no unicast MAC address")
+        raise Unusable(f"VtepMAC {show(value)} is no MAC address") from None
+    if len(mac) != 6 or mac[0] & 1 or not any(mac):
+        raise Unusable(f"VtepMAC {show(value)} is no unicast MAC address")
     return mac
 
 

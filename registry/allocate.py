@@ -110,14 +110,16 @@ def incompatibility(config: NetworkConfig, subnets: Subnets) -> str | None:
 
 
 def _own(leases: Collection[Lease], claim: Claim) -> Iterator[Reuse]:
-    """Give the leases that are ours, the most certain first: an operator's reservation goes before what we had."""
-    ours = [lease for lease in leases if lease.attrs.public_ip == claim.public_ip]
-    ours.sort(key=lambda lease: lease.mod_revision, reverse=True)
-    yield from (Reuse(lease, "public-ip") for lease in ours if lease.lease_id == 0 and lease.subnets != claim.owned)
+    """Give the leases that are ours, the most certain first.
+
+    What we have goes before a reservation for our address: a restart must not move a host that runs containers.
+    """
     for lease in leases:
         if lease.subnets == claim.owned:
             yield Reuse(lease, "identity")
-    yield from (Reuse(lease, "public-ip") for lease in ours)
+    ours = [lease for lease in leases if lease.attrs.public_ip == claim.public_ip]
+    for lease in sorted(ours, key=lambda lease: (lease.lease_id == 0, lease.mod_revision), reverse=True):
+        yield Reuse(lease, "public-ip")
 
 
 def _misfit(family: FamilyConfig, subnet: Network) -> str | None:

@@ -486,6 +486,18 @@ def test_a_config_that_is_missing_or_wrong_is_waited_for(make_lab: MakeLab) -> N
     host.agent.wait_ready()
 
 
+def test_two_agents_with_one_device_do_not_fight(two: Lab) -> None:
+    """Two networks on one host with the default VNI: flannel's users forget that one."""
+    host = two.hosts[0]
+    etcd(two).ctl("put", "/other/config", '{"Network": "10.77.0.0/16", "Backend": {"Type": "vxlan"}}')
+    command = [str(DEFAULT_FLANNELD), "--etcd", etcd(two).endpoint, "--etcd-prefix", "/other", "--iface", "eth0"]
+    second = [*command, "--subnet-file", str(host.agent.subnet_file.with_name("other.env"))]
+    done = host.namespace.run(second, check=False, timeout=20)
+    assert done.returncode == 1
+    assert "another flanneld-py on this host has device flannel.1" in done.stderr
+    assert two.wait_connected() == []
+
+
 # The command line
 
 

@@ -78,6 +78,7 @@ class Cluster:
             self.clock,
             Random(number),
             lambda _: None,
+            lambda _: None,
         )
 
         async def live() -> None:

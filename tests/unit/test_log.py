@@ -21,6 +21,12 @@ def test_a_line_stays_one_line() -> None:
     assert "\n" not in TextFormatter(timestamps=False).format(record(reason="two\nlines"))
 
 
+def test_what_comes_from_outside_is_tamed() -> None:
+    text = TextFormatter(timestamps=False).format(record(key="a\x1b[31m\r" + "x" * 10_000))
+    assert text.isprintable()
+    assert len(text) < 600
+
+
 def test_json_has_the_same() -> None:
     line = json.loads(JsonFormatter().format(record(key="k")))
     assert (line["level"], line["message"], line["key"]) == ("WARNING", "lease is not used", "k")

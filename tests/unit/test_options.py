@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_py.agent.options import FLAGS, Exit, Options, UsageError, parse
+from flanneld_py.agent.flags import FLAGS
+from flanneld_py.agent.options import Exit, Options, UsageError, parse
 
 
 def options(*arguments: str, **environment: str) -> Options:
@@ -71,6 +72,12 @@ def test_addresses_and_health() -> None:
         (["--etcd-cafile", "/nonexistent/ca.pem"], "--etcd-cafile: /nonexistent/ca.pem cannot be read"),
         (["--etcd-keyfile", "/etc/hostname"], "go together"),
         (["--etcd-username", "u"], "go together"),
+        (["--etcd-cafile", "/etc/hostname"], "write https://"),
+        (["--etcd", ""], "is empty"),
+        (["--etcd-prefix", "/"], "--etcd-prefix is empty"),
+        (["--subnet-file", ""], "the path of a file"),
+        (["--subnet-file=/"], "the path of a file"),
+        (["--healthz-ip", "localhost"], "--healthz-ip is 'localhost'"),
         (["--etcd-client", "curl"], "grpc or etcd3"),
         (["--kube-subnet-mgr"], "not supported"),
         (["--kube-api-url", "http://k"], "not supported"),
@@ -81,6 +88,10 @@ def test_what_is_wrong_is_said_in_one_sentence(arguments: list[str], complaint: 
     with pytest.raises(UsageError, match=re.escape(complaint)) as caught:
         options(*arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_kubernetes_switched_off_is_no_error() -> None:
+    assert options("--kube-subnet-mgr=false").client == "grpc"
 
 
 def test_a_bad_environment_variable_is_an_error_too() -> None:

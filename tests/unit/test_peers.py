@@ -16,7 +16,7 @@ from flanneld_py.registry.model import Json, Lease, LeaseAttrs, Record, Rejected
 CONFIG = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}')
 UNDERLAY = Underlay("eth0", 1500, IPv4Address("192.0.2.1"), IPv4Address("192.0.2.1"))
 BACKEND = Vxlan(CONFIG, UNDERLAY, nexthop_objects=True)
-OWN = Own("k/10.5.1.0-24", Subnets(IPv4Network("10.5.1.0/24")), IPv4Address("192.0.2.1"))
+OWN = Own("k/10.5.1.0-24", Subnets(IPv4Network("10.5.1.0/24")), IPv4Address("192.0.2.1"), IPv4Address("192.0.2.100"))
 
 
 def make_peers() -> Peers:
@@ -54,13 +54,17 @@ GOOD = ("k/10.5.2.0-24", lease("10.5.2.0/24", "192.0.2.2"))
         (lease("10.5.3.0/24", "0.0.0.0"), "no address of a host"),
         (lease("10.5.3.0/24", "127.0.0.1"), "no address of a host"),
         (lease("10.5.3.0/24", "255.255.255.255"), "no address of a host"),
-        (lease("10.5.3.0/24", "192.0.2.3", backend_type="host-gw"), "backend type is 'host-gw'"),
-        (lease("10.5.3.0/24", "192.0.2.3", backend_type=""), "backend type is 'none'"),
+        (lease("10.5.3.0/24", "192.0.2.3", backend_type="host-gw"), 'backend type is "host-gw"'),
+        (lease("10.5.3.0/24", "192.0.2.3", backend_type=""), 'backend type is "none"'),
         (lease("10.5.3.0/24", "192.0.2.3", mac="nonsense"), "no MAC address"),
         (lease("10.5.3.0/24", "192.0.2.3", mac="01:00:5e:00:00:01"), "no unicast MAC"),
         (lease("10.5.3.0/24", "192.0.2.3", mac="00:00:00:00:00:00"), "no unicast MAC"),
         (lease("10.5.3.0/24", "192.0.2.3", backend_data=None), "no JSON object"),
         (lease("10.5.3.0/24", "192.0.2.3", backend_data={"VNI": 1}), "no MAC address"),
+        (lease("10.5.3.0/24", "192.0.2.3", mac="aabbccddee 02    "), "no MAC address"),
+        (lease("10.5.3.0/24", "192.0.2.3", backend_data={"Vni": 7, "VtepMAC": "02:00:00:00:00:03"}), "VNI is 7"),
+        (lease("10.5.3.0/24", "10.5.9.9"), "inside Network"),
+        (lease("10.5.3.0/24", "192.0.2.100"), "is our own"),
         (lease("10.5.3.0/24", "192.0.2.3", backend_data={"VNI": 7, "VtepMAC": "02:00:00:00:00:03"}), "VNI is 7"),
     ],
 )

@@ -100,7 +100,8 @@ def test_a_peer_needs_neighbour_fdb_and_route(nexthop_objects: bool) -> None:
 
 
 def test_our_own_address_is_the_subnet_base_alone() -> None:
-    own = Own("k", Subnets(IPv4Network("10.5.1.0/24")), IPv4Address("192.0.2.1"))
+    address = IPv4Address("192.0.2.1")
+    own = Own("k", Subnets(IPv4Network("10.5.1.0/24")), address, address)
     assert backend().own_entries(own) == (Address("flannel.1", bytes([10, 5, 1, 0]), 32),)
 
 
