@@ -357,7 +357,7 @@ def test_foreign_state_is_left_alone(two: Lab) -> None:
         ("10.42.240.0-24", '{"PublicIP":"172.30.0.99","BackendType":"host-gw"}'),
         ("10.99.0.0-24", '{"PublicIP":"172.30.0.99","BackendType":"vxlan","BackendData":GOOD}'),
         ("128.0.0.0-1", '{"PublicIP":"172.30.0.99","BackendType":"vxlan","BackendData":GOOD}'),
-        ("10.42.0.0-17", '{"PublicIP":"172.30.0.99","BackendType":"vxlan","BackendData":GOOD}'),
+        ("10.42.0.0-16", '{"PublicIP":"172.30.0.99","BackendType":"vxlan","BackendData":GOOD}'),
     ],
 )
 def test_fault_a_a_bad_record_removes_nobody(two: Lab, key: str, value: str) -> None:
