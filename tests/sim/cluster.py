@@ -94,7 +94,7 @@ class Cluster:
 
     async def settle(self, agent: Agent, seconds: float = 60) -> None:
         """Let an agent work until it is ready and has nothing to do, and some time beyond every backoff."""
-        await self.clock.run_until(agent.ready.is_set, seconds)
+        await self.clock.run_until(agent.ready.is_set, max(seconds, 300))  # A registry that fails often takes its time.
         await self.clock.run_for(seconds)
 
 
