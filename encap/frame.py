@@ -1,0 +1,65 @@
+"""Wire formats of the userspace data plane, and why a packet is refused.
+
+    RAW      the inner IP packet is the UDP payload (flannel's `udp` backend)
+    VXLAN    RFC 7348: | flags 0x08, 24 bit, VNI 24 bit, 8 bit | inner Ethernet: destination, source, type | inner packet |
+             0         1                4                7     8                                            22
+
+Not here: what is inside the inner packet (forward.py decides on its addresses, offload.py on its transport).
+A VXLAN datagram is checked in the order of its bytes: length, flags, VNI, destination MAC, type against IP version.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import Enum
+
+VXLAN_LENGTH = 22
+"""Bytes before the inner packet: VXLAN 8 and Ethernet 14."""
+
+FLAG_VNI = 0x08
+"""The I flag: the VNI is valid (RFC 7348 section 5)."""
+
+ETHERTYPE = {4: 0x0800, 6: 0x86DD}
+
+_HEADER = struct.Struct("!II6s6sH")
+
+
+class Refused(Enum):
+    """Why a packet is not carried; the value names its counter."""
+
+    SHORT = "short"
+    VNI = "vni"
+    MAC = "mac"
+    ETHERTYPE = "ethertype"
+    VERSION = "version"
+    LENGTH = "length"
+    UNKNOWN_PEER = "unknown-peer"
+    SOURCE = "source"
+    DESTINATION = "destination"
+    NO_ROUTE = "no-route"
+    TTL = "ttl"
+    TOO_BIG = "too-big"
+    CHECKSUM = "checksum"
+    OFFLOAD = "offload"
+
+
+def vxlan_header(vni: int, destination: bytes, source: bytes, version: int) -> bytes:
+    """Return the 22 bytes before an inner packet of this IP version (4 or 6) between two VTEP MACs."""
+    return _HEADER.pack(FLAG_VNI << 24, vni << 8, destination, source, ETHERTYPE[version])
+
+
+def parse_vxlan(datagram: memoryview, vni: int, mac: bytes) -> int | Refused:
+    """Return the offset of the inner packet in a datagram for our VNI and our VTEP's MAC.
+
+    Flags and reserved bits other than I are ignored, as RFC 7348 section 5 asks of a receiver.
+    """
+    if len(datagram) <= VXLAN_LENGTH:
+        return Refused.SHORT
+    flags, number, destination, _, ethertype = _HEADER.unpack_from(datagram)
+    if not flags >> 24 & FLAG_VNI or number >> 8 != vni:
+        return Refused.VNI
+    if destination != mac:
+        return Refused.MAC
+    if ETHERTYPE.get(datagram[VXLAN_LENGTH] >> 4) != ethertype:
+        return Refused.ETHERTYPE if ethertype not in ETHERTYPE.values() else Refused.VERSION
+    return VXLAN_LENGTH
