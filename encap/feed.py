@@ -1,0 +1,384 @@
+"""The control protocol between the agent and the data-plane process, as bytes. Pure.
+
+It runs over a unix SEQPACKET socket: one send is one message, at most MAX_MESSAGE bytes.
+
+    version u8 | kind u8 | body
+
+    agent -> process                                      answer
+    Configure   what it is; JSON                          Done, or Refused
+    Begin       a full table follows                      -
+    Put         peers, packed; as many as fit             -
+    Remove      a peer's key                              -
+    End         the table is complete: peers that were    Done
+                not put since Begin are dropped
+    AskStatus   totals                                    Status
+    AskTraffic  counters of peers from a position on      Traffic
+    Stop        close the device and end                  the socket closes
+
+Put and Remove take effect at once, each for itself: nothing else is touched, so traffic to other peers never stops.
+What cannot be understood is answered with Refused, and the connection closed.
+Of the versions in use, each knows how to say no to another: the first byte and Refused never change.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any
+
+VERSION = 1
+MAX_MESSAGE = 60_000
+"""Bytes: what a socket takes whole with the kernel's default buffers."""
+
+MAX_KEY = 255
+
+
+class Malformed(Exception):
+    """A message that cannot be read; the text says what was found and what expected."""
+
+
+class Mode(Enum):
+    """The wire format: VXLAN (RFC 7348), or the bare inner packet as flannel's udp backend sends it."""
+
+    VXLAN = "vxlan"
+    RAW = "raw"
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """What the data plane is. `mtu` in bytes is that of the device; `local` the underlay address to bind, packed.
+
+    `vni` and `mac` (our VTEP's) matter in VXLAN only.
+    """
+
+    mode: Mode
+    device: str
+    local: bytes
+    port: int
+    mtu: int
+    subnets: tuple[IPv4Network | IPv6Network, ...]
+    vni: int = 0
+    mac: bytes = bytes(6)
+
+    def fixed(self) -> tuple[object, ...]:
+        """Return what cannot change while the process runs: device and socket are made of it."""
+        return (self.mode, self.device, self.local, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A lease of another host: packets to `subnet` go to `address`, both packed; `mac` is its VTEP's."""
+
+    key: str
+    subnet: bytes
+    prefix_length: int
+    address: bytes
+    mac: bytes = bytes(6)
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A full table follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Peers, new or changed."""
+
+    peers: tuple[Peer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """A peer that is gone."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The table is complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskStatus:
+    """Totals, please."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskTraffic:
+    """Counters of peers, please, beginning with the peer at this position."""
+
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Applied; so many peers are in the table."""
+
+    peers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Not applied, with a reason for the operator; `restart` if a new process could apply it."""
+
+    reason: str
+    restart: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The state of the process. `counters` by reason, in packets as they crossed the TUN device or the wire."""
+
+    pid: int
+    configured: bool
+    peers: int
+    device: str = ""
+    offloads: tuple[str, ...] = ()
+    segmentation: bool = False
+    coalescing: bool = False
+    receive_buffer: int = 0
+    counters: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTraffic:
+    """What went to and came from one peer: packets and bytes, super-packets counted as one."""
+
+    key: str
+    sent: int
+    sent_bytes: int
+    received: int
+    received_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Counters of some peers; `following` is the position of the next, 0 if there is none."""
+
+    following: int
+    peers: tuple[PeerTraffic, ...]
+
+
+Request = Configure | Begin | Put | Remove | End | AskStatus | AskTraffic | Stop
+Answer = Done | Refused | Status | Traffic
+Message = Request | Answer
+
+_HEAD = struct.Struct("!BB")
+_NUMBER = struct.Struct("!I")
+_PEER = struct.Struct("!BBBB6s")
+_COUNTERS = struct.Struct("!BQQQQ")
+
+_CONFIGURE, _BEGIN, _PUT, _REMOVE, _END, _ASK_STATUS, _ASK_TRAFFIC, _STOP = range(1, 9)
+_DONE, _REFUSED, _STATUS, _TRAFFIC = range(65, 69)
+
+TRAFFIC_PAGE = MAX_MESSAGE // (_COUNTERS.size + MAX_KEY) - 1
+"""How many peers' counters surely fit into one Traffic."""
+
+
+def encode(message: Message) -> bytes:
+    """Return the bytes of a message. Raises ValueError if they are more than MAX_MESSAGE, or a key too long."""
+    kind, body = _body(message)
+    if len(body) + _HEAD.size > MAX_MESSAGE:
+        raise ValueError(f"{type(message).__name__} of {len(body)} bytes: the most is {MAX_MESSAGE - _HEAD.size}")
+    return _HEAD.pack(VERSION, kind) + body
+
+
+def encode_peers(peers: Iterable[Peer]) -> Iterator[bytes]:
+    """Return Put messages for any number of peers, as few as will do."""
+    parts: list[bytes] = []
+    size = _HEAD.size
+    for peer in peers:
+        record = _pack_peer(peer)
+        if size + len(record) > MAX_MESSAGE:
+            yield _HEAD.pack(VERSION, _PUT) + b"".join(parts)
+            parts, size = [], _HEAD.size
+        parts.append(record)
+        size += len(record)
+    if parts:
+        yield _HEAD.pack(VERSION, _PUT) + b"".join(parts)
+
+
+def decode(data: bytes) -> Message:
+    """Read a message. Raises Malformed."""
+    if len(data) < _HEAD.size or len(data) > MAX_MESSAGE:
+        raise Malformed(f"a message of {len(data)} bytes; expected {_HEAD.size} to {MAX_MESSAGE}")
+    version, kind = _HEAD.unpack_from(data)
+    if version != VERSION and kind != _REFUSED:
+        raise Malformed(f"control protocol version {version}, ours is {VERSION}: the process must be restarted")
+    read = _READERS.get(kind)
+    if read is None:
+        raise Malformed(f"a message of unknown kind {kind}")
+    try:
+        return read(data[_HEAD.size :])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+        raise Malformed(f"a message of kind {kind} cannot be read: {error}") from error
+
+
+def _body(message: Message) -> tuple[int, bytes]:
+    match message:
+        case Configure():
+            return _CONFIGURE, _configure_json(message)
+        case Begin():
+            return _BEGIN, b""
+        case Put(peers):
+            return _PUT, b"".join(map(_pack_peer, peers))
+        case Remove(key):
+            return _REMOVE, _key(key)
+        case End():
+            return _END, b""
+        case AskStatus():
+            return _ASK_STATUS, b""
+        case AskTraffic(first):
+            return _ASK_TRAFFIC, _NUMBER.pack(first)
+        case Stop():
+            return _STOP, b""
+        case Done(peers):
+            return _DONE, _NUMBER.pack(peers)
+        case Refused(reason, restart):
+            return _REFUSED, bytes([restart]) + reason.encode()[: MAX_MESSAGE - 8]
+        case Status():
+            return _STATUS, json.dumps(asdict(message)).encode()
+        case Traffic(following, peers):
+            return _TRAFFIC, _NUMBER.pack(following) + b"".join(map(_pack_traffic, peers))
+
+
+def _empty(make: Callable[[], Message]) -> Callable[[bytes], Message]:
+    def read(body: bytes) -> Message:
+        if body:
+            raise ValueError(f"{len(body)} bytes too many")
+        return make()
+
+    return read
+
+
+def _configure_json(wanted: Configure) -> bytes:
+    fields = {
+        "mode": wanted.mode.value,
+        "device": wanted.device,
+        "local": str(ip_address(wanted.local)),
+        "port": wanted.port,
+        "mtu": wanted.mtu,
+        "subnets": [str(subnet) for subnet in wanted.subnets],
+        "vni": wanted.vni,
+        "mac": wanted.mac.hex(":"),
+    }
+    return json.dumps(fields).encode()
+
+
+def _read_configure(body: bytes) -> Configure:
+    fields: dict[str, Any] = json.loads(body)
+    mode = Mode(fields["mode"])
+    device = fields["device"]
+    if not isinstance(device, str) or not 1 <= len(device.encode()) <= 15 or set(device) & set("/ \t\n%\0"):
+        raise ValueError(f"{device!r} is no name of a device")
+    mac = bytes.fromhex(fields["mac"].replace(":", ""))
+    if len(mac) != 6:
+        raise ValueError(f"{fields['mac']!r} is no MAC address")
+    return Configure(
+        mode=mode,
+        device=device,
+        local=ip_address(fields["local"]).packed,
+        port=_bounded(fields, "port", 1, 65535),
+        mtu=_bounded(fields, "mtu", 68, 65535),
+        subnets=tuple(ip_network(subnet) for subnet in fields["subnets"]),
+        vni=_bounded(fields, "vni", 1 if mode is Mode.VXLAN else 0, 2**24 - 1),
+        mac=mac,
+    )
+
+
+def _bounded(fields: dict[str, Any], name: str, least: int, most: int) -> int:
+    value = fields[name]
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{name} is {value!r}; expected a number from {least} to {most}")
+    return value
+
+
+def _pack_peer(peer: Peer) -> bytes:
+    head = _PEER.pack(len(key := _key(peer.key)), len(peer.subnet), peer.prefix_length, len(peer.address), peer.mac)
+    return head + key + peer.subnet + peer.address
+
+
+def _read_put(body: bytes) -> Put:
+    peers: list[Peer] = []
+    at = 0
+    while at < len(body):
+        key_size, subnet_size, prefix_length, address_size, mac = _PEER.unpack_from(body, at)
+        key_end = at + _PEER.size + key_size
+        subnet_end = key_end + subnet_size
+        end = subnet_end + address_size
+        if end > len(body) or not key_size:
+            raise ValueError(f"a peer at byte {at} is cut off, or has no key")
+        if {subnet_size, address_size} - {4, 16} or prefix_length > subnet_size * 8:
+            raise ValueError(f"a peer at byte {at} has no valid subnet or address")
+        key = body[at + _PEER.size : key_end].decode()
+        peers.append(Peer(key, body[key_end:subnet_end], prefix_length, body[subnet_end:end], mac))
+        at = end
+    return Put(tuple(peers))
+
+
+def _pack_traffic(row: PeerTraffic) -> bytes:
+    key = _key(row.key)
+    return _COUNTERS.pack(len(key), row.sent, row.sent_bytes, row.received, row.received_bytes) + key
+
+
+def _read_traffic(body: bytes) -> Traffic:
+    (following,) = _NUMBER.unpack_from(body)
+    rows: list[PeerTraffic] = []
+    at = _NUMBER.size
+    while at < len(body):
+        key_size, *counters = _COUNTERS.unpack_from(body, at)
+        at += _COUNTERS.size
+        if at + key_size > len(body):
+            raise ValueError("the last peer's counters are cut off")
+        rows.append(PeerTraffic(body[at : at + key_size].decode(), *counters))
+        at += key_size
+    return Traffic(following, tuple(rows))
+
+
+def _read_remove(body: bytes) -> Remove:
+    if not 1 <= len(body) <= MAX_KEY:
+        raise ValueError(f"a key of {len(body)} bytes; expected 1 to {MAX_KEY}")
+    return Remove(body.decode())
+
+
+def _read_status(body: bytes) -> Status:
+    fields: dict[str, Any] = json.loads(body)
+    return Status(**{**fields, "offloads": tuple(fields["offloads"])})
+
+
+def _read_refused(body: bytes) -> Refused:
+    return Refused(body[1:].decode(errors="replace"), restart=bool(body[:1].strip(b"\0")))
+
+
+def _key(key: str) -> bytes:
+    data = key.encode()
+    if not 1 <= len(data) <= MAX_KEY:
+        raise ValueError(f"the key {key[:40]!r} has {len(data)} bytes; expected 1 to {MAX_KEY}")
+    return data
+
+
+_READERS: dict[int, Callable[[bytes], Message]] = {
+    _CONFIGURE: _read_configure,
+    _BEGIN: _empty(Begin),
+    _PUT: _read_put,
+    _REMOVE: _read_remove,
+    _END: _empty(End),
+    _ASK_STATUS: _empty(AskStatus),
+    _ASK_TRAFFIC: lambda body: AskTraffic(*_NUMBER.unpack(body)),
+    _STOP: _empty(Stop),
+    _DONE: lambda body: Done(*_NUMBER.unpack(body)),
+    _REFUSED: _read_refused,
+    _STATUS: _read_status,
+    _TRAFFIC: _read_traffic,
+}

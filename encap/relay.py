@@ -1,0 +1,270 @@
+"""The packets' way through the data-plane process, and its counters.
+
+    outward   TUN read -> outbound: to whom? -> segment: datagrams -> one UDP_SEGMENT send
+    inward    UDP_GRO receive -> a known peer's address? -> coalesce: super-packets
+              -> per packet parse_vxlan, inbound: may it? -> TUN write
+
+Decisions are forward.py's, cutting and merging offload.py's; here is only their order, bounded shares of both
+directions per turn of the loop, and the counting of what did not pass. Nothing is queued here: what the kernel does
+not take at once is dropped and counted, and the kernel's own queues are the only ones.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections import Counter
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from itertools import islice
+
+from flanneld_py.encap import feed
+from flanneld_py.encap.forward import Drop, Own, Remote, Reply, Send, Table, inbound, outbound
+from flanneld_py.encap.frame import VXLAN_LENGTH, Refused, parse_vxlan, vxlan_header
+from flanneld_py.encap.offload import VNET_HEADER, coalesce, segment
+from flanneld_py.encap.tun import BUFFER_SIZE, Tun
+from flanneld_py.encap.wire import RECEIVE_SIZE, Endpoint, Wire
+
+SHARE = 16
+"""Super-packets per direction in one turn of the loop: a megabyte, a millisecond or two."""
+
+GSO = struct.Struct("=xBxxH")
+"""gso_type and gso_size of a virtio header."""
+
+PLAIN = bytes(VNET_HEADER)
+
+
+class DeviceGone(Exception):
+    """The TUN device was deleted under us."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Packets (super-packets count as one) and bytes of the overlay, both ways."""
+
+    sent: int = 0
+    sent_bytes: int = 0
+    received: int = 0
+    received_bytes: int = 0
+
+    def add(self, other: Tally) -> None:
+        """Add another's numbers."""
+        self.sent += other.sent
+        self.sent_bytes += other.sent_bytes
+        self.received += other.received
+        self.received_bytes += other.received_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Hop(Remote):
+    """A peer with what sending to it takes, made once: socket address, bytes before an inner packet, counters."""
+
+    endpoint: Endpoint
+    prefix4: bytes
+    prefix6: bytes
+    tally: Tally = field(compare=False)
+
+
+class Relay:
+    """Carry packets between a device and a wire that are open, among the peers that were put."""
+
+    def __init__(self, wanted: feed.Configure, tun: Tun, wire: Wire) -> None:
+        self._tun = tun
+        self._wire = wire
+        self._table = Table()
+        self._peers: dict[str, feed.Peer] = {}
+        self._tallies: dict[str, Tally] = {}
+        self._departed = Tally()
+        self._sources: dict[str, bytes] = {}
+        self._drops: Counter[str] = Counter()
+        self._from_tun = memoryview(bytearray(BUFFER_SIZE))
+        self._received = bytearray(RECEIVE_SIZE)
+        self._from_wire = memoryview(self._received)
+        self._udp = "uso4" in tun.offloads
+        self.configure(wanted)
+
+    def configure(self, wanted: feed.Configure) -> None:
+        """Take in a configuration with the same fixed part."""
+        self._wanted = wanted
+        self._vxlan = wanted.mode is feed.Mode.VXLAN
+        self._offset = VXLAN_LENGTH if self._vxlan else 0
+        bases = {subnet.version: subnet.network_address.packed for subnet in reversed(wanted.subnets)}
+        subnets = tuple((subnet.network_address.packed, subnet.prefixlen) for subnet in wanted.subnets)
+        self._own = Own(subnets, bases.get(4), bases.get(6))
+        for peer in list(self._peers.values()):
+            self.put(peer)
+
+    def close(self) -> None:
+        """Close device and wire."""
+        self._tun.close()
+        self._wire.close()
+
+    # The table
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def keys(self) -> set[str]:
+        """Return the keys of all peers."""
+        return set(self._peers)
+
+    def put(self, peer: feed.Peer) -> None:
+        """Add a peer, or change it: its counters stay."""
+        before = self._peers.get(peer.key)
+        self._peers[peer.key] = peer
+        host = str(ip_address(peer.address))
+        prefixes = (b"", b"")
+        if self._vxlan:
+            vni, own_mac = self._wanted.vni, self._wanted.mac
+            prefixes = (vxlan_header(vni, peer.mac, own_mac, 4), vxlan_header(vni, peer.mac, own_mac, 6))
+        tally = self._tallies.setdefault(peer.key, Tally())
+        endpoint = (host, self._wanted.port)
+        self._table.set(
+            peer.key, Hop(peer.subnet, peer.prefix_length, peer.address, peer.mac, endpoint, *prefixes, tally)
+        )
+        self._sources[host] = peer.address
+        if before is not None and before.address != peer.address:
+            self._forget_source(before.address)
+
+    def remove(self, key: str) -> None:
+        """Remove a peer; nothing if there is none."""
+        peer = self._peers.pop(key, None)
+        if peer is not None:
+            self._table.remove(key)
+            self._departed.add(self._tallies.pop(key))
+            self._forget_source(peer.address)
+
+    def _forget_source(self, address: bytes) -> None:
+        if not self._table.from_address(address):
+            self._sources.pop(str(ip_address(address)), None)
+
+    # The packets
+
+    def outward(self) -> None:
+        """Send what waits in the TUN device, up to a share. Raises DeviceGone."""
+        packet_start, buffer, table, own = VNET_HEADER, self._from_tun, self._table, self._own
+        for _ in range(SHARE):
+            try:
+                size = self._tun.read_into(buffer)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._refused_by_device("out", error)
+                return
+            header, packet = buffer[:packet_start], buffer[packet_start:size]
+            gso_type, gso_size = GSO.unpack_from(header)
+            decision = outbound(table, packet, self._wanted.mtu, own, gso_size if gso_type else 0)
+            match decision:
+                case Send(remote):
+                    assert isinstance(remote, Hop)
+                    self._send(header, packet, remote)
+                case Reply(reply, reason):
+                    self._drops[f"out-{reason.value}"] += 1
+                    self._write((PLAIN, reply))
+                case Drop(reason):
+                    self._drops[f"out-{reason.value}"] += 1
+
+    def _send(self, header: memoryview, packet: memoryview, hop: Hop) -> None:
+        datagrams, size = segment(header, packet, hop.prefix4 if packet[0] >> 4 == 4 else hop.prefix6)
+        if not size:
+            self._drops[f"out-{Refused.OFFLOAD.value}"] += 1
+            return
+        try:
+            self._wire.send(memoryview(datagrams), size, hop.endpoint)
+        except OSError as error:
+            self._drops[f"out-wire-{_name(error)}"] += 1
+            return
+        hop.tally.sent += 1
+        hop.tally.sent_bytes += len(packet)
+
+    def inward(self) -> None:
+        """Deliver what waits at the wire, up to a share. Raises DeviceGone."""
+        offset, mtu, sources = self._offset, self._wanted.mtu, self._sources
+        for _ in range(SHARE):
+            try:
+                total, size, sender = self._wire.receive_into(self._received)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._drops[f"in-wire-{_name(error)}"] += 1
+                return
+            source = sources.get(sender[0])
+            if source is None:
+                self._drops[f"in-{Refused.UNKNOWN_PEER.value}"] += 1
+            elif size <= offset:
+                self._drops[f"in-{Refused.SHORT.value}"] += 1
+            else:
+                for header, parts, first in coalesce(self._from_wire[:total], size, offset, mtu, udp=self._udp):
+                    self._deliver(header, parts, first, source)
+
+    def _deliver(self, header: bytes, parts: list[memoryview | bytes], first: memoryview, source: bytes) -> None:
+        if self._vxlan:
+            start = parse_vxlan(first, self._wanted.vni, self._wanted.mac)
+            if isinstance(start, Refused):
+                self._drops[f"in-{start.value}"] += 1
+                return
+            first = first[start:]
+        decision = inbound(self._table, source, first, self._own)
+        if isinstance(decision, Drop):
+            self._drops[f"in-{decision.reason.value}"] += 1
+            return
+        if self._write((header, *parts)):
+            assert isinstance(decision.remote, Hop)
+            tally = decision.remote.tally
+            tally.received += 1
+            tally.received_bytes += sum(map(len, parts))
+
+    def _write(self, parts: tuple[bytes | memoryview, ...]) -> bool:
+        try:
+            self._tun.write(parts)
+        except OSError as error:
+            self._refused_by_device("in", error)
+            return False
+        return True
+
+    def _refused_by_device(self, direction: str, error: OSError) -> None:
+        if error.errno == errno.EBADFD:
+            raise DeviceGone(
+                f"device {self._wanted.device} was deleted while the data plane used it: the agent makes it again"
+            ) from error
+        self._drops[f"{direction}-device-{_name(error)}"] += 1
+
+    # The counters
+
+    def status(self, pid: int) -> feed.Status:
+        """Return the state and the totals of this process."""
+        total = Tally()
+        total.add(self._departed)
+        for tally in self._tallies.values():
+            total.add(tally)
+        counters = {
+            "sent": total.sent,
+            "sent-bytes": total.sent_bytes,
+            "received": total.received,
+            "received-bytes": total.received_bytes,
+            **self._drops,
+        }
+        return feed.Status(
+            pid=pid,
+            configured=True,
+            peers=len(self._peers),
+            device=self._wanted.device,
+            offloads=self._tun.offloads,
+            segmentation=self._wire.segmentation,
+            coalescing=self._wire.coalescing,
+            receive_buffer=self._wire.receive_buffer,
+            counters=counters,
+        )
+
+    def traffic(self, first: int, most: int) -> feed.Traffic:
+        """Return the counters of up to `most` peers from a position on."""
+        rows = tuple(
+            feed.PeerTraffic(key, tally.sent, tally.sent_bytes, tally.received, tally.received_bytes)
+            for key, tally in islice(self._tallies.items(), first, first + most)
+        )
+        following = first + len(rows)
+        return feed.Traffic(following if following < len(self._tallies) else 0, rows)
+
+
+def _name(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, "unknown").lower()

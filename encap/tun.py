@@ -1,0 +1,101 @@
+"""The TUN device of the userspace data plane: opened, its offloads switched on, packets read and written.
+
+Not its address, routes, MTU or state: those the agent sets through netlink. The device lives as long as its file
+descriptor: when the process ends, device and routes are gone.
+
+Every packet that is read or written has a virtio header in front (10 bytes, native order; linux/virtio_net.h):
+
+    flags u8 | gso_type u8 | hdr_len u16 | gso_size u16 | csum_start u16 | csum_offset u16
+
+With offloads the kernel hands over super-packets of up to 64 KiB and checksums to be completed, and takes the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Sequence
+
+VNET_HEADER_SIZE = 10
+BUFFER_SIZE = VNET_HEADER_SIZE + 65535
+
+# linux/if_tun.h
+TUNSETIFF = 0x400454CA
+TUNSETOFFLOAD = 0x400454D0
+TUNSETVNETHDRSZ = 0x400454D8
+IFF_TUN = 0x0001
+IFF_NO_PI = 0x1000
+IFF_VNET_HDR = 0x4000
+F_CSUM, F_TSO4, F_TSO6, F_USO4, F_USO6 = 0x01, 0x02, 0x04, 0x20, 0x40
+
+LADDER = (
+    (F_CSUM | F_TSO4 | F_TSO6 | F_USO4 | F_USO6, ("csum", "tso4", "tso6", "uso4", "uso6")),
+    (F_CSUM | F_TSO4 | F_TSO6, ("csum", "tso4", "tso6")),
+    (F_CSUM, ("csum",)),
+    (0, ()),
+)
+"""What to ask for, the most first: USO came with Linux 6.2."""
+
+
+class TunError(Exception):
+    """The device cannot be had; the text says why and what to do."""
+
+
+class Tun:
+    """A TUN device, non-blocking. Raises TunError if it cannot be opened."""
+
+    def __init__(self, device: str) -> None:
+        try:
+            self._fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise TunError(
+                f"cannot open /dev/net/tun for device {device}: {error.strerror}; "
+                "the kernel's tun module must be loaded (modprobe tun), and it takes root"
+            ) from error
+        try:
+            self._attach(device)
+            self.offloads = self._enable_offloads()
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self.device = device
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close it: the device disappears."""
+        os.close(self._fd)
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Read one virtio header and packet; return their length in bytes. Raises BlockingIOError if there is none."""
+        return os.readv(self._fd, (buffer,))
+
+    def write(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Write one virtio header and packet in parts. Raises OSError: EIO if the device is down, EINVAL if refused."""
+        os.writev(self._fd, parts)
+
+    def _attach(self, device: str) -> None:
+        request = struct.pack("16sH22x", device.encode(), IFF_TUN | IFF_NO_PI | IFF_VNET_HDR)
+        try:
+            fcntl.ioctl(self._fd, TUNSETIFF, request)
+            fcntl.ioctl(self._fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_SIZE))
+        except OSError as error:
+            reason = {
+                errno.EBUSY: "another process holds it: stop that one first",
+                errno.EINVAL: "a device of that name exists and is no TUN device of this form: "
+                f"remove it (ip link del {device})",
+            }.get(error.errno or 0, f"{error.strerror}")
+            raise TunError(f"cannot make the TUN device {device}: {reason}") from error
+
+    def _enable_offloads(self) -> tuple[str, ...]:
+        for flags, names in LADDER:
+            try:
+                fcntl.ioctl(self._fd, TUNSETOFFLOAD, flags)
+            except OSError:
+                continue  # this kernel knows less: the next rung
+            return names
+        return ()
