@@ -1,0 +1,439 @@
+"""The userspace data plane on real kernels: with itself, with kernel VXLAN, under attack, its agent killed.
+
+h1c1 ── h1 (TUN flannel.1) ──┐
+h2c1 ── h2 (TUN, or VXLAN) ──┼── core      (the picture: tests/lab/__init__.py)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flanneld_py.encap import feed
+from flanneld_py.encap.frame import vxlan_header
+from tests.lab.lab import Lab
+from tests.lab.manual import Vtep, program
+from tests.lab.measure import Station, ping, ping_through, throughput
+from tests.lab.processes import start_time
+from tests.netns.conftest import MakeLab
+from tests.netns.userspace import DEVICE, PORT, Userspace, ends, packed_mac
+
+pytestmark = pytest.mark.root
+
+ICMP_AND_IP = 28
+REPOSITORY = Path(__file__).parents[2]
+TRANSFER = 24 << 20
+
+RECEIVE = """
+import hashlib, socket, sys
+with socket.create_server((sys.argv[1], 7000)) as server:
+    print("listening", flush=True)
+    connection, _ = server.accept()
+    digest, size = hashlib.sha256(), 0
+    while data := connection.recv(1 << 20):
+        digest.update(data)
+        size += len(data)
+print(size, digest.hexdigest())
+"""
+
+SEND = """
+import hashlib, random, socket, sys
+digest, rng = hashlib.sha256(), random.Random(int(sys.argv[3]))
+with socket.create_connection((sys.argv[1], 7000), timeout=20) as connection:
+    left = int(sys.argv[2])
+    while left:
+        data = rng.randbytes(min(left, rng.choice((1, 700, 1398, 50_000, 1_000_000))))
+        connection.sendall(data)
+        digest.update(data)
+        left -= len(data)
+print(sys.argv[2], digest.hexdigest())
+"""
+
+DATAGRAMS = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+    out.bind((sys.argv[1], 0))
+    for line in sys.stdin.read().split():
+        out.sendto(bytes.fromhex(line), (sys.argv[2], int(sys.argv[3])))
+"""
+
+
+@pytest.fixture
+def lab(make_lab: MakeLab) -> Lab:
+    return make_lab(2, overlay="manual")
+
+
+@pytest.fixture
+def userspace(lab: Lab) -> Iterator[Callable[..., Userspace]]:
+    """`userspace(1)`: host 1 leaves the kernel's VXLAN."""
+    made: list[Userspace] = []
+
+    def make(number: int, mode: feed.Mode = feed.Mode.VXLAN) -> Userspace:
+        made.append(Userspace(lab, number, mode))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.hang_up()
+
+
+def until(condition: Callable[[], object], what: str, timeout: float = 10) -> None:
+    """Wait for a condition on a deadline."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        time.sleep(0.01)
+
+
+def transfer(source: Station, target: Station, size: int = TRANSFER) -> None:
+    """Send random bytes in writes of many lengths over TCP; what arrives has the digest of what was sent."""
+    receiver = target.namespace.popen(
+        [sys.executable, "-c", RECEIVE, str(target.address)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        assert receiver.stdout is not None
+        assert receiver.stdout.readline() == b"listening\n"
+        seed = random.randrange(1 << 30)
+        command = [sys.executable, "-c", SEND, str(target.address), str(size), str(seed)]
+        sent = source.namespace.run(command, timeout=60)
+        arrived, _ = receiver.communicate(timeout=20)
+    finally:
+        receiver.kill()
+        receiver.communicate()
+    assert arrived.decode() == sent.stdout, f"seed {seed}"
+
+
+def udp_loss(source: Station, target: Station, rate: str) -> float:
+    """Send UDP through iperf3 for a second; return the part that was lost."""
+    listen = ["iperf3", "--server", "--one-off", "--forceflush", "--bind", str(target.address)]
+    server = target.namespace.popen(listen, stdout=subprocess.PIPE)
+    try:
+        assert server.stdout is not None
+        while b"Server listening" not in server.stdout.readline():
+            assert server.poll() is None
+        send = ["iperf3", "-u", "-c", str(target.address), "-b", rate, "-t", "1", "-l", "1400", "--json"]
+        done = source.namespace.run(send)
+    finally:
+        server.kill()
+        server.communicate()
+    total = json.loads(done.stdout)["end"]["sum"]
+    assert total["packets"] > 0
+    return float(total["lost_packets"]) / float(total["packets"])
+
+
+def links(one: Userspace) -> set[str]:
+    return {link["ifname"] for link in json.loads(one.host.namespace.run(["ip", "-j", "link"]).stdout)}
+
+
+# Packets
+
+
+@pytest.mark.parametrize("mode", feed.Mode)
+def test_two_userspace_hosts_carry_what_the_mtu_allows(
+    lab: Lab, userspace: Callable[..., Userspace], mode: feed.Mode
+) -> None:
+    one, _two = userspace(1, mode), userspace(2, mode)
+    a, b = lab.containers
+    largest = min(one.configuration.mtu, 1450) - ICMP_AND_IP  # the containers' own interfaces have 1450
+    for source, target in ((a, b), (b, a)):
+        assert ping(source, target).loss == 0
+        assert ping(source, target, payload=largest).loss == 0
+        assert ping(source, target, payload=largest + 1, count=2, patience=0.2).received == 0
+        transfer(source, target)
+        assert udp_loss(source, target, "50M") < 0.02
+
+
+@pytest.mark.parametrize("segmented", [True, False], ids=["as a NIC", "super-packets on the wire"])
+def test_userspace_and_kernel_vxlan_understand_each_other(
+    lab: Lab, userspace: Callable[..., Userspace], segmented: bool
+) -> None:
+    # Between namespaces the kernel's VXLAN hands over whole tunnel super-packets; a real NIC cuts them.
+    state = "off" if segmented else "on"
+    for host in lab.hosts:
+        features = ["tx-udp_tnl-segmentation", state, "tx-udp_tnl-csum-segmentation", state]
+        host.namespace.run(["ethtool", "-K", "eth0", *features])
+    one = userspace(1)
+    a, b = lab.containers
+    for source, target in ((a, b), (b, a)):
+        assert ping(source, target).loss == 0
+        assert ping(source, target, payload=1450 - ICMP_AND_IP).loss == 0
+        transfer(source, target)
+        assert udp_loss(source, target, "50M") < 0.02
+    dropped = {name: count for name, count in one.status().counters.items() if name.startswith(("in-", "out-"))}
+    assert not dropped
+
+
+def test_hosts_and_containers_of_others_are_reached_from_the_host_itself(
+    lab: Lab, userspace: Callable[..., Userspace]
+) -> None:
+    one, _two = userspace(1), userspace(2)
+    done = one.host.namespace.run(["ping", "-n", "-c", "2", "-i", "0.01", "-W", "1", str(lab.containers[1].address)])
+    assert "2 received" in done.stdout
+
+
+def test_an_address_behind_no_peer_is_answered_at_once(lab: Lab, userspace: Callable[..., Userspace]) -> None:
+    one = userspace(1)
+    one.host.namespace.ip(f"route add 10.42.77.0/24 dev {DEVICE}")
+    done = lab.containers[0].namespace.run(["ping", "-n", "-c", "1", "-W", "2", "10.42.77.1"], check=False)
+    assert "Net Unreachable" in done.stdout
+    assert one.count("out-no-route") == 1
+
+
+# Strangers
+
+
+def ipv4_udp(source: str, target: str) -> bytes:
+    """A UDP packet without a checksum; the IP header's is left to be wrong: nobody should get as far."""
+    addresses = b"".join(bytes(map(int, text.split("."))) for text in (source, target))
+    return struct.pack("!BBHHHBBH", 0x45, 0, 28, 0, 0, 64, 17, 0) + addresses + struct.pack("!HHHH", 7, 7, 8, 0)
+
+
+def inject(lab: Lab, source: int, inner: bytes, *, vni: int = 1, mac: str | None = None) -> None:
+    """Send a VXLAN datagram to host 1 by hand, from host `source`, or from core (0)."""
+    own, other = ends(lab)
+    header = vxlan_header(vni, packed_mac(mac or own.mac), packed_mac(other.mac), 4)
+    namespace, address = (
+        (lab.hosts[source - 1].namespace, lab.hosts[source - 1].address)
+        if source
+        else (
+            lab.core,
+            lab.plan.gateway,
+        )
+    )
+    command = [sys.executable, "-c", DATAGRAMS, str(address), str(own.underlay), str(PORT)]
+    namespace.run(command, stdin=(header + inner).hex())
+
+
+def test_forged_datagrams_are_dropped_and_counted(lab: Lab, userspace: Callable[..., Userspace]) -> None:
+    one = userspace(1)
+    own, other = ends(lab)
+    container, far = str(own.subnet[2]), str(other.subnet[2])
+    honest = ipv4_udp(far, container)
+
+    inject(lab, 0, honest)
+    one.wait_count("in-unknown-peer")
+    inject(lab, 2, ipv4_udp("10.42.99.2", container))
+    one.wait_count("in-source")
+    inject(lab, 2, ipv4_udp(far, "192.0.2.1"))
+    one.wait_count("in-destination")
+    inject(lab, 2, honest, vni=2)
+    one.wait_count("in-vni")
+    inject(lab, 2, honest, mac="06:00:00:00:00:01")
+    one.wait_count("in-mac")
+    assert one.count("received") == 0
+
+    inject(lab, 2, honest)
+    one.wait_count("received")
+    assert one.ask(feed.AskTraffic(0)) == feed.Traffic(0, (feed.PeerTraffic(str(other.subnet), 0, 0, 1, 28),))
+
+
+# The control connection
+
+
+def test_a_full_table_replaces_the_old_one_without_a_gap(lab: Lab, userspace: Callable[..., Userspace]) -> None:
+    one, _two = userspace(1), userspace(2)
+    other = ends(lab)[1]
+    kept = feed.Peer(str(other.subnet), other.subnet[0].packed, 24, other.underlay.packed, packed_mac(other.mac))
+    many = [
+        feed.Peer(f"10.{i >> 8}.{i & 255}.0-24", bytes([10, i >> 8, i & 255, 0]), 24, bytes([10, 250, i >> 8, i & 255]))
+        for i in range(10_000, 20_000)
+    ]
+    a, b = lab.containers
+    with ping_through(a, b) as stream:
+        stream.wait_replies(5)
+        assert one.fill([*many, kept]) == feed.Done(10_001)
+        assert one.fill([kept]) == feed.Done(1)
+        stream.wait_replies(5)
+        passage = stream.stop()
+    assert passage.sent == passage.received
+
+    one.tell(feed.Remove(kept.key))
+    assert one.status().peers == 0
+    assert ping(a, b, count=2, patience=0.2).received == 0
+    one.tell(feed.Put((kept,)))
+    assert one.status().peers == 1
+    assert ping(lab.containers[0], lab.containers[1]).loss == 0
+
+
+def test_a_newer_agent_replaces_the_older(userspace: Callable[..., Userspace]) -> None:
+    one = userspace(1)
+    old = one._connection
+    one.connect()
+    assert one.status().configured
+    assert old is not None
+    assert old.recv(100) == b""
+    old.close()
+
+
+def test_what_cannot_be_understood_is_refused_and_hung_up_on(userspace: Callable[..., Userspace]) -> None:
+    one = userspace(1)
+    one.tell(bytes([9, 1]) + b"{}")
+    answer = one.hear()
+    assert isinstance(answer, feed.Refused)
+    assert answer.restart
+    assert "version 9" in answer.reason
+    assert one.hear() is None
+    one.hang_up()
+    one.connect()
+    assert one.status().peers == 1
+
+
+def test_a_configuration_changes_in_place_or_asks_for_a_new_process(userspace: Callable[..., Userspace]) -> None:
+    one = userspace(1)
+    assert one.ask(replace(one.configuration, mtu=1400)) == feed.Done(1)
+    answer = one.ask(replace(one.configuration, port=PORT + 1))
+    assert isinstance(answer, feed.Refused)
+    assert answer.restart
+
+
+def test_stop_takes_device_and_socket_away(userspace: Callable[..., Userspace]) -> None:
+    one = userspace(1)
+    assert DEVICE in links(one)
+    assert (one.control.stat().st_mode & 0o777) == 0o600
+    pid = one.status().pid
+    one.stop()
+    assert DEVICE not in links(one)
+    assert not one.control.exists()
+    until(lambda: start_time(pid) is None, "the process has ended")
+
+
+def test_sigterm_ends_it_too(userspace: Callable[..., Userspace]) -> None:
+    one = userspace(1)
+    os.kill(one.status().pid, signal.SIGTERM)
+    assert one.hear() is None
+    assert DEVICE not in links(one)
+
+
+def test_a_second_process_at_the_same_socket_is_refused(userspace: Callable[..., Userspace]) -> None:
+    one = userspace(1)
+    command: list[str | Path] = [sys.executable, "-m", "flanneld_py.encap.datapath", "--control", one.control]
+    done = one.host.namespace.run(command, check=False)
+    assert done.returncode == 1
+    assert "another data-plane process serves" in done.stdout
+    assert one.status().configured
+
+
+def test_a_taken_port_or_device_is_said(lab: Lab, userspace: Callable[..., Userspace]) -> None:
+    one = Userspace(lab, 1)
+    with pytest.raises(AssertionError, match="exists and is no TUN device"):
+        _start_beside_the_kernels_device(one)
+
+
+def _start_beside_the_kernels_device(one: Userspace) -> None:
+    command: list[str | Path] = [sys.executable, "-m", "flanneld_py.encap.datapath", "--control", one.control]
+    assert one.host.namespace.popen(command).wait(10) == 0
+    one.connect()
+    try:
+        answer = one.ask(one.configuration)
+        raise AssertionError(answer.reason if isinstance(answer, feed.Refused) else answer)
+    finally:
+        one.stop()
+
+
+# The agent
+
+
+@contextmanager
+def feeder(lab: Lab, number: int) -> Iterator[subprocess.Popen[bytes]]:
+    """An agent on a host that does nothing but supervise; the data plane stays when it is killed."""
+    host, own = lab.hosts[number - 1], ends(lab)[number - 1]
+    others = [end for end in ends(lab) if end != own]
+    arguments = {"control": str(host.directory / "datapath.sock"), "ends": [str(own), *map(str, others)]}
+    command: list[str | Path] = [
+        "env",
+        "--chdir",
+        REPOSITORY,
+        sys.executable,
+        "-m",
+        "tests.netns.feeder",
+        json.dumps(arguments),
+    ]
+    with (host.directory / "feeder.log").open("ab") as log:
+        process = host.namespace.popen(command, stdout=subprocess.PIPE, stderr=log)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def fed(process: subprocess.Popen[bytes]) -> int:
+    """Wait until the agent has fed a data plane; return that one's pid."""
+    assert process.stdout is not None
+    word, pid = process.stdout.readline().split()
+    assert word == b"fed"
+    return int(pid)
+
+
+def test_an_agent_that_is_killed_is_not_missed(lab: Lab, userspace: Callable[..., Userspace]) -> None:
+    userspace(2)
+    lab.hosts[0].namespace.run(["ip", "link", "del", DEVICE])
+    with feeder(lab, 1) as first:
+        pid = fed(first)
+        a, b = lab.containers
+        with ping_through(a, b, interval=0.005) as stream:
+            stream.wait_replies(20)
+            first.kill()
+            first.wait()
+            stream.wait_replies(20)
+            with feeder(lab, 1) as second:
+                assert fed(second) == pid
+                stream.wait_replies(20)
+                second.kill()
+            passage = stream.stop()
+    assert passage.sent == passage.received
+    assert passage.longest_gap < 1
+
+
+def test_a_data_plane_that_crashes_is_replaced_at_once(lab: Lab, userspace: Callable[..., Userspace]) -> None:
+    userspace(2)
+    lab.hosts[0].namespace.run(["ip", "link", "del", DEVICE])
+    with feeder(lab, 1) as agent:
+        pid = fed(agent)
+        assert ping(lab.containers[0], lab.containers[1]).loss == 0
+        began = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        assert fed(agent) != pid
+        assert time.monotonic() - began < 3
+        assert ping(lab.containers[0], lab.containers[1]).loss == 0
+
+
+def test_a_deleted_device_comes_back(lab: Lab, userspace: Callable[..., Userspace]) -> None:
+    userspace(2)
+    lab.hosts[0].namespace.run(["ip", "link", "del", DEVICE])
+    with feeder(lab, 1) as agent:
+        pid = fed(agent)
+        lab.hosts[0].namespace.run(["ip", "link", "del", DEVICE])
+        assert fed(agent) != pid
+        assert ping(lab.containers[0], lab.containers[1]).loss == 0
+
+
+# Speed, as a floor that only a broken offload falls below
+
+
+def test_one_stream_is_faster_than_packet_by_packet(lab: Lab, userspace: Callable[..., Userspace]) -> None:
+    one, two = userspace(1), userspace(2)
+    a, b = lab.containers
+    rate = throughput(a, b, seconds=2)
+    assert rate > 0.5, (one.status(), two.status())
+
+
+def test_back_to_the_kernel(lab: Lab, userspace: Callable[..., Userspace]) -> None:
+    one = userspace(1)
+    one.stop()
+    own, other = (Vtep(end.underlay, end.mac, end.subnet) for end in ends(lab))
+    program(one.host.namespace, own, [other])
+    assert ping(lab.containers[0], lab.containers[1]).loss == 0

@@ -1,0 +1,148 @@
+"""A lab's host with the userspace data plane: the process, the device's addresses and routes, and the feeding of it.
+
+The test is the agent here: it holds the control connection, so it sees every answer.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from flanneld_py.encap import feed
+from tests.lab.host import Host
+from tests.lab.lab import Lab
+from tests.lab.topology import mac
+
+DEVICE = "flannel.1"
+PORT = 8472
+RAW_OVERHEAD = 28
+VXLAN_OVERHEAD = 50
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One host's end of the overlay."""
+
+    underlay: IPv4Address
+    mac: str
+    subnet: IPv4Network
+
+    def __str__(self) -> str:
+        return f"{self.underlay} {self.mac} {self.subnet}"
+
+    @classmethod
+    def parse(cls, text: str) -> End:
+        underlay, ether, subnet = text.split()
+        return cls(IPv4Address(underlay), ether, IPv4Network(subnet))
+
+
+def ends(lab: Lab) -> list[End]:
+    """The ends of all hosts, as the lab's own programming by hand has them."""
+    return [
+        End(host.address, mac(host.address, first=0x06), lab.plan.manual_subnet(number).network)
+        for number, host in enumerate(lab.hosts, 1)
+    ]
+
+
+def packed_mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def configuration(own: End, mode: feed.Mode = feed.Mode.VXLAN) -> feed.Configure:
+    mtu = 1500 - (VXLAN_OVERHEAD if mode is feed.Mode.VXLAN else RAW_OVERHEAD)
+    return feed.Configure(mode, DEVICE, own.underlay.packed, PORT, mtu, (own.subnet,), 1, packed_mac(own.mac))
+
+
+def peer(end: End) -> feed.Peer:
+    base = end.subnet.network_address.packed
+    return feed.Peer(str(end.subnet), base, end.subnet.prefixlen, end.underlay.packed, packed_mac(end.mac))
+
+
+def device_lines(own: End, others: Sequence[End], mtu: int = 1450) -> list[str]:
+    """What the agent does through netlink, as lines of `ip`."""
+    return [
+        f"link set {DEVICE} mtu {mtu} up",
+        f"addr replace {own.subnet.network_address}/32 dev {DEVICE}",
+        *(f"route replace {end.subnet} dev {DEVICE} src {own.subnet.network_address}" for end in others),
+    ]
+
+
+class Userspace:
+    """The data plane of one host, by hand. `start` replaces the kernel's VXLAN device of the lab."""
+
+    def __init__(self, lab: Lab, number: int, mode: feed.Mode = feed.Mode.VXLAN) -> None:
+        self.host: Host = lab.hosts[number - 1]
+        self.own = ends(lab)[number - 1]
+        self.others = [end for end in ends(lab) if end != self.own]
+        self.configuration = configuration(self.own, mode)
+        self.control: Path = self.host.directory / "datapath.sock"
+        self._connection: socket.socket | None = None
+
+    def start(self) -> None:
+        """Start the process, configure, set up the device and feed all peers."""
+        self.host.namespace.run(["ip", "link", "del", DEVICE], check=False)
+        with (self.host.directory / "datapath.log").open("ab") as log:
+            command: list[str | Path] = [sys.executable, "-m", "flanneld_py.encap.datapath", "--control", self.control]
+            starter = self.host.namespace.popen(command, stderr=log)
+        assert starter.wait(10) == 0, (self.host.directory / "datapath.log").read_text()
+        self.connect()
+        assert self.ask(self.configuration) == feed.Done(0)
+        self.host.namespace.ip(*device_lines(self.own, self.others, self.configuration.mtu))
+        assert self.fill(map(peer, self.others)) == feed.Done(len(self.others))
+
+    def connect(self) -> None:
+        """Take the control connection."""
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._connection.settimeout(10)
+        self._connection.connect(str(self.control))
+
+    def hang_up(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    def tell(self, message: feed.Request | bytes) -> None:
+        assert self._connection is not None
+        self._connection.send(message if isinstance(message, bytes) else feed.encode(message))
+
+    def hear(self) -> feed.Message | None:
+        """The next answer, None at the end of the connection."""
+        assert self._connection is not None
+        data = self._connection.recv(feed.MAX_MESSAGE)
+        return feed.decode(data) if data else None
+
+    def ask(self, message: feed.Request) -> feed.Message | None:
+        self.tell(message)
+        return self.hear()
+
+    def fill(self, peers: Iterable[feed.Peer]) -> feed.Message | None:
+        self.tell(feed.Begin())
+        for data in feed.encode_peers(peers):
+            self.tell(data)
+        return self.ask(feed.End())
+
+    def status(self) -> feed.Status:
+        answer = self.ask(feed.AskStatus())
+        assert isinstance(answer, feed.Status)
+        return answer
+
+    def count(self, name: str) -> int:
+        return self.status().counters.get(name, 0)
+
+    def wait_count(self, name: str, least: int = 1, timeout: float = 5) -> None:
+        deadline = time.monotonic() + timeout
+        while self.count(name) < least:
+            assert time.monotonic() < deadline, f"{name} stays below {least}: {self.status()}"
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """End the process; its device is gone when this returns."""
+        with suppress(ConnectionError, BrokenPipeError):
+            self.tell(feed.Stop())
+            assert self.hear() is None
+        self.hang_up()

@@ -1,0 +1,162 @@
+"""The control protocol: what is encoded is read back, and what is no message is refused in words."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flanneld_py.encap import feed
+
+CONFIGURE = feed.Configure(
+    mode=feed.Mode.VXLAN,
+    device="flannel.1",
+    local=bytes([10, 0, 0, 1]),
+    port=8472,
+    mtu=1450,
+    subnets=(IPv4Network("10.5.1.0/24"), IPv6Network("fd05:1::/64")),
+    vni=1,
+    mac=bytes.fromhex("020000000001"),
+)
+PEER = feed.Peer("10.5.2.0-24", bytes([10, 5, 2, 0]), 24, bytes([10, 0, 0, 2]), bytes.fromhex("020000000002"))
+PEER6 = feed.Peer("fd05:2::-64", bytes.fromhex("fd050002") + bytes(12), 64, bytes(15) + b"\x01")
+STATUS = feed.Status(7, True, 2, "flannel.1", ("csum", "tso4"), True, True, 8 << 20, {"sent": 1, "in-source": 3})
+
+counter = st.integers(0, 2**64 - 1)
+keys = st.text(min_size=1, max_size=60)
+addresses = st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
+peers = st.builds(feed.Peer, keys, addresses, st.integers(0, 32), addresses, st.binary(min_size=6, max_size=6))
+rows = st.builds(feed.PeerTraffic, keys, counter, counter, counter, counter)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        CONFIGURE,
+        replace(CONFIGURE, mode=feed.Mode.RAW, vni=0, local=bytes(15) + b"\x01"),
+        feed.Begin(),
+        feed.Put((PEER, PEER6)),
+        feed.Remove("10.5.2.0-24"),
+        feed.End(),
+        feed.AskStatus(),
+        feed.AskTraffic(1000),
+        feed.Stop(),
+        feed.Done(10_000),
+        feed.Refused("the port is taken", restart=True),
+        feed.Refused("the port is taken"),
+        STATUS,
+        feed.Traffic(5, (feed.PeerTraffic("10.5.2.0-24", 1, 2, 3, 4),)),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_what_is_encoded_is_read_back(message: feed.Message) -> None:
+    assert feed.decode(feed.encode(message)) == message
+
+
+@given(st.lists(peers, max_size=300))
+def test_any_number_of_peers_fits_into_messages_that_fit(table: list[feed.Peer]) -> None:
+    read: list[feed.Peer] = []
+    for data in feed.encode_peers(table):
+        assert len(data) <= feed.MAX_MESSAGE
+        message = feed.decode(data)
+        assert isinstance(message, feed.Put)
+        read += message.peers
+    assert read == table
+
+
+def test_ten_thousand_peers_take_few_messages() -> None:
+    table = [replace(PEER, key=f"10.{i >> 8}.{i & 255}.0-24") for i in range(10_000)]
+    messages = list(feed.encode_peers(table))
+    assert len(messages) <= 8
+    puts = [message for message in map(feed.decode, messages) if isinstance(message, feed.Put)]
+    assert [peer for put in puts for peer in put.peers] == table
+
+
+@given(st.lists(rows, max_size=feed.TRAFFIC_PAGE))
+def test_a_page_of_counters_always_fits(page: list[feed.PeerTraffic]) -> None:
+    longest = [replace(row, key="k" * feed.MAX_KEY) for row in page]
+    message = feed.Traffic(0, tuple(longest))
+    assert feed.decode(feed.encode(message)) == message
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_do_harm(data: bytes) -> None:
+    for kind in (*range(1, 9), *range(65, 69)):
+        with suppress(feed.Malformed):
+            feed.decode(bytes([feed.VERSION, kind]) + data)
+
+
+@given(st.sampled_from([CONFIGURE, feed.Put((PEER, PEER6)), STATUS]), st.data())
+def test_a_truncated_message_is_refused_or_complete(message: feed.Message, data: st.DataObject) -> None:
+    whole = feed.encode(message)
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    try:
+        read = feed.decode(whole[:cut])
+    except feed.Malformed:
+        return
+    assert isinstance(message, feed.Put)
+    assert isinstance(read, feed.Put)
+    assert read.peers == message.peers[: len(read.peers)]
+
+
+def test_another_version_is_refused_except_for_a_refusal() -> None:
+    other = feed.VERSION + 1
+    with pytest.raises(feed.Malformed, match=f"version {other}, ours is {feed.VERSION}"):
+        feed.decode(bytes([other]) + feed.encode(feed.AskStatus())[1:])
+    refusal = feed.Refused("version 2", restart=True)
+    assert feed.decode(bytes([other]) + feed.encode(refusal)[1:]) == refusal
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mode", "gre"),
+        ("device", "a/b"),
+        ("device", "flannel%d"),
+        ("device", "sixteen-letters-"),
+        ("device", 7),
+        ("local", "10.0.0"),
+        ("port", 0),
+        ("port", "8472"),
+        ("port", True),
+        ("mtu", 67),
+        ("mtu", 65536),
+        ("vni", 0),
+        ("vni", 2**24),
+        ("mac", "02:00"),
+        ("mac", None),
+        ("subnets", ["10.5.1.1/24"]),
+        ("subnets", 3),
+    ],
+)
+def test_a_configuration_with_an_impossible_value_is_refused(field: str, value: object) -> None:
+    body = json.loads(feed.encode(CONFIGURE)[2:])
+    data = feed.encode(CONFIGURE)[:2] + json.dumps({**body, field: value}).encode()
+    with pytest.raises(feed.Malformed):
+        feed.decode(data)
+
+
+@pytest.mark.parametrize("key", ["", "k" * (feed.MAX_KEY + 1)])
+def test_a_key_that_fits_no_message_is_an_error_of_the_sender(key: str) -> None:
+    with pytest.raises(ValueError, match="expected 1 to 255"):
+        feed.encode(feed.Remove(key))
+
+
+def test_a_message_too_long_is_refused() -> None:
+    with pytest.raises(feed.Malformed, match="60001 bytes"):
+        feed.decode(bytes([feed.VERSION, 1]) + bytes(feed.MAX_MESSAGE - 1))
+    with pytest.raises(ValueError, match="the most is"):
+        feed.encode(replace(STATUS, device="x" * feed.MAX_MESSAGE))
+
+
+def test_only_what_device_and_socket_are_made_of_is_fixed() -> None:
+    assert replace(CONFIGURE, mtu=1400, vni=7, mac=bytes(6), subnets=()).fixed() == CONFIGURE.fixed()
+    assert replace(CONFIGURE, port=1).fixed() != CONFIGURE.fixed()
+    assert replace(CONFIGURE, device="x").fixed() != CONFIGURE.fixed()
+    assert replace(CONFIGURE, local=bytes(4)).fixed() != CONFIGURE.fixed()
+    assert replace(CONFIGURE, mode=feed.Mode.RAW).fixed() != CONFIGURE.fixed()
