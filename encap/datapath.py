@@ -29,9 +29,6 @@ from flanneld_py.encap.relay import DeviceGone, Relay
 from flanneld_py.encap.tun import Tun, TunError
 from flanneld_py.encap.wire import Wire, WireError
 
-CONTROL_SHARE = 16
-"""Messages in one turn; a Put holds about two thousand peers."""
-
 
 class Datapath:
     """The loop. `interrupts` becomes readable when a signal asks for the end."""
@@ -81,26 +78,25 @@ class Datapath:
         self._unnamed = None
 
     def _obey(self) -> None:
-        for _ in range(CONTROL_SHARE):
-            if self._agent is None or not self._running:
-                return
-            try:
-                data = self._agent.recv(feed.MAX_MESSAGE + 1)
-            except BlockingIOError:
-                return
-            except ConnectionError:
-                data = b""
-            if not data:
-                self._dismiss()
-                return
-            try:
-                answer = self._answer(feed.decode(data))
-            except feed.Malformed as error:
-                self._reply(feed.Refused(str(error), restart=True))
-                self._dismiss()
-                return
-            if answer is not None:
-                self._reply(answer)
+        """Take one message: packets go on before the next."""
+        assert self._agent is not None
+        try:
+            data = self._agent.recv(feed.MAX_MESSAGE + 1)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            data = b""
+        if not data:
+            self._dismiss()
+            return
+        try:
+            answer = self._answer(feed.decode(data))
+        except feed.Malformed as error:
+            self._reply(feed.Refused(str(error), restart=True))
+            self._dismiss()
+            return
+        if answer is not None:
+            self._reply(answer)
 
     def _reply(self, answer: feed.Answer) -> None:
         if self._agent is None:

@@ -7,7 +7,7 @@ It runs over a unix SEQPACKET socket: one send is one message, at most MAX_MESSA
     agent -> process                                      answer
     Configure   what it is; JSON                          Done, or Refused
     Begin       a full table follows                      -
-    Put         peers, packed; as many as fit             -
+    Put         peers, packed, some hundred at most       -
     Remove      a peer's key                              -
     End         the table is complete: peers that were    Done
                 not put since Begin are dropped
@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from itertools import islice
 from typing import Any
 
 VERSION = 1
@@ -35,6 +36,9 @@ MAX_MESSAGE = 60_000
 """Bytes: what a socket takes whole with the kernel's default buffers."""
 
 MAX_KEY = 255
+
+PUT_PORTION = 200
+"""Peers in one Put: they take the process a millisecond or two, in which packets wait."""
 
 
 class Malformed(Exception):
@@ -195,18 +199,10 @@ def encode(message: Message) -> bytes:
 
 
 def encode_peers(peers: Iterable[Peer]) -> Iterator[bytes]:
-    """Return Put messages for any number of peers, as few as will do."""
-    parts: list[bytes] = []
-    size = _HEAD.size
-    for peer in peers:
-        record = _pack_peer(peer)
-        if size + len(record) > MAX_MESSAGE:
-            yield _HEAD.pack(VERSION, _PUT) + b"".join(parts)
-            parts, size = [], _HEAD.size
-        parts.append(record)
-        size += len(record)
-    if parts:
-        yield _HEAD.pack(VERSION, _PUT) + b"".join(parts)
+    """Return Put messages for any number of peers."""
+    rest = iter(peers)
+    while portion := tuple(islice(rest, PUT_PORTION)):
+        yield encode(Put(portion))  # the longest keys and addresses included: 200 * 300 bytes
 
 
 def decode(data: bytes) -> Message:

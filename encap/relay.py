@@ -91,8 +91,8 @@ class Relay:
         bases = {subnet.version: subnet.network_address.packed for subnet in reversed(wanted.subnets)}
         subnets = tuple((subnet.network_address.packed, subnet.prefixlen) for subnet in wanted.subnets)
         self._own = Own(subnets, bases.get(4), bases.get(6))
-        for peer in list(self._peers.values()):
-            self.put(peer)
+        for peer in self._peers.values():
+            self._install(peer)
 
     def close(self) -> None:
         """Close device and wire."""
@@ -111,20 +111,31 @@ class Relay:
     def put(self, peer: feed.Peer) -> None:
         """Add a peer, or change it: its counters stay."""
         before = self._peers.get(peer.key)
+        if before == peer:
+            return
         self._peers[peer.key] = peer
+        self._tallies.setdefault(peer.key, Tally())
+        self._install(peer)
+        if before is not None and before.address != peer.address:
+            self._forget_source(before.address)
+
+    def _install(self, peer: feed.Peer) -> None:
         host = str(ip_address(peer.address))
         prefixes = (b"", b"")
         if self._vxlan:
             vni, own_mac = self._wanted.vni, self._wanted.mac
             prefixes = (vxlan_header(vni, peer.mac, own_mac, 4), vxlan_header(vni, peer.mac, own_mac, 6))
-        tally = self._tallies.setdefault(peer.key, Tally())
-        endpoint = (host, self._wanted.port)
-        self._table.set(
-            peer.key, Hop(peer.subnet, peer.prefix_length, peer.address, peer.mac, endpoint, *prefixes, tally)
+        hop = Hop(
+            peer.subnet,
+            peer.prefix_length,
+            peer.address,
+            peer.mac,
+            (host, self._wanted.port),
+            *prefixes,
+            self._tallies[peer.key],
         )
+        self._table.set(peer.key, hop)
         self._sources[host] = peer.address
-        if before is not None and before.address != peer.address:
-            self._forget_source(before.address)
 
     def remove(self, key: str) -> None:
         """Remove a peer; nothing if there is none."""

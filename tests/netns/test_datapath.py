@@ -249,7 +249,7 @@ def test_a_full_table_replaces_the_old_one_without_a_gap(lab: Lab, userspace: Ca
     kept = feed.Peer(str(other.subnet), other.subnet[0].packed, 24, other.underlay.packed, packed_mac(other.mac))
     many = [
         feed.Peer(f"10.{i >> 8}.{i & 255}.0-24", bytes([10, i >> 8, i & 255, 0]), 24, bytes([10, 250, i >> 8, i & 255]))
-        for i in range(10_000, 20_000)
+        for i in range(20_000, 30_000)
     ]
     a, b = lab.containers
     with ping_through(a, b) as stream:
