@@ -134,7 +134,9 @@ class Supervisor:
 
     `start` makes a process that listens on `control`, as `start_process` does. `prepared` is awaited each time a
     process has its device, before peers are fed: there the agent sets address, routes and state.
-    `fed` is set while the process has the whole table; `status` is the last that it told.
+    `patience` and `probe_every` in seconds.
+    `fed` is set while the process has the whole table; `status` is the last that it told; `trouble` says why it is not
+    served, "" if it is.
     """
 
     def __init__(
@@ -145,18 +147,23 @@ class Supervisor:
         wanted: feed.Configure,
         clock: Clock,
         rng: Random,
+        *,
+        patience: float = PATIENCE,
+        probe_every: float = PROBE_EVERY,
     ) -> None:
         self._control = control
         self._start = start
         self._prepared = prepared
         self._wanted = wanted
         self._clock = clock
+        self._patience = patience
+        self._probe_every = probe_every
         self._backoff = Backoff(0.05, 5.0, rng)
         self._peers: dict[str, feed.Peer] = {}
         self._changed: dict[str, None] = {}
         self._reconfigure = False
         self._wake = asyncio.Event()
-        self._said = ""
+        self.trouble = ""
         self.fed = asyncio.Event()
         self.status: feed.Status | None = None
 
@@ -197,8 +204,8 @@ class Supervisor:
             await self._wait(reason)
 
     async def _wait(self, reason: str) -> None:
-        if reason != self._said:
-            self._said = reason
+        if reason != self.trouble:
+            self.trouble = reason
             log.warning("the data-plane process is not served, trying again", **facts(reason=reason))
         await self._clock.sleep(self._backoff.next())
 
@@ -219,7 +226,7 @@ class Supervisor:
         await self._configure(line, answers)
         await self._feed_all(line, answers)
         self._backoff.reset()
-        self._said = ""
+        self.trouble = ""
         self.fed.set()
         while True:
             if self._reconfigure:
@@ -232,7 +239,7 @@ class Supervisor:
 
     async def _watch(self, line: Line) -> None:
         """Feed changes until it is time to ask again how it is."""
-        until = self._clock.now() + PROBE_EVERY
+        until = self._clock.now() + self._probe_every
         while self._clock.now() < until and not self._reconfigure:
             await self._clock.wait(self._wake, until)
             self._wake.clear()
@@ -272,12 +279,12 @@ class Supervisor:
     async def _ask(self, line: Line, answers: asyncio.Queue[feed.Message], request: feed.Request) -> feed.Message:
         """Send a request and return its answer. Raises Lost; a process that is silent is ended first."""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(self._patience):
                 await line.send(feed.encode(request))
                 return await answers.get()
         except TimeoutError as error:
             line.kill()
-            raise Lost(f"process {line.pid} gave no answer within {PATIENCE:g} s and was killed") from error
+            raise Lost(f"process {line.pid} gave no answer within {self._patience:g} s and was killed") from error
 
 
 async def _listen(line: Line, answers: asyncio.Queue[feed.Message]) -> Never:

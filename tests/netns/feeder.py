@@ -26,7 +26,14 @@ async def main(arguments: dict[str, Any]) -> None:
         await process.communicate("".join(line + "\n" for line in device_lines(own, others)).encode())
 
     supervisor = Supervisor(
-        Path(arguments["control"]), start_process, prepared, configuration(own), SystemClock(), Random(1)
+        Path(arguments["control"]),
+        start_process,
+        prepared,
+        configuration(own),
+        SystemClock(),
+        Random(1),
+        patience=1,
+        probe_every=0.2,
     )
     supervisor.update((str(end.subnet), peer(end)) for end in others)
     async with asyncio.TaskGroup() as tasks:

@@ -411,6 +411,16 @@ def test_a_data_plane_that_crashes_is_replaced_at_once(lab: Lab, userspace: Call
         assert ping(lab.containers[0], lab.containers[1]).loss == 0
 
 
+def test_a_data_plane_that_hangs_is_replaced(lab: Lab, userspace: Callable[..., Userspace]) -> None:
+    userspace(2)
+    lab.hosts[0].namespace.run(["ip", "link", "del", DEVICE])
+    with feeder(lab, 1) as agent:
+        pid = fed(agent)
+        os.kill(pid, signal.SIGSTOP)
+        assert fed(agent) != pid
+        assert ping(lab.containers[0], lab.containers[1]).loss == 0
+
+
 def test_a_deleted_device_comes_back(lab: Lab, userspace: Callable[..., Userspace]) -> None:
     userspace(2)
     lab.hosts[0].namespace.run(["ip", "link", "del", DEVICE])

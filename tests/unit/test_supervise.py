@@ -1,0 +1,219 @@
+"""The agent's hold on a data plane that is a fake: it takes over, feeds levels, replaces, and waits for no one."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from ipaddress import IPv4Network
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from flanneld_py.agent.clock import SystemClock
+from flanneld_py.agent.supervise import DatapathError, Supervisor, stop_process
+from flanneld_py.encap import feed
+
+CONFIGURE = feed.Configure(feed.Mode.RAW, "flannel0", bytes([10, 0, 0, 1]), 8285, 1472, (IPv4Network("10.5.1.0/24"),))
+
+
+def peer(number: int) -> feed.Peer:
+    return feed.Peer(f"10.5.{number}.0-24", bytes([10, 5, number, 0]), 24, bytes([10, 0, 0, number]))
+
+
+class FakeProcess:
+    """A data plane without packets. `refusal` is its answer to a configuration."""
+
+    def __init__(self, control: Path, refusal: feed.Refused | None = None) -> None:
+        control.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.setblocking(False)
+        self._listener.bind(str(control))
+        self._listener.listen()
+        self._connection: socket.socket | None = None
+        self.refusal = refusal
+        self.configured: feed.Configure | None = None
+        self.peers: dict[str, feed.Peer] = {}
+        self.stopped = False
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while not self.stopped:
+                self._connection, _ = await loop.sock_accept(self._listener)
+                unnamed: set[str] = set()
+                while not self.stopped and (data := await loop.sock_recv(self._connection, feed.MAX_MESSAGE)):
+                    answer = self._answer(feed.decode(data), unnamed)
+                    if answer is not None:
+                        await loop.sock_sendall(self._connection, feed.encode(answer))
+                self._connection.close()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self._listener.close()
+        if self._connection is not None:
+            self._connection.close()
+
+    def _answer(self, message: feed.Message, unnamed: set[str]) -> feed.Answer | None:
+        match message:
+            case feed.Configure():
+                if self.refusal is not None:
+                    return self.refusal
+                self.configured = message
+                return feed.Done(len(self.peers))
+            case feed.Begin():
+                unnamed.update(self.peers)
+            case feed.Put(peers):
+                self.peers.update((one.key, one) for one in peers)
+                unnamed.difference_update(one.key for one in peers)
+            case feed.Remove(key):
+                self.peers.pop(key, None)
+            case feed.End():
+                for key in unnamed:
+                    del self.peers[key]
+                unnamed.clear()
+                return feed.Done(len(self.peers))
+            case feed.AskStatus():
+                return feed.Status(1, True, len(self.peers))
+            case feed.Stop():
+                self.stopped = True
+        return None
+
+
+class World:
+    """A control socket, the processes that were started at it, and the agent's supervisor."""
+
+    def __init__(self, directory: Path, tasks: asyncio.TaskGroup) -> None:
+        self.control = directory / "control"
+        self.processes: list[FakeProcess] = []
+        self.running: list[asyncio.Task[None]] = []
+        self.prepared = 0
+        self.failures = 0
+        self._tasks = tasks
+        self.supervisor = Supervisor(
+            self.control, self.start, self._prepare, CONFIGURE, SystemClock(), Random(1), probe_every=0.02
+        )
+
+    async def start(self, control: Path, refusal: feed.Refused | None = None) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise DatapathError("no TUN here")
+        self.processes.append(FakeProcess(control, refusal))
+        self.running.append(self._tasks.create_task(self.processes[-1].run()))
+
+    async def _prepare(self) -> None:
+        self.prepared += 1
+
+    def supervise(self) -> asyncio.Task[None]:
+        return self._tasks.create_task(self.supervisor.run())
+
+    async def crash(self) -> None:
+        self.running[-1].cancel()
+        await asyncio.wait([self.running[-1]])
+
+
+@asynccontextmanager
+async def world_at(directory: Path) -> AsyncIterator[World]:
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        world = World(directory, tasks)
+        agent = world.supervise()
+        try:
+            yield world
+        finally:
+            agent.cancel()
+            for task in world.running:
+                task.cancel()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
+async def test_none_there_is_started_and_gets_configuration_and_table(tmp_path: Path) -> None:
+    async with world_at(tmp_path) as world:
+        world.supervisor.update((peer(n).key, peer(n)) for n in range(2, 5))
+        await world.supervisor.fed.wait()
+        assert len(world.processes) == 1
+        assert world.prepared == 1
+        assert world.processes[0].configured == CONFIGURE
+        assert world.processes[0].peers == {peer(n).key: peer(n) for n in range(2, 5)}
+        await until(lambda: world.supervisor.status == feed.Status(1, True, 3))
+
+
+async def test_a_living_one_is_taken_over_and_what_is_stale_goes(tmp_path: Path) -> None:
+    async with world_at(tmp_path) as world:
+        await world.start(world.control)
+        world.processes[0].peers = {peer(n).key: peer(n) for n in (2, 9)}
+        world.supervisor.update([(peer(2).key, peer(2)), (peer(3).key, peer(3))])
+        await world.supervisor.fed.wait()
+        assert len(world.processes) == 1
+        assert set(world.processes[0].peers) == {peer(2).key, peer(3).key}
+
+
+async def test_changes_follow_the_table(tmp_path: Path) -> None:
+    async with world_at(tmp_path) as world:
+        world.supervisor.update([(peer(2).key, peer(2)), (peer(3).key, peer(3))])
+        await world.supervisor.fed.wait()
+        moved = replace(peer(2), address=bytes([10, 0, 0, 200]))
+        world.supervisor.update([(moved.key, moved), (peer(3).key, None), (peer(4).key, peer(4))])
+        await until(lambda: world.processes[0].peers == {moved.key: moved, peer(4).key: peer(4)})
+
+
+async def test_one_that_dies_is_replaced_and_gets_everything(tmp_path: Path) -> None:
+    async with world_at(tmp_path) as world:
+        world.supervisor.update([(peer(2).key, peer(2))])
+        await world.supervisor.fed.wait()
+        await world.crash()
+        await until(lambda: len(world.processes) == 2 and world.supervisor.fed.is_set())
+        assert world.processes[1].peers == {peer(2).key: peer(2)}
+        assert world.prepared == 2
+
+
+async def test_one_that_cannot_start_is_tried_again(tmp_path: Path) -> None:
+    async with world_at(tmp_path) as world:
+        world.failures = 2
+        await world.supervisor.fed.wait()
+        assert len(world.processes) == 1
+
+
+async def test_one_that_cannot_change_in_place_is_replaced(tmp_path: Path) -> None:
+    async with world_at(tmp_path) as world:
+        await world.start(world.control, feed.Refused("the port is fixed", restart=True))
+        await world.supervisor.fed.wait()
+        assert [process.stopped for process in world.processes] == [True, False]
+
+
+async def test_one_that_refuses_is_asked_again_and_not_replaced(tmp_path: Path) -> None:
+    async with world_at(tmp_path) as world:
+        await world.start(world.control, feed.Refused("the port is taken"))
+        await until(lambda: world.supervisor.trouble == "the port is taken")
+        assert not world.supervisor.fed.is_set()
+        world.processes[0].refusal = None
+        await world.supervisor.fed.wait()
+        assert len(world.processes) == 1
+
+
+async def test_another_configuration_is_applied_to_the_same_process(tmp_path: Path) -> None:
+    async with world_at(tmp_path) as world:
+        await world.supervisor.fed.wait()
+        smaller = replace(CONFIGURE, mtu=1400)
+        world.supervisor.configure(smaller)
+        await until(lambda: world.processes[0].configured == smaller)
+        assert len(world.processes) == 1
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_stop_tells_whether_there_was_one(tmp_path: Path, there: bool) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        process = FakeProcess(tmp_path / "control")
+        if there:
+            tasks.create_task(process.run())
+        else:
+            process.close()
+        assert await stop_process(tmp_path / "control") is there
+        assert process.stopped is there
