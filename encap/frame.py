@@ -1,8 +1,9 @@
 """Wire formats of the userspace data plane, and why a packet is refused.
 
     RAW      the inner IP packet is the UDP payload (flannel's `udp` backend)
-    VXLAN    RFC 7348: | flags 0x08, 24 bit, VNI 24 bit, 8 bit | inner Ethernet: destination, source, type | inner packet |
-             0         1                4                7     8                                            22
+    VXLAN    RFC 7348, 22 bytes before the inner packet:
+
+             | flags (0x08) 1 | reserved 3 | VNI 3 | reserved 1 | destination MAC 6 | source MAC 6 | ethertype 2 |
 
 Not here: what is inside the inner packet (forward.py decides on its addresses, offload.py on its transport).
 A VXLAN datagram is checked in the order of its bytes: length, flags, VNI, destination MAC, type against IP version.

@@ -1,33 +1,187 @@
-"""Super-packets: cut what the TUN device hands over, merge what the wire brings. (First version: signatures only.)"""
+"""Super-packets: cut what the TUN device hands over into datagrams, merge datagrams into what it takes.
+
+    TUN   | virtio header | headers |           64 KiB of payload           |      one read, one write
+                          segment()  |          ^  coalesce(), in merge.py
+                                     v          |
+    wire  | prefix | headers | payload | prefix | headers | payload | ...          one sendmsg, one recvmsg
+
+Every datagram is complete, as a host without offloads sends it: own lengths, IPv4 identification, sequence number
+and checksums; CWR only on the first segment, FIN and PSH only on the last. All equal segments are written by one call
+of struct: a Python loop over them takes twice as long.
+
+Not here: whether a packet may pass (frame.py, forward.py); the sums themselves (checksum.py).
+"""
 
 from __future__ import annotations
 
-VNET_HEADER = 10
-"""Bytes of struct virtio_net_hdr before every packet on the TUN device (linux/virtio_net.h, TUNSETVNETHDRSZ)."""
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, repeat
 
-Buffer = bytes | bytearray | memoryview
+from flanneld_py.encap.checksum import FASTEST, Buffer, Sums, complement, pseudo_sum
+from flanneld_py.encap.merge import coalesce
+from flanneld_py.encap.virtio import (
+    CWR,
+    FIN,
+    GSO_ECN,
+    GSO_NONE,
+    GSO_TCPV4,
+    GSO_TCPV6,
+    GSO_UDP_L4,
+    NEEDS_CSUM,
+    PSH,
+    TCP,
+    UDP,
+    VNET,
+    VNET_HEADER,
+)
+
+__all__ = ["VNET_HEADER", "coalesce", "segment"]
+
+_PROTOCOL = {GSO_TCPV4: (4, TCP), GSO_TCPV6: (6, TCP)}
 
 
-def segment(header: Buffer, packet: Buffer, prefix: bytes) -> tuple[bytes, int]:
-    """Return (datagrams back to back, their size in bytes; the last may be shorter); (b"", 0) if it cannot be cut.
+def segment(header: Buffer, packet: Buffer, prefix: bytes, sums: Sums = FASTEST) -> tuple[bytes, int]:
+    """Return (datagrams back to back, their size in bytes; the last may be shorter), (b"", 0) if it cannot be cut.
 
     `header` is the virtio header, `packet` what follows it on the TUN device, `prefix` what goes before each inner
     packet on the wire. The caller cuts the result at multiples of the size if it is too much for one UDP_SEGMENT send
-    (64 segments, 65507 bytes).
+    (64 segments, 65507 bytes). The packet is the kernel's own: what is checked is that nothing is read beyond it.
     """
-    return prefix + bytes(packet), len(prefix) + len(packet)
+    flags, gso_type, _, size, start, offset = VNET.unpack_from(header)
+    gso_type &= ~GSO_ECN  # says the same as CWR in the TCP header
+    if gso_type == GSO_NONE:
+        if flags & NEEDS_CSUM:
+            return _finished(packet, prefix, start, start + offset, sums)
+        return prefix + packet, len(prefix) + len(packet)
+    whole = _read(packet, gso_type, start, size)
+    if whole is None:
+        return b"", 0
+    runs = [_run(whole, packet, prefix, *plan, sums) for plan in _plan(whole, packet)]
+    return b"".join(runs), len(prefix) + whole.header + whole.payload
 
 
-def coalesce(
-    buffer: memoryview, size: int, offset: int, mtu: int, *, udp: bool = False
-) -> list[tuple[bytes, list[memoryview | bytes], memoryview]]:
-    """Return what to write to the TUN device: (virtio header, parts of the packet, the first datagram merged in it).
+def _finished(packet: Buffer, prefix: bytes, start: int, at: int, sums: Sums) -> tuple[bytes, int]:
+    """Return one datagram whose checksum is completed: the field at `at` holds the sum of the pseudo-header already."""
+    if not start <= at <= len(packet) - 2:
+        return b"", 0
+    datagram = bytearray(prefix)
+    datagram += packet
+    # To UDP 0 means "no checksum"; to all others 0xffff is the same number.
+    struct.pack_into("!H", datagram, len(prefix) + at, complement(sums.total(packet, start, len(packet))) or 0xFFFF)
+    return bytes(datagram), len(datagram)
 
-    `buffer` holds datagrams of `size` bytes, the last may be shorter; the inner packets begin at `offset` in each.
-    Datagrams are merged only if their bytes before `offset`, their addresses and their ports are equal: so checking
-    the first datagram (parse_vxlan, inbound) decides for all. `mtu` is the TUN device's; `udp` allows UDP_L4 packets.
-    """
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """Where things are in a super-packet: transport header, payload (`header`); and how much payload a segment has."""
+
+    version: int
+    protocol: int
+    transport: int
+    header: int
+    payload: int
+
+
+def _read(packet: Buffer, gso_type: int, transport: int, size: int) -> _Whole | None:
+    """Return where things are, None if the virtio header and the packet do not fit together or there is no payload."""
+    if not size or transport + 20 > len(packet) or transport < 20:
+        return None
+    version = packet[0] >> 4
+    found, protocol = _PROTOCOL.get(gso_type, (version, UDP if gso_type == GSO_UDP_L4 else 0))
+    header = transport + (8 if protocol == UDP else packet[transport + 12] >> 4 << 2)
+    network = (packet[0] & 15) << 2 if version == 4 else 40
+    fits = transport == network >= 20 if version == 4 else version == 6 and transport >= network
+    if not protocol or version != found or not fits or not transport + 8 <= header < len(packet):
+        return None
+    if protocol == TCP and header < transport + 20:
+        return None
+    return _Whole(version, protocol, transport, header, min(size, len(packet) - header))
+
+
+def _plan(whole: _Whole, packet: Buffer) -> list[tuple[int, int, int, int]]:
+    """Return runs of segments that differ only in their numbers: first segment, count, bytes of payload, TCP flags."""
+    equal, rest = divmod(len(packet) - whole.header, whole.payload)
+    flags = packet[whole.transport + 13] if whole.protocol == TCP else 0
+    middle, last = flags & ~(CWR | FIN | PSH), flags & ~CWR
+    runs = []
+    first = 0
+    if flags & CWR and equal + bool(rest) > 1:
+        runs.append((0, 1, whole.payload, middle | CWR))
+        first = 1
+    elif equal + bool(rest) == 1:
+        last = flags
+    ending = rest or (whole.payload if last != middle else 0)
+    stop = equal if rest or not ending else equal - 1
+    if stop > first:
+        runs.append((first, stop - first, whole.payload, middle))
+    if ending:
+        runs.append((stop, 1, ending, last))
+    return runs
+
+
+Column = tuple[str, Iterable[int | bytes]]
+"""One field of every datagram: its format in struct, and its values."""
+
+
+def _run(
+    whole: _Whole, packet: Buffer, prefix: bytes, first: int, count: int, length: int, flags: int, sums: Sums
+) -> bytes:
+    """Return `count` datagrams of `length` bytes of payload each, from segment number `first` on."""
+    at, header = whole.transport, whole.header
+    start = header + first * whole.payload
+    addresses = packet[12:20] if whole.version == 4 else packet[8:40]
+    base = pseudo_sum(addresses, whole.protocol, header - at + length)
+    ports = bytes(packet[at : at + 4])
+    values = sums.each(packet, start, length, length, count)
+    if whole.protocol == UDP:
+        ports += (8 + length).to_bytes(2, "big")
+        base += int.from_bytes(ports, "big")
+        checks = [complement(base + value) or 0xFFFF for value in values]
+        transport: list[Column] = [("H", checks)]
+    else:
+        control = bytes((packet[at + 12], flags))
+        middle = bytes(packet[at + 8 : at + 12]) + control + bytes(packet[at + 14 : at + 16])
+        tail = bytes(packet[at + 18 : header])
+        base += int.from_bytes(ports, "big") + int.from_bytes(middle, "big") + int.from_bytes(tail, "big")
+        sequence = int.from_bytes(packet[at + 4 : at + 8], "big") + start - header
+        sequences: Iterable[int] = range(sequence, sequence + count * length, length)
+        if sequence + count * length > 1 << 32:
+            sequences = [number & 0xFFFFFFFF for number in sequences]
+        checks = [-(base + number + value) % 0xFFFF for number, value in zip(sequences, values, strict=True)]
+        transport = [("I", sequences), ("8s", repeat(middle)), ("H", checks), (f"{len(tail)}s", repeat(tail))]
+    columns = [*_network(whole, packet, prefix, first, count, length, ports), *transport]
+    payloads = _struct(f"{length}s", count).unpack_from(packet, start)
+    columns.append((f"{length}s", payloads))
+    fields = zip(*(values for _, values in columns), strict=False)
+    return _struct("".join(form for form, _ in columns), count).pack(*chain.from_iterable(fields))
+
+
+def _network(
+    whole: _Whole, packet: Buffer, prefix: bytes, first: int, count: int, length: int, ports: bytes
+) -> list[Column]:
+    """Return the columns from the prefix to the ports (and the UDP length)."""
+    size = whole.header + length
+    if whole.version == 6:
+        head = prefix + packet[:4] + (size - 40).to_bytes(2, "big") + packet[6 : whole.transport] + ports
+        return [(f"{len(head)}s", repeat(head))]
+    head = bytes(packet[:2]) + size.to_bytes(2, "big")
+    fragment, rest = bytes(packet[6:10]), bytes(packet[12 : whole.transport])
+    base = int.from_bytes(head + fragment + rest, "big")
+    number = int.from_bytes(packet[4:6], "big") + first
+    numbers = [value & 0xFFFF for value in range(number, number + count)]
+    checks = [-(base + value) % 0xFFFF for value in numbers]
     return [
-        (bytes(VNET_HEADER), [buffer[at + offset : at + size]], buffer[at : at + size])
-        for at in range(0, len(buffer), size)
+        (f"{len(prefix) + 4}s", repeat(prefix + head)),
+        ("H", numbers),
+        ("4s", repeat(fragment)),
+        ("H", checks),
+        (f"{len(rest) + len(ports)}s", repeat(rest + ports)),
     ]
+
+
+@lru_cache(2048)
+def _struct(form: str, count: int) -> struct.Struct:
+    return struct.Struct("!" + form * count)

@@ -1,0 +1,35 @@
+"""The virtio header before every packet on a TUN device with IFF_VNET_HDR (linux/virtio_net.h, struct virtio_net_hdr).
+
+    | flags 1 | gso_type 1 | hdr_len 2 | gso_size 2 | csum_start 2 | csum_offset 2 |     in the machine's byte order
+
+Not here: the device (tun.py) and what becomes of super-packets (offload.py, merge.py).
+"""
+
+from __future__ import annotations
+
+import struct
+
+VNET = struct.Struct("=BBHHHH")
+
+VNET_HEADER = VNET.size
+"""10 bytes, as TUNSETVNETHDRSZ is told."""
+
+PLAIN = bytes(VNET_HEADER)
+"""A packet that is complete."""
+
+NEEDS_CSUM = 1
+"""flags: the checksum at csum_start + csum_offset holds the sum of the pseudo-header and is to be finished."""
+
+GSO_NONE = 0
+GSO_TCPV4 = 1
+GSO_TCPV6 = 4
+GSO_UDP_L4 = 5
+GSO_ECN = 0x80
+"""gso_type; ECN is a flag beside it: the super-packet's first segment carries CWR."""
+
+TCP = 6
+UDP = 17
+"""IANA protocol numbers."""
+
+FIN, PSH, ACK, CWR = 0x01, 0x08, 0x10, 0x80
+"""TCP flags (RFC 9293 section 3.1)."""
