@@ -1,12 +1,29 @@
-"""Forwarding decisions of the userspace data plane, both directions. (First version: signatures only.)"""
+"""Forwarding decisions of the userspace data plane, both directions; once per super-packet, so a few microseconds.
+
+    outward   version, length, TTL -> longest prefix: whose? -> not larger than the MTU -> Send
+              no peer: ICMP net unreachable (no route); too large and not to be fragmented: ICMP with the MTU
+    inward    a peer's underlay address -> version, length, TTL -> inner source its own -> destination ours -> Deliver
+
+TTL: one hop for a host, as with kernel VXLAN. Each kernel takes one when it forwards between container and TUN device,
+and answers itself when none is left; so the data plane takes none, and only refuses what has none.
+
+Inner sources: a peer may send from its subnet, whose base address its own processes use and masquerading to the
+overlay gives, and from its underlay address, which a process may have bound. All else is spoofed: other containers'
+addresses, and packets routed through a peer from elsewhere, which it has to masquerade.
+
+Not here: frames (frame.py), how many ICMP replies a second, who the peers are (the agent says).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flanneld_py.encap import icmp
+from flanneld_py.encap.checksum import Buffer
 from flanneld_py.encap.frame import Refused
 
-Buffer = bytes | bytearray | memoryview
+_DF = 0x40
+"""Don't Fragment, in the first byte of IPv4's fragment field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +67,7 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Ourselves: subnets as (packed base, prefix length), and the TUN addresses that ICMP replies come from."""
+    """What is delivered here: our subnets as (packed base, prefix length), and the TUN device's own addresses."""
 
     subnets: tuple[tuple[bytes, int], ...]
     address4: bytes | None = None
@@ -58,28 +75,147 @@ class Own:
 
 
 class Table:
-    """Who is behind which subnet. Addresses are packed bytes, 4 or 16 long."""
+    """Who is behind which subnet. Addresses are packed bytes, 4 or 16 long.
+
+    Two keys with one subnet: the one set last counts, until it is removed.
+    """
+
+    def __init__(self) -> None:
+        self._remotes: dict[str, Remote] = {}
+        self._claims: dict[tuple[int, int, int], dict[str, Remote]] = {}
+        self._by_length: dict[int, list[tuple[int, dict[int, Remote]]]] = {4: [], 16: []}
+        self._by_address: dict[bytes, dict[str, Remote]] = {}
 
     def set(self, key: str, remote: Remote) -> None:
         """Add a peer or replace the one under this key."""
+        self.remove(key)
+        self._remotes[key] = remote
+        self._by_address.setdefault(remote.address, {})[key] = remote
+        self._claims.setdefault(_subnet(remote), {})[key] = remote
+        self._settle(_subnet(remote))
 
     def remove(self, key: str) -> None:
         """Remove a peer; nothing if there is none."""
+        remote = self._remotes.pop(key, None)
+        if remote is None:
+            return
+        subnet = _subnet(remote)
+        behind = self._by_address[remote.address]
+        del behind[key], self._claims[subnet][key]
+        if not behind:
+            del self._by_address[remote.address]
+        self._settle(subnet)
 
-    def lookup(self, destination: bytes) -> Remote | None:
+    def lookup(self, destination: Buffer) -> Remote | None:
         """Return the peer with the longest subnet that holds the address."""
+        number = int.from_bytes(destination, "big")
+        for shift, remotes in self._by_length[len(destination)]:
+            remote = remotes.get(number >> shift)
+            if remote is not None:
+                return remote
         return None
 
     def from_address(self, address: bytes) -> tuple[Remote, ...]:
         """Return the peers behind an underlay address."""
-        return ()
+        return tuple(self._by_address.get(address, {}).values())
+
+    def _settle(self, subnet: tuple[int, int, int]) -> None:
+        """Make the lookup follow what is claimed about one subnet."""
+        size, shift, prefix = subnet
+        lengths = self._by_length[size]
+        remotes = next((remotes for other, remotes in lengths if other == shift), None)
+        if remotes is None:
+            remotes = {}
+            lengths.append((shift, remotes))
+            lengths.sort(key=lambda entry: entry[0])  # the least shift is the longest prefix
+        claims = self._claims[subnet]
+        if claims:
+            remotes[prefix] = next(reversed(claims.values()))
+            return
+        del self._claims[subnet], remotes[prefix]
+        if not remotes:
+            self._by_length[size] = [entry for entry in lengths if entry[1]]
 
 
 def outbound(table: Table, packet: Buffer, mtu: int, own: Own, gso_size: int = 0) -> Send | Reply | Drop:
-    """Decide on a packet read from the TUN device. `gso_size` of its virtio header: a super-packet is not too big."""
-    return Drop(Refused.NO_ROUTE)
+    """Decide on a packet read from the TUN device; `mtu` in bytes.
+
+    `gso_size` is that of its virtio header, 0 for an ordinary packet: a super-packet is as large as its segments. An
+    IPv4 packet that is too large and may be fragmented is dropped: the kernel has done that by the device's MTU.
+    """
+    reason = _malformed(packet)
+    if reason is not None:
+        return Drop(reason)
+    v4 = packet[0] >> 4 == 4
+    remote = table.lookup(packet[16:20] if v4 else packet[24:40])
+    if remote is None:
+        return _reply(icmp.Error.NO_ROUTE, Refused.NO_ROUTE, packet, 0)
+    # At least a UDP header goes before the payload of a segment.
+    if (gso_size + (28 if v4 else 48) if gso_size else len(packet)) > mtu:
+        if v4 and not packet[6] & _DF:
+            return Drop(Refused.TOO_BIG)
+        return _reply(icmp.Error.TOO_BIG, Refused.TOO_BIG, packet, mtu)
+    return Send(remote)
 
 
 def inbound(table: Table, source: bytes, packet: Buffer, own: Own) -> Deliver | Drop:
-    """Decide on an inner packet that came from an underlay address."""
-    return Drop(Refused.UNKNOWN_PEER)
+    """Decide on an inner packet that came from an underlay address (packed)."""
+    remotes = table.from_address(source)
+    if not remotes:
+        return Drop(Refused.UNKNOWN_PEER)
+    reason = _malformed(packet)
+    if reason is not None:
+        return Drop(reason)
+    v4 = packet[0] >> 4 == 4
+    sender, destination = (packet[12:16], packet[16:20]) if v4 else (packet[8:24], packet[24:40])
+    for remote in remotes:
+        if _inside(sender, remote.base, remote.length):
+            break
+    else:
+        if sender != source:
+            return Drop(Refused.SOURCE)
+        remote = remotes[0]
+    for base, length in own.subnets:
+        if _inside(destination, base, length):
+            return Deliver(remote)
+    if destination == (own.address4 if v4 else own.address6):
+        return Deliver(remote)
+    return Drop(Refused.DESTINATION)
+
+
+def _malformed(packet: Buffer) -> Refused | None:
+    """Return what is wrong with the IP header, None if nothing: an address read from it is one, its length is true."""
+    size = len(packet)
+    if size < 20:
+        return Refused.SHORT
+    version = packet[0] >> 4
+    if version == 4:
+        header = (packet[0] & 15) << 2
+        if header < 20 or packet[2] << 8 | packet[3] != size or header > size:
+            return Refused.LENGTH
+        return None if packet[8] else Refused.TTL
+    if version != 6:
+        return Refused.VERSION
+    if size < 40:
+        return Refused.SHORT
+    if (packet[4] << 8 | packet[5]) + 40 != size:
+        return Refused.LENGTH
+    return None if packet[7] else Refused.TTL
+
+
+def _reply(kind: icmp.Error, reason: Refused, packet: Buffer, mtu: int) -> Reply | Drop:
+    reply = icmp.error(kind, packet, mtu)
+    return Drop(reason) if reply is None else Reply(reply, reason)
+
+
+def _inside(address: Buffer, base: bytes, length: int) -> bool:
+    bits = len(base) << 3
+    if len(address) << 3 != bits:
+        return False
+    return (int.from_bytes(address, "big") ^ int.from_bytes(base, "big")) >> (bits - length) == 0
+
+
+def _subnet(remote: Remote) -> tuple[int, int, int]:
+    """Return family (bytes of an address), shift and prefix: what a subnet is looked up by."""
+    shift = (len(remote.base) << 3) - remote.length
+    return len(remote.base), shift, int.from_bytes(remote.base, "big") >> shift
