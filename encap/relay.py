@@ -1,6 +1,6 @@
 """The packets' way through the data-plane process, and its counters.
 
-    outward   TUN read -> outbound: to whom? -> segment: datagrams -> one UDP_SEGMENT send
+    outward   TUN read -> outbound: to whom? -> segment: datagrams -> batch: UDP_SEGMENT sends
     inward    UDP_GRO receive -> a known peer's address? -> coalesce: super-packets
               -> per packet parse_vxlan, inbound: may it? -> TUN write
 
@@ -19,14 +19,18 @@ from ipaddress import ip_address
 from itertools import islice
 
 from flanneld_py.encap import feed
+from flanneld_py.encap.batch import Batch
 from flanneld_py.encap.forward import Drop, Own, Remote, Reply, Send, Table, inbound, outbound
 from flanneld_py.encap.frame import VXLAN_LENGTH, Refused, parse_vxlan, vxlan_header
 from flanneld_py.encap.offload import VNET_HEADER, coalesce, segment
 from flanneld_py.encap.tun import BUFFER_SIZE, Tun
 from flanneld_py.encap.wire import RECEIVE_SIZE, Endpoint, Wire
 
-SHARE = 16
-"""Super-packets per direction in one turn of the loop: a megabyte, a millisecond or two."""
+SHARE = 1 << 20
+"""Bytes per direction in one turn of the loop: a millisecond or two."""
+
+PACKET_COST = 8192
+"""How many bytes the handling of a packet counts for, whatever its length."""
 
 GSO = struct.Struct("=xBxxH")
 """gso_type and gso_size of a virtio header."""
@@ -80,6 +84,7 @@ class Relay:
         self._from_tun = memoryview(bytearray(BUFFER_SIZE))
         self._received = bytearray(RECEIVE_SIZE)
         self._from_wire = memoryview(self._received)
+        self._batch = Batch(wire, self._lost)
         self._udp = "uso4" in tun.offloads
         self.configure(wanted)
 
@@ -153,45 +158,50 @@ class Relay:
 
     def outward(self) -> None:
         """Send what waits in the TUN device, up to a share. Raises DeviceGone."""
-        packet_start, buffer, table, own = VNET_HEADER, self._from_tun, self._table, self._own
-        for _ in range(SHARE):
-            try:
-                size = self._tun.read_into(buffer)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._refused_by_device("out", error)
-                return
-            header, packet = buffer[:packet_start], buffer[packet_start:size]
-            gso_type, gso_size = GSO.unpack_from(header)
-            decision = outbound(table, packet, self._wanted.mtu, own, gso_size if gso_type else 0)
-            match decision:
-                case Send(remote):
-                    assert isinstance(remote, Hop)
-                    self._send(header, packet, remote)
-                case Reply(reply, reason):
-                    self._drops[f"out-{reason.value}"] += 1
-                    self._write((PLAIN, reply))
-                case Drop(reason):
-                    self._drops[f"out-{reason.value}"] += 1
+        budget = SHARE
+        while budget > 0 and (size := self._take()):
+            budget -= size + PACKET_COST
+        self._batch.flush()
+
+    def _take(self) -> int:
+        """Take one packet from the device; return its length in bytes, 0 if there is none."""
+        try:
+            size = self._tun.read_into(self._from_tun)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._refused_by_device("out", error)
+            return 0
+        header, packet = self._from_tun[:VNET_HEADER], self._from_tun[VNET_HEADER:size]
+        gso_type, gso_size = GSO.unpack_from(header)
+        match outbound(self._table, packet, self._wanted.mtu, self._own, gso_size if gso_type else 0):
+            case Send(remote):
+                assert isinstance(remote, Hop)
+                self._send(header, packet, remote)
+            case Reply(reply, reason):
+                self._drops[f"out-{reason.value}"] += 1
+                self._write((PLAIN, reply))
+            case Drop(reason):
+                self._drops[f"out-{reason.value}"] += 1
+        return size
 
     def _send(self, header: memoryview, packet: memoryview, hop: Hop) -> None:
         datagrams, size = segment(header, packet, hop.prefix4 if packet[0] >> 4 == 4 else hop.prefix6)
         if not size:
             self._drops[f"out-{Refused.OFFLOAD.value}"] += 1
             return
-        try:
-            self._wire.send(memoryview(datagrams), size, hop.endpoint)
-        except OSError as error:
-            self._drops[f"out-wire-{_name(error)}"] += 1
-            return
+        self._batch.add(datagrams, size, hop.endpoint)
         hop.tally.sent += 1
         hop.tally.sent_bytes += len(packet)
+
+    def _lost(self, error: OSError) -> None:
+        self._drops[f"out-wire-{_name(error)}"] += 1
 
     def inward(self) -> None:
         """Deliver what waits at the wire, up to a share. Raises DeviceGone."""
         offset, mtu, sources = self._offset, self._wanted.mtu, self._sources
-        for _ in range(SHARE):
+        budget = SHARE
+        while budget > 0:
             try:
                 total, size, sender = self._wire.receive_into(self._received)
             except BlockingIOError:
@@ -199,6 +209,7 @@ class Relay:
             except OSError as error:
                 self._drops[f"in-wire-{_name(error)}"] += 1
                 return
+            budget -= total + PACKET_COST
             source = sources.get(sender[0])
             if source is None:
                 self._drops[f"in-{Refused.UNKNOWN_PEER.value}"] += 1

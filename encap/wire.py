@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 # asm-generic/socket.h, linux/udp.h, linux/in.h, linux/in6.h; not in Python 3.11's socket module.
@@ -87,31 +88,28 @@ class Wire:
                 return size, INT.unpack_from(data)[0], sender
         return size, size, sender
 
-    def send(self, buffer: memoryview, segment_size: int, to: Endpoint) -> None:
-        """Send a buffer as datagrams of `segment_size` bytes, the last may be shorter.
+    def capacity(self, size: int) -> int:
+        """Return how many bytes of datagrams of `size` bytes one send takes."""
+        return size * max(1, min(MAX_SEGMENTS, MAX_PAYLOAD // size)) if self.segmentation else size
+
+    def send(self, parts: Sequence[bytes | memoryview], size: int, to: Endpoint) -> None:
+        """Send up to a capacity of datagrams of `size` bytes, back to back in `parts`; the last may be shorter.
 
         Raises OSError, BlockingIOError among them: what was not sent by then is lost.
         """
-        total = len(buffer)
-        if total <= segment_size:
-            self._socket.sendto(buffer, to)
-            return
-        batch = segment_size * min(MAX_SEGMENTS, MAX_PAYLOAD // segment_size) if self.segmentation else segment_size
-        control = ((socket.IPPROTO_UDP, UDP_SEGMENT, SHORT.pack(segment_size)),)
-        for start in range(0, total, batch):
-            part = buffer[start : start + batch]
-            if len(part) <= segment_size:
-                self._socket.sendto(part, to)
-                continue
+        if self.segmentation:
+            control = ((socket.IPPROTO_UDP, UDP_SEGMENT, SHORT.pack(size)),)
             try:
-                self._socket.sendmsg((part,), control, 0, to)
+                self._socket.sendmsg(parts, control, 0, to)
+                return
             except OSError as error:
                 if error.errno not in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
                     raise
                 # EIO is a property of the egress device; the others come from this peer's path being too narrow.
                 self.segmentation = error.errno != errno.EIO
-                for one in range(0, len(part), segment_size):
-                    self._socket.sendto(part[one : one + segment_size], to)
+        whole = b"".join(parts)
+        for start in range(0, len(whole), size):
+            self._socket.sendto(whole[start : start + size], to)
 
     def _configure(self, version: int) -> None:
         option = self._socket.setsockopt

@@ -67,6 +67,7 @@ def peer(end: End) -> feed.Peer:
 def device_lines(own: End, others: Sequence[End], mtu: int = 1450) -> list[str]:
     """What the agent does through netlink, as lines of `ip`."""
     return [
+        f"link set {DEVICE} addrgenmode none",  # no router solicitations of the kernel's own
         f"link set {DEVICE} mtu {mtu} up",
         f"addr replace {own.subnet.network_address}/32 dev {DEVICE}",
         *(f"route replace {end.subnet} dev {DEVICE} src {own.subnet.network_address}" for end in others),
