@@ -202,15 +202,13 @@ def _sound(run: memoryview, size: int, offset: int, layout: Layout, sums: Sums) 
     if complement(sums.total(run, begin, size) + fixed + size - begin):
         return False
     lengths = (count - 1) * (size - begin) + last - begin
+    lead = offset if layout.version == 4 else begin  # IPv4 headers sum to nothing, IPv6 headers to something
+    final = len(run) - last
     if (size | offset) & 1:  # every other datagram's words are off by a byte
-        total = sum(sums.each(run, begin, size, size - begin, count - 1))
-        total += sums.total(run, len(run) - last + begin, len(run))
+        total = sum(sums.each(run, lead, size, size - lead, count - 1)) + sums.total(run, final + lead, len(run))
     else:
-        total = sums.total(run, 0, len(run))
-        # IPv4 headers sum to nothing, IPv6 headers to something.
-        lead = offset if layout.version == 4 else begin
+        total = sums.total(run, 0, len(run)) - int.from_bytes(run[final : final + lead], "big")
         total -= (count - 1) * int.from_bytes(run[:lead], "big")
-        total -= int.from_bytes(run[len(run) - last : len(run) - last + lead], "big")
     return not complement(total + count * fixed + lengths)
 
 
@@ -258,7 +256,8 @@ def _single(datagram: memoryview, offset: int, mtu: int, sums: Sums) -> Write:
     check = packet[field] << 8 | packet[field + 1]
     unfinished = check != 0 and not complement(check - pseudo)
     if layout.protocol == TCP and len(packet) > mtu > layout.header:
-        if unfinished or not complement(sums.total(packet, at, len(packet)) + pseudo):
+        right = unfinished or not complement(sums.total(packet, at, len(packet)) + pseudo)
+        if right and (layout.version == 6 or not complement(int.from_bytes(packet[:at], "big"))):
             header = bytearray(packet[: layout.header])
             vnet = _super(header, layout, len(packet), mtu - layout.header)
             return vnet, [bytes(header), packet[layout.header :]], datagram

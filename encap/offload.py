@@ -87,7 +87,7 @@ class _Whole:
 
 def _read(packet: Buffer, gso_type: int, transport: int, size: int) -> _Whole | None:
     """Return where things are, None if the virtio header and the packet do not fit together or there is no payload."""
-    if not size or transport + 20 > len(packet) or transport < 20:
+    if not size or transport < 20 or transport + (8 if gso_type == GSO_UDP_L4 else 20) > len(packet):
         return None
     version = packet[0] >> 4
     found, protocol = _PROTOCOL.get(gso_type, (version, UDP if gso_type == GSO_UDP_L4 else 0))

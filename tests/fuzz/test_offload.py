@@ -1,0 +1,217 @@
+"""Cutting and merging against a slow oracle: no byte is lost, moved between flows, or made right that was wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flanneld_py.encap.checksum import FASTEST, PythonSums, Sums, complement
+from flanneld_py.encap.merge import Write
+from flanneld_py.encap.offload import coalesce, segment
+from flanneld_py.encap.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VNET
+from tests.packets import ACK, CWR, FIN, PSH, SYN, TCP, UDP, Segment, cut, encode, sound, words
+
+SUMS: list[Sums] = [PythonSums(), FASTEST]
+MTU = 1450
+
+payloads = st.builds(
+    lambda length, pattern: (pattern * (length // len(pattern) + 1))[:length],
+    st.integers(1, 6000),
+    st.binary(min_size=1, max_size=40),
+)
+segments = st.builds(
+    Segment,
+    payload=payloads,
+    version=st.sampled_from((4, 6)),
+    protocol=st.sampled_from((TCP, UDP)),
+    source=st.integers(1, 3),
+    ports=st.tuples(st.integers(0, 65535), st.integers(0, 65535)),
+    tos=st.integers(0, 255),
+    ttl=st.integers(1, 255),
+    ident=st.sampled_from((0, 7, 0xFFFD, 0xFFFF)),
+    fragment=st.sampled_from((0, 0x4000)),
+    sequence=st.integers(0, 2**32 - 1) | st.sampled_from((2**32 - 1, 2**32 - 1400)),
+    ack=st.integers(0, 2**32 - 1),
+    flags=st.sampled_from((ACK, ACK | PSH)),
+    window=st.integers(0, 65535),
+    options=st.sampled_from((b"", b"\x01\x01\x08\x0a" + bytes(range(8)), bytes(40))),
+)
+sizes = st.integers(1, 1410).filter(lambda size: size > 60) | st.integers(1, 60)
+sums = st.sampled_from(SUMS)
+
+
+def vnet(packet: Segment, size: int) -> bytes:
+    kind = GSO_UDP_L4 if packet.protocol == UDP else GSO_TCPV4 if packet.version == 4 else GSO_TCPV6
+    offset = 6 if packet.protocol == UDP else 16
+    return VNET.pack(NEEDS_CSUM, kind, packet.header, size, packet.network, offset)
+
+
+def split(datagrams: bytes, size: int) -> list[bytes]:
+    return [datagrams[at : at + size] for at in range(0, len(datagrams), size)]
+
+
+def understood(write: Write) -> list[bytes]:
+    """What the kernel takes a write for: the packets that it stands for, complete."""
+    header, parts, _ = write
+    packet = b"".join(parts)
+    flags, kind, length, size, start, offset = VNET.unpack(header)
+    if flags & NEEDS_CSUM:
+        value = 0xFFFF - words(packet[start:])
+        packet = packet[: start + offset] + value.to_bytes(2, "big") + packet[start + offset + 2 :]
+    if not kind:
+        return [packet]
+    assert sound(packet), "a super-packet that the kernel finishes is a right packet"
+    pieces, payload = [], packet[length:]
+    model = decode(packet)
+    for number, at in enumerate(range(0, len(payload), size)):
+        part = replace(model, payload=payload[at : at + size], ident=(model.ident + number) & 0xFFFF)
+        pieces.append(encode(replace(part, sequence=(model.sequence + at) & 0xFFFFFFFF)))
+    return pieces
+
+
+def decode(packet: bytes) -> Segment:
+    v4 = packet[0] >> 4 == 4
+    at = 20 if v4 else 40
+    protocol = packet[9] if v4 else packet[6]
+    header = at + (8 if protocol == UDP else packet[at + 12] >> 4 << 2)
+    number = int.from_bytes
+    return Segment(
+        payload=packet[header:],
+        version=4 if v4 else 6,
+        protocol=protocol,
+        source=packet[15] if v4 else packet[23],
+        destination=packet[19] if v4 else packet[39],
+        ports=(number(packet[at : at + 2], "big"), number(packet[at + 2 : at + 4], "big")),
+        tos=packet[1] if v4 else (number(packet[:2], "big") >> 4) & 255,
+        ttl=packet[8] if v4 else packet[7],
+        ident=number(packet[4:6], "big") if v4 else 0,
+        fragment=number(packet[6:8], "big") if v4 else 0,
+        sequence=number(packet[at + 4 : at + 8], "big") if protocol == TCP else 0,
+        ack=number(packet[at + 8 : at + 12], "big") if protocol == TCP else 0,
+        flags=packet[at + 13] if protocol == TCP else 0,
+        window=number(packet[at + 14 : at + 16], "big") if protocol == TCP else 0,
+        urgent=number(packet[at + 18 : at + 20], "big") if protocol == TCP else 0,
+        options=packet[at + 20 : header] if protocol == TCP else b"",
+    )
+
+
+def essence(packet: bytes) -> bytes:
+    """A packet without what merging may change: IPv4's identification and checksum, TCP's PSH and checksum."""
+    model = decode(packet)
+    return encode(replace(model, ident=0, flags=model.flags & ~PSH))
+
+
+@given(st.binary(max_size=9000), st.integers(0, 20), sums)
+def test_a_sum_is_the_sum_of_words(data: bytes, start: int, sums: Sums) -> None:
+    start = min(start, len(data))
+    if start == len(data):
+        return
+    assert complement(sums.total(bytearray(data), start, len(data))) == (0xFFFF - words(data[start:])) % 0xFFFF
+
+
+@given(
+    segments, sizes, st.sampled_from((b"", b"VXLAN and Ethernet 22.")), sums, st.sampled_from((0, FIN, CWR, FIN | CWR))
+)
+def test_cutting_is_what_the_oracle_says(packet: Segment, size: int, prefix: bytes, sums: Sums, flags: int) -> None:
+    packet = replace(packet, flags=packet.flags | flags)
+    whole = memoryview(bytearray(encode(packet, finished=False)))
+    datagrams, length = segment(vnet(packet, size), whole, prefix, sums)
+    assert split(datagrams, length) == [prefix + part for part in cut(packet, size)]
+
+
+@given(st.binary(max_size=120), st.binary(min_size=10, max_size=10), sums)
+def test_cutting_anything_stays_within_it(packet: bytes, header: bytes, sums: Sums) -> None:
+    datagrams, length = segment(header, memoryview(bytearray(packet)), b"", sums)
+    assert bool(datagrams) == bool(length) or not packet
+
+
+@given(segments, sizes, st.sampled_from((b"", b"VXLAN and Ethernet 22.", b"odd")), sums)
+def test_what_was_cut_merges_into_the_same_packets(packet: Segment, size: int, prefix: bytes, sums: Sums) -> None:
+    parts = cut(packet, size)
+    buffer = memoryview(bytearray(b"".join(prefix + part for part in parts)))
+    writes = coalesce(buffer, len(prefix) + len(parts[0]), len(prefix), MTU, udp=True, sums=sums)
+    assert [essence(got) for write in writes for got in understood(write)] == [essence(part) for part in parts]
+    assert len(writes) == 1
+    if len(parts) > 1 and packet.protocol == TCP:
+        assert decode(b"".join(writes[0][1])).flags == packet.flags
+
+
+Change = Callable[[Segment], Segment]
+changes: st.SearchStrategy[Change] = st.sampled_from(
+    [
+        lambda model: model,
+        lambda model: model,
+        lambda model: replace(model, source=9),
+        lambda model: replace(model, ports=(1, 2)),
+        lambda model: replace(model, ack=77),
+        lambda model: replace(model, window=1),
+        lambda model: replace(model, flags=ACK | FIN),
+        lambda model: replace(model, flags=ACK | PSH),
+        lambda model: replace(model, flags=SYN),
+        lambda model: replace(model, ttl=9),
+        lambda model: replace(model, tos=3),
+        lambda model: replace(model, sequence=5),
+        lambda model: replace(model, urgent=3),
+        lambda model: replace(model, fragment=0x2000),
+        lambda model: replace(model, version=6),
+        lambda model: replace(model, protocol=UDP),
+    ]
+)
+
+
+@given(
+    st.lists(
+        st.tuples(changes, st.booleans(), st.integers(0, 10**6), st.sampled_from((0, 1, 0x80))), min_size=1, max_size=12
+    ),
+    st.integers(1, 300),
+    st.integers(0, 300),
+    sums,
+)
+def test_any_mixture_comes_out_in_order_and_unhealed(
+    mixture: list[tuple[Change, bool, int, int]], size: int, last: int, sums: Sums
+) -> None:
+    """Datagrams of one length, some of another flow, some corrupt: each flow's packets come out as they went in."""
+    parts, sequence = [], 2**32 - 500
+    target = size + 72
+    for number, (change, follows, where, flip) in enumerate(mixture):
+        length = target if number + 1 < len(mixture) or not 0 < last < size else last + 72
+        model = change(Segment(sequence=sequence & 0xFFFFFFFF))
+        payload = bytes((number + i) & 255 for i in range(max(length - model.header, 0)))
+        packet = bytearray(encode(replace(model, payload=payload)))
+        packet[where % len(packet)] ^= flip
+        parts.append(bytes(packet).ljust(length, b"\0"))
+        sequence += len(payload) if follows else 1
+    buffer = memoryview(bytearray(b"".join(parts)))
+    writes = coalesce(buffer, len(parts[0]), 0, MTU, udp=True, sums=sums)
+    came = [got for write in writes for got in understood(write)]
+    assert len(came) == len(parts)
+    for got, part in zip(came, parts, strict=True):
+        assert got == part or (sound(part) and essence(got) == essence(part))
+
+
+@given(st.binary(max_size=400), st.integers(1, 200), st.integers(0, 30), sums)
+def test_noise_comes_out_as_it_came(noise: bytes, size: int, offset: int, sums: Sums) -> None:
+    buffer = memoryview(bytearray(noise))
+    for write, at in zip(
+        coalesce(buffer, size, offset, 68, udp=True, sums=sums), range(0, len(noise), size), strict=True
+    ):
+        assert write[2] == noise[at : at + size]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@given(payload=payloads.filter(lambda payload: len(payload) > MTU), sums=sums)
+def test_a_super_packet_in_one_datagram_is_delivered_as_one(version: int, payload: bytes, sums: Sums) -> None:
+    """What a kernel VTEP in another network namespace of this machine sends."""
+    packet = Segment(payload=payload, version=version)
+    datagram = memoryview(bytearray(encode(packet, finished=False)))
+    ((header, parts, _),) = coalesce(datagram, len(datagram), 0, MTU, sums=sums)
+    assert understood((header, parts, datagram)) == [
+        encode(
+            replace(packet, payload=part, ident=packet.ident + i, sequence=packet.sequence + i * (MTU - packet.header))
+        )
+        for i, part in enumerate(split(payload, MTU - packet.header))
+    ]
