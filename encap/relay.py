@@ -24,6 +24,7 @@ from flanneld_py.encap.forward import Drop, Own, Remote, Reply, Send, Table, inb
 from flanneld_py.encap.frame import VXLAN_LENGTH, Refused, parse_vxlan, vxlan_header
 from flanneld_py.encap.offload import VNET_HEADER, coalesce, segment
 from flanneld_py.encap.tun import BUFFER_SIZE, Tun
+from flanneld_py.encap.uncut import uncut
 from flanneld_py.encap.wire import RECEIVE_SIZE, Endpoint, Wire
 
 SHARE = 1 << 20
@@ -216,8 +217,10 @@ class Relay:
             elif size <= offset:
                 self._drops[f"in-{Refused.SHORT.value}"] += 1
             else:
-                for header, parts, first in coalesce(self._from_wire[:total], size, offset, mtu, udp=self._udp):
-                    self._deliver(header, parts, first, source)
+                datagrams = self._from_wire[:total]
+                whole = uncut(datagrams, size, offset) if self._udp else None
+                for write in (whole,) if whole else coalesce(datagrams, size, offset, mtu, udp=self._udp):
+                    self._deliver(*write, source)
 
     def _deliver(self, header: bytes, parts: list[memoryview | bytes], first: memoryview, source: bytes) -> None:
         if self._vxlan:
