@@ -85,8 +85,7 @@ class GmpSums:
         if not rest:
             return [residue << 8 for residue in residues]
         pieces = _strided(8 * limbs, rest, step, count).unpack_from(buffer, start)
-        tails = [int.from_bytes(piece, "little") for piece in pieces]
-        return [residue + tail << 8 for residue, tail in zip(residues, tails, strict=True)]
+        return [residue + int.from_bytes(piece, "little") << 8 for residue, piece in zip(residues, pieces, strict=True)]
 
 
 @lru_cache(1024)

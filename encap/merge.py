@@ -78,7 +78,7 @@ def coalesce(
     if layout is None:
         return [_single(buffer[at : at + size], offset, mtu, sums) for at in range(0, len(buffer), size)]
     count = len(buffer) // size
-    keys, sequences = _columns(buffer, size, offset, layout, count)
+    keys, sequences, flags = _columns(buffer, size, offset, layout, count)
     writes: list[Write] = []
     at = end = 0
     while at < count:
@@ -88,7 +88,7 @@ def coalesce(
             end = len(buffer)
         run = buffer[at * size : end]
         if len(run) > size and _layout(run[offset:size], udp) == layout and _sound(run, size, offset, layout, sums):
-            writes.append(_merged(run, size, offset, layout))
+            writes.append(_merged(run, size, offset, layout, flags[at:stop]))
         else:
             writes += [_single(run[i : i + size], offset, mtu, sums) for i in range(0, len(run), size)]
         at = stop
@@ -143,22 +143,34 @@ def _form(offset: int, layout: Layout) -> str:
     return f"{network}{addresses + 4}sI8s2x{layout.header - layout.transport - 18}s"
 
 
+Keys = list[tuple[bytes, ...]]
+
+
 def _columns(
-    buffer: memoryview, size: int, offset: int, layout: Layout, count: int
-) -> tuple[list[tuple[bytes, ...]], tuple[int, ...]]:
-    """Return for each of the first `count` datagrams what must be equal, PSH cleared, and its sequence number."""
+    buffer: memoryview, size: int, offset: int, layout: Layout, count: int, *, whole: bool = False
+) -> tuple[Keys, tuple[int, ...], tuple[bytes, ...]]:
+    """Return for each of the first `count` datagrams what must be equal, its sequence number, and its TCP flags.
+
+    The keys are without PSH and, unless `whole`, without what is equal in all: often they are empty. The flags are
+    in the sixth byte, and left out if equal in all.
+    """
     fields = _struct(_form(offset, layout), size - offset - layout.header, count).unpack_from(buffer)
     width = len(fields) // count
     columns = [fields[i::width] for i in range(width)]
-    if layout.protocol == UDP:
-        return list(zip(*columns, strict=True)), ()
-    sequences = columns.pop(-3)
-    if count == 1 or columns[-2].count(columns[-2][0]) < count:
-        columns[-2] = tuple(value[:5] + bytes((value[5] & ~PSH,)) + value[6:] for value in columns[-2])
-    return list(zip(*columns, strict=True)), sequences
+    sequences: tuple[int, ...] = ()
+    flags: tuple[bytes, ...] = ()
+    if layout.protocol == TCP:
+        sequences = columns.pop(-3)
+        if whole or columns[-2].count(columns[-2][0]) < count:
+            flags = columns[-2]
+            cleared = {value: value[:5] + bytes((value[5] & ~PSH,)) + value[6:] for value in set(flags)}
+            columns[-2] = tuple(map(cleared.__getitem__, flags))
+    if not whole:
+        columns = [column for column in columns if column.count(column[0]) < count]
+    return list(zip(*columns, strict=True)) or [()] * count, sequences, flags
 
 
-def _run(keys: list[tuple[bytes, ...]], sequences: tuple[int, ...], at: int, payload: int, layout: Layout) -> int:
+def _run(keys: Keys, sequences: tuple[int, ...], at: int, payload: int, layout: Layout) -> int:
     """Return where the run that starts at datagram `at` ends: the number of the first that does not belong to it."""
     most = min(len(keys), at + (MAX_PACKET - layout.header) // payload)
     first = keys[at]
@@ -167,10 +179,11 @@ def _run(keys: list[tuple[bytes, ...]], sequences: tuple[int, ...], at: int, pay
         while stop < most and keys[stop] == first:
             stop += 1
         return stop
-    wanted = sequences[at] + payload
-    while stop < most and keys[stop] == first and sequences[stop] == wanted & 0xFFFFFFFF:
+    begun = sequences[at]
+    if not first and sequences[at:most] == tuple(range(begun, begun + (most - at) * payload, payload)):
+        return most
+    while stop < most and keys[stop] == first and sequences[stop] == begun + (stop - at) * payload & 0xFFFFFFFF:
         stop += 1
-        wanted += payload
     return stop
 
 
@@ -182,8 +195,8 @@ def _continues(buffer: memoryview, start: int, end: int, size: int, offset: int,
     if not len(last) > offset + layout.header or whole > MAX_PACKET or _layout(last[offset:], True) != layout:
         return False
     length = 2 if layout.version == 4 else 4
-    (key,), sequences = _columns(last, len(last), offset, layout, 1)
-    (first,), begun = _columns(buffer[start : start + size], size, offset, layout, 1)
+    (key,), sequences, _ = _columns(last, len(last), offset, layout, 1, whole=True)
+    (first,), begun, _ = _columns(buffer[start : start + size], size, offset, layout, 1, whole=True)
     cut = offset + length
     if key[0][:cut] != first[0][:cut] or key[0][cut + 2 :] != first[0][cut + 2 :]:
         return False
@@ -216,15 +229,15 @@ def _addresses(datagram: memoryview, offset: int, layout: Layout) -> memoryview:
     return datagram[offset + 12 : offset + 20] if layout.version == 4 else datagram[offset + 8 : offset + 40]
 
 
-def _merged(run: memoryview, size: int, offset: int, layout: Layout) -> Write:
-    """Return the write of a run: the first datagram's headers, changed, and everybody's payload."""
+def _merged(run: memoryview, size: int, offset: int, layout: Layout, flags: tuple[bytes, ...]) -> Write:
+    """Return the write of a run: the first datagram's headers, changed (PSH if anyone has it), and all payloads."""
     skip = offset + layout.header
     parts: list[memoryview | bytes] = [run[i + skip : i + size] for i in range(0, len(run), size)]
     header = bytearray(run[offset:skip])
     whole = sum(map(len, parts)) + layout.header
     if layout.protocol == TCP:
-        pushed = layout.transport + 13
-        header[pushed] |= max(run[i] & PSH for i in range(offset + pushed, len(run), size))
+        last = run[(len(parts) - 1) * size + offset + layout.transport + 13]
+        header[layout.transport + 13] |= max([value[5] for value in set(flags)], default=0) & PSH | last & PSH
     vnet = _super(header, layout, whole, size - skip)
     return vnet, [bytes(header), *parts], run[:size]
 

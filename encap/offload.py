@@ -59,8 +59,11 @@ def segment(header: Buffer, packet: Buffer, prefix: bytes, sums: Sums = FASTEST)
     whole = _read(packet, gso_type, start, size)
     if whole is None:
         return b"", 0
-    runs = [_run(whole, packet, prefix, *plan, sums) for plan in _plan(whole, packet)]
-    return b"".join(runs), len(prefix) + whole.header + whole.payload
+    equal, rest = divmod(len(packet) - whole.header, whole.payload)
+    datagrams = _run(whole, packet, prefix, 0, equal, whole.payload, sums)
+    if rest:
+        datagrams += _run(whole, packet, prefix, equal, 1, rest, sums)
+    return datagrams, len(prefix) + whole.header + whole.payload
 
 
 def _finished(packet: Buffer, prefix: bytes, start: int, at: int, sums: Sums) -> tuple[bytes, int]:
@@ -101,62 +104,51 @@ def _read(packet: Buffer, gso_type: int, transport: int, size: int) -> _Whole | 
     return _Whole(version, protocol, transport, header, min(size, len(packet) - header))
 
 
-def _plan(whole: _Whole, packet: Buffer) -> list[tuple[int, int, int, int]]:
-    """Return runs of segments that differ only in their numbers: first segment, count, bytes of payload, TCP flags."""
-    equal, rest = divmod(len(packet) - whole.header, whole.payload)
-    flags = packet[whole.transport + 13] if whole.protocol == TCP else 0
-    middle, last = flags & ~(CWR | FIN | PSH), flags & ~CWR
-    runs = []
-    first = 0
-    if flags & CWR and equal + bool(rest) > 1:
-        runs.append((0, 1, whole.payload, middle | CWR))
-        first = 1
-    elif equal + bool(rest) == 1:
-        last = flags
-    ending = rest or (whole.payload if last != middle else 0)
-    stop = equal if rest or not ending else equal - 1
-    if stop > first:
-        runs.append((first, stop - first, whole.payload, middle))
-    if ending:
-        runs.append((stop, 1, ending, last))
-    return runs
-
-
 Column = tuple[str, Iterable[int | bytes]]
 """One field of every datagram: its format in struct, and its values."""
 
 
-def _run(
-    whole: _Whole, packet: Buffer, prefix: bytes, first: int, count: int, length: int, flags: int, sums: Sums
-) -> bytes:
+def _run(whole: _Whole, packet: Buffer, prefix: bytes, first: int, count: int, length: int, sums: Sums) -> bytes:
     """Return `count` datagrams of `length` bytes of payload each, from segment number `first` on."""
-    at, header = whole.transport, whole.header
-    start = header + first * whole.payload
+    at, start = whole.transport, whole.header + first * whole.payload
     addresses = packet[12:20] if whole.version == 4 else packet[8:40]
-    base = pseudo_sum(addresses, whole.protocol, header - at + length)
+    base = pseudo_sum(addresses, whole.protocol, whole.header - at + length)
     ports = bytes(packet[at : at + 4])
     values = sums.each(packet, start, length, length, count)
     if whole.protocol == UDP:
         ports += (8 + length).to_bytes(2, "big")
         base += int.from_bytes(ports, "big")
-        checks = [complement(base + value) or 0xFFFF for value in values]
-        transport: list[Column] = [("H", checks)]
+        transport: list[Column] = [("H", [-(base + value) % 0xFFFF or 0xFFFF for value in values])]
     else:
-        control = bytes((packet[at + 12], flags))
-        middle = bytes(packet[at + 8 : at + 12]) + control + bytes(packet[at + 14 : at + 16])
-        tail = bytes(packet[at + 18 : header])
-        base += int.from_bytes(ports, "big") + int.from_bytes(middle, "big") + int.from_bytes(tail, "big")
-        sequence = int.from_bytes(packet[at + 4 : at + 8], "big") + start - header
-        sequences: Iterable[int] = range(sequence, sequence + count * length, length)
-        if sequence + count * length > 1 << 32:
-            sequences = [number & 0xFFFFFFFF for number in sequences]
-        checks = [-(base + number + value) % 0xFFFF for number, value in zip(sequences, values, strict=True)]
-        transport = [("I", sequences), ("8s", repeat(middle)), ("H", checks), (f"{len(tail)}s", repeat(tail))]
-    columns = [*_network(whole, packet, prefix, first, count, length, ports), *transport]
-    payloads = _struct(f"{length}s", count).unpack_from(packet, start)
-    columns.append((f"{length}s", payloads))
-    fields = zip(*(values for _, values in columns), strict=False)
-    return _struct("".join(form for form, _ in columns), count).pack(*chain.from_iterable(fields))
+        base += int.from_bytes(ports, "big")
+        transport = _tcp(whole, packet, start, count, length, base, values)
+    payloads: Column = (f"{length}s", _struct(f"{length}s", count).unpack_from(packet, start))
+    columns = [*_network(whole, packet, prefix, first, count, length, ports), *transport, payloads]
+    fields = zip(*[values for _, values in columns], strict=False)
+    return _struct("".join([form for form, _ in columns]), count).pack(*chain.from_iterable(fields))
+
+
+def _tcp(
+    whole: _Whole, packet: Buffer, start: int, count: int, length: int, base: int, values: list[int]
+) -> list[Column]:
+    """Return TCP's columns after the ports; `base` is the sum of what is before, `values` are those of the payloads."""
+    at, header = whole.transport, whole.header
+    flags = packet[at + 13]
+    common = flags & ~(CWR | FIN | PSH)
+    before, after = bytes(packet[at + 8 : at + 13]), bytes(packet[at + 14 : at + 16])
+    middle, tail = before + bytes((common,)) + after, bytes(packet[at + 18 : header])
+    base += int.from_bytes(middle, "big") + int.from_bytes(tail, "big")
+    sequence = int.from_bytes(packet[at + 4 : at + 8], "big") + start - header
+    sequences: Iterable[int] = range(sequence, sequence + count * length, length)
+    if sequence + count * length > 1 << 32:
+        sequences = [number & 0xFFFFFFFF for number in sequences]
+    checks = [-(base + number + value) % 0xFFFF for number, value in zip(sequences, values, strict=True)]
+    middles = [middle] * count
+    for which, extra in ((0, flags & CWR if start == header else 0), (-1, flags & (FIN | PSH))):
+        if extra and (which == 0 or start + count * length == len(packet)):
+            middles[which] = before + bytes((middles[which][5] | extra,)) + after
+            checks[which] = (checks[which] - extra) % 0xFFFF
+    return [("I", sequences), ("8s", middles), ("H", checks), (f"{len(tail)}s", repeat(tail))]
 
 
 def _network(
