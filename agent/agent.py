@@ -11,11 +11,12 @@ Not here: the process around it (daemon.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.backoff import Backoff
@@ -26,8 +27,10 @@ from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.keep import Keeper
 from flanneld_py.agent.log import OnChange, facts, log
 from flanneld_py.agent.reconcile import Reconciler, Wanted
-from flanneld_py.encap.kernel import Kernel
-from flanneld_py.encap.peers import Own
+from flanneld_py.agent.supervise import Supervisor, start_process
+from flanneld_py.encap import orders
+from flanneld_py.encap.kernel import Kernel, KernelError, Unsupported
+from flanneld_py.encap.peers import Own, Peer
 from flanneld_py.encap.state import VxlanLink
 from flanneld_py.encap.vxlan import BACKEND_TYPE, Underlay, Vxlan, choose_mac, parse_mac, publishes
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
@@ -43,10 +46,15 @@ class Broken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the operator decides about an agent; `margin` in seconds (`--subnet-lease-renew-margin`)."""
+    """What the operator decides about an agent; `margin` in seconds (`--subnet-lease-renew-margin`).
+
+    `control` is the folder of the userspace data plane's control socket.
+    """
 
     subnet_file: Path
     margin: float = 3600.0
+    datapath: Literal["auto", "kernel", "userspace"] = "auto"
+    control: Path = Path("/run/flannel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,10 @@ class Network:
 
     config: NetworkConfig
     backend: Vxlan
+
+
+PROBE, PROBE_VNI = "flannel-probe", 2**24 - 2
+"""A device that is made and deleted at once, to see whether the kernel has such devices."""
 
 
 class Agent:
@@ -100,7 +112,10 @@ class Agent:
         self._say("waiting for a lease")
         previous = subnetfile.previous_subnet(self._settings.subnet_file)
         wanted = await self._acquire(network, previous)
-        reconciler = self._reconciler = Reconciler(self._kernel, self.view, wanted, self._clock, self._rng)
+        supervisor = self._supervisor(wanted) if network.backend.userspace else None
+        reconciler = self._reconciler = Reconciler(
+            self._kernel, self.view, wanted, self._clock, self._rng, *([told_by(supervisor)] if supervisor else [])
+        )
         self._take_device(wanted.link.name)
         self._kernel.listen([wanted.link.name], reconciler.on_events)
 
@@ -109,6 +124,8 @@ class Agent:
             log.error("another host holds our subnet now; taking a new one", **facts(lost=lost.subnets))
             new = await self._acquire(network, None)
             reconciler.want(new)
+            if supervisor is not None:
+                supervisor.configure(configuration(new, self._underlay))
             self._write_subnet_file(new)
             log.error(
                 "the subnet of this host has changed: restart the container engine and its containers",
@@ -118,6 +135,9 @@ class Agent:
         tasks.create_task(self._follower.run(), name="follower")
         tasks.create_task(self._keeper.keep(take_another), name="keeper")
         tasks.create_task(reconciler.run(), name="reconciler")
+        if supervisor is not None:
+            tasks.create_task(supervisor.run(), name="data plane")
+            await supervisor.fed.wait()
         await reconciler.ready.wait()
         self._write_subnet_file(wanted)
         self.ready.set()
@@ -131,13 +151,13 @@ class Agent:
         while True:
             try:
                 config = await self._registry.config()
-                return Network(config, self._backend(config))
+                return Network(config, await self._backend(config))
             except RegistryError as error:
                 trouble.warn("no network config that can be used yet, waiting for one", error)
                 self._say(f"waiting for a network config: {error}")
             await self._clock.sleep(backoff.next())
 
-    def _backend(self, config: NetworkConfig) -> Vxlan:
+    async def _backend(self, config: NetworkConfig) -> Vxlan:
         """Make the backend that the config names. Raises ConfigInvalid if it cannot be had."""
         if config.ipv4 is None or config.ipv6 is not None:
             raise ConfigInvalid("IPv6 is not supported yet: EnableIPv6 must be false and EnableIPv4 true")
@@ -146,7 +166,42 @@ class Agent:
                 f"Backend.Type is {config.backend_type!r}, and only 'vxlan' is supported yet"
                 " (without a Backend section flannel's default is 'udp')"
             )
-        return Vxlan(config, self._underlay, nexthop_objects=self._kernel.nexthop_objects)
+        userspace = self._settings.datapath == "userspace"
+        backend = self._vxlan(config, userspace=userspace)
+        if self._settings.datapath == "auto" and (reason := await self._no_kernel_vxlan(backend)):
+            log.warning("packets are carried in userspace: the kernel cannot", **facts(reason=reason))
+            return self._vxlan(config, userspace=True)
+        log.info(f"packets are carried {'in userspace, as asked for' if userspace else 'by the kernel'}")
+        return backend
+
+    def _vxlan(self, config: NetworkConfig, *, userspace: bool) -> Vxlan:
+        return Vxlan(config, self._underlay, nexthop_objects=self._kernel.nexthop_objects, userspace=userspace)
+
+    async def _no_kernel_vxlan(self, backend: Vxlan) -> str:
+        """Find out whether the kernel can make the device, by making it if there is none; return why not."""
+        link = backend.link(choose_mac(None, None, self._identity.name, lambda _: False))
+        if isinstance(self._kernel.link(backend.device), VxlanLink) or not isinstance(link, VxlanLink):
+            return ""
+        try:
+            await self._kernel.create_link(replace(link, name=PROBE, vni=PROBE_VNI))
+            await self._kernel.delete_link(PROBE)
+        except Unsupported as error:
+            return str(error)
+        except KernelError:
+            pass  # It has them; what is wrong with ours, its making will tell.
+        return ""
+
+    def _supervisor(self, wanted: Wanted) -> Supervisor:
+        """Make what keeps the userspace data plane running."""
+
+        async def prepared() -> None:
+            if self._reconciler is not None:
+                self._reconciler.mark()
+
+        control = self._settings.control / f"datapath-{wanted.backend.device}.sock"
+        return Supervisor(
+            control, start_process, prepared, configuration(wanted, self._underlay), self._clock, self._rng
+        )
 
     async def _acquire(self, network: Network, previous: IPv4Network | None) -> Wanted:
         """Get a lease and work out what it means for the kernel."""
@@ -158,7 +213,7 @@ class Agent:
         assert isinstance(lease.attrs.backend_data, dict)
         mac = parse_mac(lease.attrs.backend_data["VtepMAC"])
         own = Own(self._registry.key(lease.subnets), lease.subnets, lease.attrs.public_ip, self._underlay.address)
-        return Wanted(network.config, network.backend, own, network.backend.link(mac))
+        return Wanted(network.config, network.backend, own, network.backend.link(mac), mac)
 
     def _mac(self, backend: Vxlan, had: Lease | None) -> bytes:
         """Choose the MAC to publish, given the lease that we had so far."""
@@ -207,3 +262,31 @@ class Agent:
         if status != self._status:
             self._status = status
             self._tell(status)
+
+
+def told_by(supervisor: Supervisor) -> Callable[[Iterable[tuple[str, Peer | None]]], None]:
+    """Return what passes peers on to the userspace data plane."""
+
+    def entry(key: str, peer: Peer) -> orders.Peer:
+        subnet = peer.lease.subnets.v4
+        address = peer.lease.attrs.public_ip.packed
+        return orders.Peer(key, subnet.network_address.packed, subnet.prefixlen, address, peer.vtep or bytes(6))
+
+    def tell(changes: Iterable[tuple[str, Peer | None]]) -> None:
+        supervisor.update((key, entry(key, peer) if peer else None) for key, peer in changes)
+
+    return tell
+
+
+def configuration(wanted: Wanted, underlay: Underlay) -> orders.Configure:
+    """Return what the userspace data plane is to be."""
+    return orders.Configure(
+        orders.Mode.VXLAN,
+        wanted.backend.device,
+        underlay.address.packed,
+        wanted.backend.port,
+        wanted.link.mtu,
+        (wanted.own.subnets.v4,),
+        wanted.backend.vni,
+        wanted.mac,
+    )

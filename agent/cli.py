@@ -33,12 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Only now, so that a wrong flag is answered at once.
     from flanneld_py.agent.agent import Broken
-    from flanneld_py.agent.daemon import Daemon
+    from flanneld_py.agent.daemon import Daemon, stop_datapath
     from flanneld_py.agent.interface import NoInterface
     from flanneld_py.agent.notify import Notifier
 
     async def run() -> None:
-        await Daemon(options, Notifier(os.environ)).run()
+        if options.datapath_stop:
+            await stop_datapath(options.subnet_file.parent)
+        else:
+            await Daemon(options, Notifier(os.environ)).run()
 
     code = 0
     try:

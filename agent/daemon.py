@@ -22,6 +22,7 @@ from flanneld_py.agent.interface import Choice, choose, read_host
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.notify import Notifier
 from flanneld_py.agent.options import Options, UsageError
+from flanneld_py.agent.supervise import DatapathError, stop_process
 from flanneld_py.encap.netlink import Netlink
 from flanneld_py.encap.vxlan import Underlay
 from flanneld_py.registry.etcd import Credentials, EtcdStore, Tls
@@ -91,7 +92,7 @@ class Daemon:
                 "this host does not forward packets, so its containers reach nobody: sysctl net.ipv4.ip_forward=1"
             )
         return Agent(
-            Settings(options.subnet_file, options.margin),
+            Settings(options.subnet_file, options.margin, options.datapath, options.subnet_file.parent),
             registry,
             kernel,
             Underlay(choice.interface.name, choice.interface.mtu, choice.address, choice.public_ip),
@@ -101,6 +102,24 @@ class Daemon:
             lambda status: self._notifier.tell(STATUS=status),
             lambda device: self._locks.append(lock_device(device)),
         )
+
+
+def datapaths(folder: Path) -> list[Path]:
+    """List the control sockets of userspace data planes."""
+    return sorted(folder.glob("datapath-*.sock"))
+
+
+async def stop_datapath(folder: Path) -> None:
+    """End every userspace data plane that listens in the folder, for good. Raises Broken."""
+    found = datapaths(folder)
+    for control in found:
+        try:
+            stopped = await stop_process(control)
+        except DatapathError as error:
+            raise Broken(str(error)) from error
+        log.info("userspace data plane stopped" if stopped else "no process there", **facts(control=control))
+    if not found:
+        log.info("there is no userspace data plane", **facts(folder=folder))
 
 
 def relax_garbage_collection() -> None:

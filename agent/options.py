@@ -55,6 +55,8 @@ class Options:
     subnet_file: Path
     margin: float
     healthz: tuple[str, int] | None
+    datapath: Literal["auto", "kernel", "userspace"]
+    datapath_stop: bool
     log_json: bool
     verbose: bool
     warnings: tuple[str, ...]
@@ -138,6 +140,9 @@ def _check(given: Mapping[str, list[str]]) -> Options:
     client: Any = text("etcd-client")
     if client not in ("grpc", "etcd3"):
         raise UsageError(f"--etcd-client is {client!r}; it must be grpc or etcd3")
+    datapath: Any = text("datapath")
+    if datapath not in ("auto", "kernel", "userspace"):
+        raise UsageError(f"--datapath is {datapath!r}; it must be auto, kernel or userspace")
     if bool(text("etcd-keyfile")) != bool(text("etcd-certfile")):
         raise UsageError("--etcd-keyfile and --etcd-certfile go together; give both or neither")
     if bool(text("etcd-username")) != bool(text("etcd-password")):
@@ -172,6 +177,8 @@ def _check(given: Mapping[str, list[str]]) -> Options:
         subnet_file=subnet_file,
         margin=60.0 * number("subnet-lease-renew-margin", 1, 1439),
         healthz=(healthz_ip, port) if port else None,
+        datapath=datapath,
+        datapath_stop=text("datapath-stop") == "true",
         log_json=text("log-json") == "true",
         verbose=number("v", 0, 100) > 0,
         warnings=_warnings(given),

@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Never
 
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
-from flanneld_py.agent.log import OnChange, facts, log
+from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.refusals import Refusals
+from flanneld_py.agent.repairs import Repairs
 from flanneld_py.encap.delta import Tracker
 from flanneld_py.encap.kernel import Event, Gone, Kernel, KernelError, LinkChanged, Lost, Seen
-from flanneld_py.encap.peers import Own, Peers
-from flanneld_py.encap.state import VxlanLink
+from flanneld_py.encap.peers import Own, Peer, Peers
+from flanneld_py.encap.state import ForeignLink, OurLink, VxlanLink
 from flanneld_py.encap.vxlan import LinkStep, Vxlan, link_step
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.lifetime import TTL
@@ -40,15 +41,16 @@ READ_EVERY = 300.0
 
 DEVICE_GONE = (errno.ENODEV, errno.ENETDOWN)
 
-FIGHT = 2.0
-"""Seconds: repairs that follow each other more quickly are a fight with somebody, and each waits longer, up to 1 s."""
-
 LEASE_PORTION = 100
 ENTRY_PORTION = 100
 """How many leases or entries are worked on before other tasks run: a few milliseconds."""
 
 OWN = "own"
 """The tracker's group for what is there without any peer; no lease key looks like this."""
+
+
+Told = Callable[[Iterable[tuple[str, Peer | None]]], None]
+"""Somebody else who is told which peers are used now, or not any more (None): the userspace data plane."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +60,18 @@ class Wanted:
     config: NetworkConfig
     backend: Vxlan
     own: Own
-    link: VxlanLink
+    link: OurLink
+    mac: bytes
 
 
 class Reconciler:
     """Drive one device and everything on it."""
 
-    def __init__(self, kernel: Kernel, view: LeaseView, wanted: Wanted, clock: Clock, rng: Random) -> None:
+    def __init__(
+        self, kernel: Kernel, view: LeaseView, wanted: Wanted, clock: Clock, rng: Random, told: Told = lambda _: None
+    ) -> None:
         self._kernel = kernel
+        self._told = told
         self._view = view
         self._clock = clock
         self._rng = rng
@@ -75,6 +81,7 @@ class Reconciler:
         self._entry_backoff = Backoff(0.02, 30.0, rng)
         self._refusals = Refusals()
         self._link_failure = ""
+        self._awaiting = False
         self._said: dict[str, str] = {}
         self._held_until = float("inf")
         self._retry_at = float("inf")
@@ -82,9 +89,7 @@ class Reconciler:
         self._read_at = 0.0
         self._meddled = False
         self._doubts_seen = 0
-        self._repaired_at = float("-inf")
-        self._patience = 0.0
-        self._fight = OnChange()
+        self._repairs = Repairs()
         self.ready = asyncio.Event()
         self._want(wanted)
 
@@ -117,7 +122,7 @@ class Reconciler:
                     self._read_at = 0.0
                     if not present:
                         self._tracker.forget(device)
-                case LinkChanged(name, present=True) if name == self._wanted.link.parent:
+                case LinkChanged(name, present=True) if name == self._wanted.backend.parent:
                     self._look_at_link = True
                     if self._link_failure:
                         self._retry_at = self._clock.now()  # It may have failed for want of this very interface.
@@ -149,15 +154,18 @@ class Reconciler:
         """Reconcile for good."""
         while True:
             # Without a device there is nothing to read or release.
-            due = self._retry_at if self._link_failure else min(self._retry_at, self._read_at, self._held_until)
+            idle = self._link_failure or self._awaiting
+            due = self._retry_at if idle else min(self._retry_at, self._read_at, self._held_until)
             await self._clock.wait(self._wake, due)
-            await self._clock.sleep(max(SETTLE, self._patience))
+            await self._clock.sleep(max(SETTLE, self._repairs.patience))
             self._wake.clear()
             await self._reconcile()
 
     async def _reconcile(self) -> None:
         now = self._clock.now()
         if self._link_failure and now < self._retry_at:
+            return
+        if self._awaiting and not self._look_at_link:
             return
         if now >= self._retry_at:
             # What failed may have failed because we are wrong about what is there.
@@ -180,14 +188,14 @@ class Reconciler:
             have = self._kernel.link(want.name)
             step = link_step(have, want)
             match step:
-                case LinkStep.CREATE:
-                    await self._kernel.create_link(want)
                 case LinkStep.CHANGE:
-                    assert isinstance(have, VxlanLink)
+                    assert have is not None
+                    assert not isinstance(have, ForeignLink)
                     await self._kernel.change_link(have, want)
-                case LinkStep.RECREATE:
+                case LinkStep.CREATE | LinkStep.RECREATE | LinkStep.MAKE_ROOM:
                     await self._kernel.delete_link(want.name)
-                    await self._kernel.create_link(want)
+                    if isinstance(want, VxlanLink):
+                        await self._kernel.create_link(want)
         except KernelError as error:
             if str(error) != self._link_failure:
                 self._link_failure = str(error)
@@ -199,10 +207,10 @@ class Reconciler:
         if step is not LinkStep.NOTHING:
             self._read_at = 0.0
             self._tracker.retry()
-            log.info(
-                f"device {step.value}d", **facts(device=want.name, mac=want.mac.hex(":"), mtu=want.mtu, port=want.port)
-            )
-        return True
+        self._awaiting = step in (LinkStep.AWAIT, LinkStep.MAKE_ROOM)
+        if step not in (LinkStep.NOTHING, LinkStep.AWAIT):
+            log.info(f"device: {step.value}", **facts(device=want.name, mtu=want.mtu))
+        return not self._awaiting  # Its process makes it; then there is an event.
 
     async def _read(self, now: float) -> None:
         self._read_at = now + READ_EVERY * self._rng.uniform(0.75, 1.25)
@@ -242,6 +250,7 @@ class Reconciler:
             verdicts = self._peers.update((key, self._view.records.get(key)) for key in keys)
             for key, entries in verdicts.items():
                 self._tracker.want(key, entries)
+            self._told((key, self._peers.peer(key)) for key in verdicts)
             for key in verdicts:
                 self._report(key)
             await self._clock.sleep(0)
@@ -277,21 +286,10 @@ class Reconciler:
         else:
             self._entry_backoff.reset()
         if applied and self._meddled:
-            self._note_repair(applied)
+            self._repairs.note(applied, self._clock.now())
         elif applied:
             log.debug("kernel brought up to date", **facts(entries=applied, peers=self.peers, failing=self.failing))
         self._meddled = False
-
-    def _note_repair(self, entries: int) -> None:
-        """Log a repair; and if they come one upon the other, let each wait longer: somebody keeps undoing our work."""
-        now = self._clock.now()
-        often = now - self._repaired_at < FIGHT
-        self._repaired_at = now
-        self._patience = min(max(2 * self._patience, SETTLE), 1.0) if often else 0.0
-        if not often:
-            log.info("somebody else changed our kernel entries; they are right again", **facts(entries=entries))
-        elif self._patience == 1.0:
-            self._fight.warn("somebody keeps changing our kernel entries; find out who", self._wanted.link.name)
 
     def _want(self, wanted: Wanted) -> None:
         self._wanted = wanted

@@ -25,7 +25,7 @@ from typing import Never
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.log import facts, log
-from flanneld_py.encap import feed
+from flanneld_py.encap import feed, orders
 
 PATIENCE = 10.0
 """Seconds within which a living process answers: it serves its control socket in every turn of its loop."""
@@ -67,7 +67,7 @@ async def stop_process(control: Path) -> bool:
     with closing(line):
         try:
             async with asyncio.timeout(PATIENCE):
-                await line.send(feed.encode(feed.Stop()))
+                await line.send(feed.encode(orders.Stop()))
                 while True:
                     await line.receive()
         except Lost:
@@ -93,7 +93,7 @@ class Line:
         except OSError as error:
             raise Lost(f"sending failed: {error.strerror}") from error
 
-    async def receive(self) -> feed.Message:
+    async def receive(self) -> orders.Message:
         """Receive one message. Raises Lost at the end, or if it is none."""
         try:
             data = await asyncio.get_running_loop().sock_recv(self._socket, feed.MAX_MESSAGE + 1)
@@ -144,7 +144,7 @@ class Supervisor:
         control: Path,
         start: Callable[[Path], Awaitable[None]],
         prepared: Callable[[], Awaitable[None]],
-        wanted: feed.Configure,
+        wanted: orders.Configure,
         clock: Clock,
         rng: Random,
         *,
@@ -159,15 +159,15 @@ class Supervisor:
         self._patience = patience
         self._probe_every = probe_every
         self._backoff = Backoff(0.05, 5.0, rng)
-        self._peers: dict[str, feed.Peer] = {}
+        self._peers: dict[str, orders.Peer] = {}
         self._changed: dict[str, None] = {}
         self._reconfigure = False
         self._wake = asyncio.Event()
         self.trouble = ""
         self.fed = asyncio.Event()
-        self.status: feed.Status | None = None
+        self.status: orders.Status | None = None
 
-    def update(self, changes: Iterable[tuple[str, feed.Peer | None]]) -> None:
+    def update(self, changes: Iterable[tuple[str, orders.Peer | None]]) -> None:
         """Take in peers that are new, changed, or gone (None)."""
         for key, peer in changes:
             if peer is None:
@@ -177,7 +177,7 @@ class Supervisor:
             self._changed[key] = None
         self._wake.set()
 
-    def configure(self, wanted: feed.Configure) -> None:
+    def configure(self, wanted: orders.Configure) -> None:
         """Take in another configuration."""
         self._wanted = wanted
         self._reconfigure = True
@@ -195,7 +195,7 @@ class Supervisor:
             with closing(line):
                 try:
                     async with asyncio.TaskGroup() as tasks:
-                        answers: asyncio.Queue[feed.Message] = asyncio.Queue()
+                        answers: asyncio.Queue[orders.Message] = asyncio.Queue()
                         tasks.create_task(_listen(line, answers))
                         tasks.create_task(self._serve(line, answers))
                 except* (Lost, DatapathError) as ended:
@@ -221,7 +221,7 @@ class Supervisor:
         log.info("data-plane process found running", **facts(pid=line.pid))
         return line
 
-    async def _serve(self, line: Line, answers: asyncio.Queue[feed.Message]) -> Never:
+    async def _serve(self, line: Line, answers: asyncio.Queue[orders.Message]) -> Never:
         """Feed one process. Raises Lost, DatapathError."""
         await self._configure(line, answers)
         await self._feed_all(line, answers)
@@ -232,8 +232,8 @@ class Supervisor:
             if self._reconfigure:
                 await self._configure(line, answers)
             await self._feed_changes(line)
-            answer = await self._ask(line, answers, feed.AskStatus())
-            if isinstance(answer, feed.Status):
+            answer = await self._ask(line, answers, orders.AskStatus())
+            if isinstance(answer, orders.Status):
                 self.status = answer
             await self._watch(line)
 
@@ -245,38 +245,38 @@ class Supervisor:
             self._wake.clear()
             await self._feed_changes(line)
 
-    async def _configure(self, line: Line, answers: asyncio.Queue[feed.Message]) -> None:
+    async def _configure(self, line: Line, answers: asyncio.Queue[orders.Message]) -> None:
         self._reconfigure = False
         match await self._ask(line, answers, self._wanted):
-            case feed.Done():
+            case orders.Done():
                 await self._prepared()
-            case feed.Refused(reason, restart=True):
+            case orders.Refused(reason, restart=True):
                 log.info("the data-plane process is replaced", **facts(pid=line.pid, reason=reason))
-                await self._ask(line, answers, feed.Stop())
-            case feed.Refused(reason):
+                await self._ask(line, answers, orders.Stop())
+            case orders.Refused(reason):
                 raise DatapathError(reason)
             case other:
                 raise Lost(f"it answered {type(other).__name__} to its configuration")
 
-    async def _feed_all(self, line: Line, answers: asyncio.Queue[feed.Message]) -> None:
+    async def _feed_all(self, line: Line, answers: asyncio.Queue[orders.Message]) -> None:
         self._changed.clear()
-        await line.send(feed.encode(feed.Begin()))
+        await line.send(feed.encode(orders.Begin()))
         for message in feed.encode_peers(list(self._peers.values())):
             await line.send(message)
             await self._clock.sleep(0)
-        await self._ask(line, answers, feed.End())
+        await self._ask(line, answers, orders.End())
 
     async def _feed_changes(self, line: Line) -> None:
         changed, self._changed = self._changed, {}
         for key in changed:
             if key not in self._peers:
-                await line.send(feed.encode(feed.Remove(key)))
+                await line.send(feed.encode(orders.Remove(key)))
         present = [self._peers[key] for key in changed if key in self._peers]
         for message in feed.encode_peers(present):
             await line.send(message)
             await self._clock.sleep(0)
 
-    async def _ask(self, line: Line, answers: asyncio.Queue[feed.Message], request: feed.Request) -> feed.Message:
+    async def _ask(self, line: Line, answers: asyncio.Queue[orders.Message], request: orders.Request) -> orders.Message:
         """Send a request and return its answer. Raises Lost; a process that is silent is ended first."""
         try:
             async with asyncio.timeout(self._patience):
@@ -287,7 +287,7 @@ class Supervisor:
             raise Lost(f"process {line.pid} gave no answer within {self._patience:g} s and was killed") from error
 
 
-async def _listen(line: Line, answers: asyncio.Queue[feed.Message]) -> Never:
+async def _listen(line: Line, answers: asyncio.Queue[orders.Message]) -> Never:
     """Pass on what the process says. Raises Lost: also the news of its death."""
     while True:
         answers.put_nowait(await line.receive())

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 
-from flanneld_py.encap import feed
+from flanneld_py.encap import feed, orders
 from flanneld_py.encap.doorway import Doorway, DoorwayError
 from flanneld_py.encap.relay import DeviceGone, Relay
 from flanneld_py.encap.tun import Tun, TunError
@@ -41,7 +41,7 @@ class Datapath:
         self._watch(doorway.fileno(), self._admit)
         self._watch(interrupts.fileno(), self._end)
         self._agent: socket.socket | None = None
-        self._wanted: feed.Configure | None = None
+        self._wanted: orders.Configure | None = None
         self._relay: Relay | None = None
         self._unnamed: set[str] | None = None
         self._running = True
@@ -92,13 +92,13 @@ class Datapath:
         try:
             answer = self._answer(feed.decode(data))
         except feed.Malformed as error:
-            self._reply(feed.Refused(str(error), restart=True))
+            self._reply(orders.Refused(str(error), restart=True))
             self._dismiss()
             return
         if answer is not None:
             self._reply(answer)
 
-    def _reply(self, answer: feed.Answer) -> None:
+    def _reply(self, answer: orders.Answer) -> None:
         if self._agent is None:
             return
         try:
@@ -106,62 +106,62 @@ class Datapath:
         except OSError:
             self._dismiss()  # gone, or it asks and does not read: it may connect again
 
-    def _answer(self, message: feed.Message) -> feed.Answer | None:
+    def _answer(self, message: orders.Message) -> orders.Answer | None:
         match message:
-            case feed.Configure():
+            case orders.Configure():
                 return self._configure(message)
-            case feed.Stop():
+            case orders.Stop():
                 self._running = False
                 return None
-            case feed.AskStatus():
+            case orders.AskStatus():
                 return self._status()
         if self._relay is None:
-            return feed.Refused("the data plane is not configured yet: send its configuration first")
+            return orders.Refused("the data plane is not configured yet: send its configuration first")
         match message:
-            case feed.Begin():
+            case orders.Begin():
                 self._unnamed = self._relay.keys()
-            case feed.Put(peers):
+            case orders.Put(peers):
                 for peer in peers:
                     self._relay.put(peer)
                 if self._unnamed:
                     self._unnamed.difference_update(peer.key for peer in peers)
-            case feed.Remove(key):
+            case orders.Remove(key):
                 self._relay.remove(key)
-            case feed.End():
+            case orders.End():
                 for key in self._unnamed or ():
                     self._relay.remove(key)
                 self._unnamed = None
-                return feed.Done(len(self._relay))
-            case feed.AskTraffic(first):
+                return orders.Done(len(self._relay))
+            case orders.AskTraffic(first):
                 return self._relay.traffic(first, feed.TRAFFIC_PAGE)
             case _:
-                return feed.Refused(f"{type(message).__name__} is an answer, and this end gives the answers")
+                return orders.Refused(f"{type(message).__name__} is an answer, and this end gives the answers")
         return None
 
-    def _configure(self, wanted: feed.Configure) -> feed.Answer:
+    def _configure(self, wanted: orders.Configure) -> orders.Answer:
         if self._relay is not None and self._wanted is not None:
             if wanted.fixed() != self._wanted.fixed():
-                return feed.Refused("mode, device, address and port are fixed while the process runs", restart=True)
+                return orders.Refused("mode, device, address and port are fixed while the process runs", restart=True)
             self._relay.configure(wanted)
             self._wanted = wanted
-            return feed.Done(len(self._relay))
+            return orders.Done(len(self._relay))
         try:
             tun = Tun(wanted.device)
         except TunError as error:
-            return feed.Refused(str(error))
+            return orders.Refused(str(error))
         try:
             wire = Wire(ip_address(wanted.local), wanted.port)
         except WireError as error:
             tun.close()
-            return feed.Refused(str(error))
+            return orders.Refused(str(error))
         self._wanted, self._relay = wanted, Relay(wanted, tun, wire)
         self._watch(tun.fileno(), self._relay.outward)
         self._watch(wire.fileno(), self._relay.inward)
-        return feed.Done(0)
+        return orders.Done(0)
 
-    def _status(self) -> feed.Status:
+    def _status(self) -> orders.Status:
         if self._relay is None:
-            return feed.Status(pid=os.getpid(), configured=False, peers=0)
+            return orders.Status(pid=os.getpid(), configured=False, peers=0)
         return self._relay.status(os.getpid())
 
     # The loop's parts

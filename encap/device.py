@@ -17,7 +17,7 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from flanneld_py.encap.rtsocket import Refused
-from flanneld_py.encap.state import VxlanLink, text
+from flanneld_py.encap.state import OurLink, VxlanLink, text
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +47,16 @@ async def create(want: VxlanLink, parent: int) -> None:
             await route.link("set", index=found[0], state="up")
 
 
-async def change(index: int, have: VxlanLink, want: VxlanLink, parent: int) -> None:
-    """Bring what can be changed in place to what is wanted."""
+async def change(index: int, have: OurLink, want: OurLink, parent: int) -> None:
+    """Bring what can be changed in place to what is wanted; both are of the same kind."""
     async with _route() as route:
-        if (have.local, have.parent, have.learning) != (want.local, want.parent, want.learning):
-            await route.link("set", index=index, kind="vxlan", **_changeable(want, parent))
+        if isinstance(have, VxlanLink) and isinstance(want, VxlanLink):
+            if (have.local, have.parent, have.learning) != (want.local, want.parent, want.learning):
+                await route.link("set", index=index, kind="vxlan", **_changeable(want, parent))
+            if have.mac != want.mac:
+                await route.link("set", index=index, address=text(want.mac))
         if have.mtu != want.mtu:
             await route.link("set", index=index, mtu=want.mtu)
-        if have.mac != want.mac:
-            await route.link("set", index=index, address=text(want.mac))
         if have.up != want.up:
             _refuse_router_advertisements(want.name)
             await route.link("set", index=index, state="up" if want.up else "down")

@@ -17,11 +17,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from flanneld_py.encap.state import Entry, Failure, Key, Link, Operation, VxlanLink
+from flanneld_py.encap.state import Entry, Failure, Key, Link, Operation, OurLink, VxlanLink
 
 
 class KernelError(Exception):
     """The kernel refused a device operation. The text names the device and what to do."""
+
+
+class Unsupported(KernelError):
+    """The kernel has no such devices at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ class Kernel(Protocol):
         """Create the device with its MAC from the first moment and bring it up. Raises KernelError."""
         ...
 
-    async def change_link(self, have: VxlanLink, want: VxlanLink) -> None:
+    async def change_link(self, have: OurLink, want: OurLink) -> None:
         """Bring MTU, MAC, learning, local address, parent and up-state of an existing device to what is wanted.
 
         Entries on it are kept, except that Linux drops the neighbours when the MAC changes. Raises KernelError.

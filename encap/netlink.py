@@ -18,7 +18,7 @@ from errno import EEXIST, EINVAL, EOPNOTSUPP, EPERM
 
 from flanneld_py.encap import device, request
 from flanneld_py.encap import rtnetlink as rt
-from flanneld_py.encap.kernel import Event, Gone, KernelError, Lost, Seen
+from flanneld_py.encap.kernel import Event, Gone, KernelError, Lost, Seen, Unsupported
 from flanneld_py.encap.listener import Listener, event_key
 from flanneld_py.encap.nexthops import NexthopIds
 from flanneld_py.encap.reader import Reader
@@ -33,6 +33,8 @@ from flanneld_py.encap.state import (
     Link,
     Neighbour,
     Operation,
+    OurLink,
+    TunLink,
     Verb,
     VxlanLink,
     text,
@@ -121,6 +123,8 @@ class Netlink:
         found = find_link(self._requests, name)
         if found is None:
             return None
+        if found.kind == "tun":
+            return TunLink(name, found.mtu, found.up)
         if found.kind != "vxlan":
             return ForeignLink(name, found.kind)
         return VxlanLink(
@@ -142,29 +146,26 @@ class Netlink:
         try:
             await device.create(want, self._parent(want))
         except Refused as refused:
-            raise KernelError(f"cannot create {want.name}: {self._why_not(want, refused)}") from refused
+            kind = Unsupported if refused.errno == EOPNOTSUPP else KernelError
+            raise kind(f"cannot create {want.name}: {self._why_not(want, refused)}") from refused
 
-    async def change_link(self, have: VxlanLink, want: VxlanLink) -> None:
+    async def change_link(self, have: OurLink, want: OurLink) -> None:
         """See kernel.Kernel.
 
         The kernel deletes the neighbours when the MAC changes; routes and nexthop objects when the device goes down.
         VNI, port, GBP, group and the local address's family it does not change: KernelError, delete and create.
         """
-        for what, old, new in (
-            ("VNI", have.vni, want.vni),
-            ("port", have.port, want.port),
-            ("GBP", have.gbp, want.gbp),
-            ("group", have.group, want.group),
-            ("local address's family", len(have.local or b""), len(want.local or b"")),
-            ("binding to a parent", have.parent is None, want.parent is None),
-        ):
-            if old != new:
-                raise KernelError(f"the {what} of {want.name} cannot be changed; delete the device and create it anew")
+        parent = 0
+        if isinstance(have, VxlanLink) and isinstance(want, VxlanLink):
+            _require_changeable(have, want)
+            parent = self._parent(want)
+        elif type(have) is not type(want):
+            raise KernelError(f"{want.name} is a device of another kind; delete it and create it anew")
         found = find_link(self._requests, want.name)
         if found is None:
             raise KernelError(f"cannot change {want.name}: there is no such device; create it")
         try:
-            await device.change(found.ifindex, have, want, self._parent(want))
+            await device.change(found.ifindex, have, want, parent)
         except Refused as refused:
             raise KernelError(f"cannot change {want.name}: {self._why_not(want, refused)}") from refused
 
@@ -186,8 +187,8 @@ class Netlink:
             raise KernelError(f"{want.name} needs the underlay interface {want.parent}, which does not exist")
         return found.ifindex
 
-    def _why_not(self, want: VxlanLink, refused: Refused) -> str:
-        if refused.errno == EEXIST:
+    def _why_not(self, want: OurLink, refused: Refused) -> str:
+        if refused.errno == EEXIST and isinstance(want, VxlanLink):
             if find_link(self._requests, want.name) is not None:
                 return "a device of that name exists"
             for link in self._links():
@@ -197,7 +198,7 @@ class Netlink:
             return f"{refused}; run as root, or with CAP_NET_ADMIN"
         if refused.errno == EOPNOTSUPP:
             return f"{refused}; the kernel has no VXLAN devices: load its module vxlan (modprobe vxlan)"
-        if refused.errno == EINVAL:
+        if refused.errno == EINVAL and isinstance(want, VxlanLink):
             local = "no local address" if want.local is None else f"local address {text(want.local)}"
             parent = "without a parent" if want.parent is None else f"on {want.parent}"
             return f"{refused}; check that MTU {want.mtu} and {local} are possible {parent}"
@@ -246,6 +247,19 @@ class Netlink:
         changed = list(keys)
         for reading in self._readings.values():
             reading.update(changed)
+
+
+def _require_changeable(have: VxlanLink, want: VxlanLink) -> None:
+    for what, old, new in (
+        ("VNI", have.vni, want.vni),
+        ("port", have.port, want.port),
+        ("GBP", have.gbp, want.gbp),
+        ("group", have.group, want.group),
+        ("local address's family", len(have.local or b""), len(want.local or b"")),
+        ("binding to a parent", have.parent is None, want.parent is None),
+    ):
+        if old != new:
+            raise KernelError(f"the {what} of {want.name} cannot be changed; delete the device and create it anew")
 
 
 def _expected(operations: Sequence[Operation]) -> set[Event]:

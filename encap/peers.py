@@ -88,6 +88,10 @@ class Peers:
                 self.rejected[key] = str(error)
         return {key: self._judge(key) for key in affected}
 
+    def peer(self, key: str) -> Peer | None:
+        """Return the peer at a key, if it is used."""
+        return self._candidates[key] if key in self.used else None
+
     def _examine(self, record: Record) -> Peer:
         """Check a record by itself. Raises Unusable."""
         if isinstance(record, Rejected):

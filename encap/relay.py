@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import islice
 
-from flanneld_py.encap import feed
+from flanneld_py.encap import orders
 from flanneld_py.encap.batch import Batch
 from flanneld_py.encap.forward import Drop, Own, Remote, Reply, Send, Table, inbound, outbound
 from flanneld_py.encap.frame import VXLAN_LENGTH, Refused, parse_vxlan, vxlan_header
@@ -73,11 +73,11 @@ class Hop(Remote):
 class Relay:
     """Carry packets between a device and a wire that are open, among the peers that were put."""
 
-    def __init__(self, wanted: feed.Configure, tun: Tun, wire: Wire) -> None:
+    def __init__(self, wanted: orders.Configure, tun: Tun, wire: Wire) -> None:
         self._tun = tun
         self._wire = wire
         self._table = Table()
-        self._peers: dict[str, feed.Peer] = {}
+        self._peers: dict[str, orders.Peer] = {}
         self._tallies: dict[str, Tally] = {}
         self._departed = Tally()
         self._sources: dict[str, bytes] = {}
@@ -89,10 +89,10 @@ class Relay:
         self._udp = "uso4" in tun.offloads
         self.configure(wanted)
 
-    def configure(self, wanted: feed.Configure) -> None:
+    def configure(self, wanted: orders.Configure) -> None:
         """Take in a configuration with the same fixed part."""
         self._wanted = wanted
-        self._vxlan = wanted.mode is feed.Mode.VXLAN
+        self._vxlan = wanted.mode is orders.Mode.VXLAN
         self._offset = VXLAN_LENGTH if self._vxlan else 0
         bases = {subnet.version: subnet.network_address.packed for subnet in reversed(wanted.subnets)}
         subnets = tuple((subnet.network_address.packed, subnet.prefixlen) for subnet in wanted.subnets)
@@ -114,7 +114,7 @@ class Relay:
         """Return the keys of all peers."""
         return set(self._peers)
 
-    def put(self, peer: feed.Peer) -> None:
+    def put(self, peer: orders.Peer) -> None:
         """Add a peer, or change it: its counters stay."""
         before = self._peers.get(peer.key)
         if before == peer:
@@ -125,7 +125,7 @@ class Relay:
         if before is not None and before.address != peer.address:
             self._forget_source(before.address)
 
-    def _install(self, peer: feed.Peer) -> None:
+    def _install(self, peer: orders.Peer) -> None:
         host = str(ip_address(peer.address))
         prefixes = (b"", b"")
         if self._vxlan:
@@ -256,7 +256,7 @@ class Relay:
 
     # The counters
 
-    def status(self, pid: int) -> feed.Status:
+    def status(self, pid: int) -> orders.Status:
         """Return the state and the totals of this process."""
         total = Tally()
         total.add(self._departed)
@@ -269,7 +269,7 @@ class Relay:
             "received-bytes": total.received_bytes,
             **self._drops,
         }
-        return feed.Status(
+        return orders.Status(
             pid=pid,
             configured=True,
             peers=len(self._peers),
@@ -281,14 +281,14 @@ class Relay:
             counters=counters,
         )
 
-    def traffic(self, first: int, most: int) -> feed.Traffic:
+    def traffic(self, first: int, most: int) -> orders.Traffic:
         """Return the counters of up to `most` peers from a position on."""
         rows = tuple(
-            feed.PeerTraffic(key, tally.sent, tally.sent_bytes, tally.received, tally.received_bytes)
+            orders.PeerTraffic(key, tally.sent, tally.sent_bytes, tally.received, tally.received_bytes)
             for key, tally in islice(self._tallies.items(), first, first + most)
         )
         following = first + len(rows)
-        return feed.Traffic(following if following < len(self._tallies) else 0, rows)
+        return orders.Traffic(following if following < len(self._tallies) else 0, rows)
 
 
 def _name(error: OSError) -> str:

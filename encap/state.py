@@ -61,14 +61,24 @@ class VxlanLink:
 
 
 @dataclass(frozen=True, slots=True)
+class TunLink:
+    """A TUN device, made by the data-plane process and gone with it; `mtu` in bytes."""
+
+    name: str
+    mtu: int
+    up: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class ForeignLink:
-    """A device that has our name and is no VXLAN device. It is never touched."""
+    """A device that has our name and is neither VXLAN nor TUN. It is never touched."""
 
     name: str
     kind: str
 
 
-Link = VxlanLink | ForeignLink
+OurLink = VxlanLink | TunLink
+Link = OurLink | ForeignLink
 
 
 class Address(NamedTuple):

@@ -26,7 +26,9 @@ from flanneld_py.encap.state import (
     Link,
     Neighbour,
     Nexthop,
+    OurLink,
     Route,
+    TunLink,
     VxlanLink,
     text,
 )
@@ -59,9 +61,12 @@ class Underlay:
 class Vxlan:
     """Kernel VXLAN for one network on one host. Raises ConfigInvalid for a Backend section that cannot be."""
 
-    def __init__(self, config: NetworkConfig, underlay: Underlay, *, nexthop_objects: bool) -> None:
+    def __init__(
+        self, config: NetworkConfig, underlay: Underlay, *, nexthop_objects: bool, userspace: bool = False
+    ) -> None:
         assert config.ipv4 is not None
         options = config.backend
+        self.userspace = userspace
         self._network = IPv4Network(config.ipv4.network)
         self._underlay = underlay
         self._nexthop_objects = nexthop_objects
@@ -79,6 +84,7 @@ class Vxlan:
         if _switch(options.get("directrouting"), "DirectRouting"):
             raise ConfigInvalid("Backend.DirectRouting is not supported yet: remove it or set it to false")
         self.device = f"flannel.{self.vni}"
+        self.parent = underlay.interface
 
     # Ourselves
 
@@ -87,8 +93,10 @@ class Vxlan:
         data: Json = {"VNI": self.vni, "VtepMAC": text(mac)}
         return LeaseAttrs(self._underlay.public_ip, None, BACKEND_TYPE, data)
 
-    def link(self, mac: bytes) -> VxlanLink:
+    def link(self, mac: bytes) -> OurLink:
         """Return the device as it should be."""
+        if self.userspace:
+            return TunLink(self.device, self.mtu)
         return VxlanLink(
             name=self.device,
             vni=self.vni,
@@ -130,13 +138,12 @@ class Vxlan:
         mac = self._vtep(lease.attrs.backend_data)
         base = lease.subnets.v4.network_address.packed
         length = lease.subnets.v4.prefixlen
-        entries: tuple[Entry, ...] = (
-            Neighbour(self.device, base, mac),
-            FdbEntry(self.device, mac, lease.attrs.public_ip.packed),
-            Route(self.device, base, length, base),
-        )
+        entries: tuple[Entry, ...] = (Route(self.device, base, length, base),)
         if self._nexthop_objects:
             entries = (*entries, Nexthop(self.device, base))
+        if not self.userspace:
+            destination = lease.attrs.public_ip.packed
+            entries = (Neighbour(self.device, base, mac), FdbEntry(self.device, mac, destination), *entries)
         return Peer(lease, mac, entries)
 
     def _vtep(self, data: Json) -> bytes:
@@ -202,9 +209,11 @@ class LinkStep(Enum):
     CREATE = "create"
     CHANGE = "change"
     RECREATE = "recreate"
+    MAKE_ROOM = "make room"
+    AWAIT = "await"
 
 
-def link_step(have: Link | None, want: VxlanLink) -> LinkStep:
+def link_step(have: Link | None, want: OurLink) -> LinkStep:
     """Decide how to get the wanted device without losing what is on it. Raises KernelError for a foreign device.
 
     The kernel fixes VNI, port, GBP and whether there is a parent at creation; all else is changed in place.
@@ -214,11 +223,24 @@ def link_step(have: Link | None, want: VxlanLink) -> LinkStep:
             f"device {want.name} exists and is of kind {have.kind or 'unknown'!r}, not vxlan: "
             f"remove it (ip link del {want.name}) or choose another Backend.VNI"
         )
+    if isinstance(want, TunLink):
+        return _tun_step(have, want)
     if have is None:
         return LinkStep.CREATE
+    if isinstance(have, TunLink):
+        return LinkStep.RECREATE
     fixed = [(link.vni, link.port, link.gbp, link.group, link.parent is None) for link in (have, want)]
     if fixed[0] != fixed[1]:
         return LinkStep.RECREATE
+    return LinkStep.NOTHING if have == want else LinkStep.CHANGE
+
+
+def _tun_step(have: OurLink | None, want: TunLink) -> LinkStep:
+    """A TUN device is made by its process: a kernel device in its place makes room, and then it is waited for."""
+    if have is None:
+        return LinkStep.AWAIT
+    if isinstance(have, VxlanLink):
+        return LinkStep.MAKE_ROOM
     return LinkStep.NOTHING if have == want else LinkStep.CHANGE
 
 

@@ -24,7 +24,9 @@ from flanneld_py.encap.state import (
     Link,
     Nexthop,
     Operation,
+    OurLink,
     Route,
+    TunLink,
     Verb,
     VxlanLink,
     describe,
@@ -82,8 +84,13 @@ class FakeKernel:
                 raise KernelError(f"cannot create {want.name}: {name} has VNI {want.vni} on port {want.port} already")
         self.meddle_create_link(want)
 
-    async def change_link(self, have: VxlanLink, want: VxlanLink) -> None:
+    async def change_link(self, have: OurLink, want: OurLink) -> None:
         self._refuse_link_if_told()
+        if isinstance(have, TunLink) or isinstance(want, TunLink):
+            if type(have) is not type(want):
+                raise KernelError(f"{want.name} is a device of another kind; delete it and create it anew")
+            self.meddle_create_link(want)
+            return
         if not _changeable(have, want):
             raise KernelError(f"{want.name} cannot be changed so; delete the device and create it anew")
         if want.name not in self.links:

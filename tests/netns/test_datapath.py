@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_py.encap import feed
+from flanneld_py.encap import orders
 from flanneld_py.encap.frame import vxlan_header
 from tests.lab.lab import Lab
 from tests.lab.manual import Vtep, program
@@ -106,7 +106,7 @@ def userspace(lab: Lab) -> Iterator[Callable[..., Userspace]]:
     """`userspace(1)`: host 1 leaves the kernel's VXLAN."""
     made: list[Userspace] = []
 
-    def make(number: int, mode: feed.Mode = feed.Mode.VXLAN) -> Userspace:
+    def make(number: int, mode: orders.Mode = orders.Mode.VXLAN) -> Userspace:
         made.append(Userspace(lab, number, mode))
         made[-1].start()
         return made[-1]
@@ -182,9 +182,9 @@ def links(one: Userspace) -> set[str]:
 # Packets
 
 
-@pytest.mark.parametrize("mode", feed.Mode)
+@pytest.mark.parametrize("mode", orders.Mode)
 def test_two_userspace_hosts_carry_what_the_mtu_allows(
-    lab: Lab, userspace: Callable[..., Userspace], mode: feed.Mode
+    lab: Lab, userspace: Callable[..., Userspace], mode: orders.Mode
 ) -> None:
     one, _two = userspace(1, mode), userspace(2, mode)
     a, b = lab.containers
@@ -301,7 +301,7 @@ def test_forged_datagrams_are_dropped_and_counted(lab: Lab, userspace: Callable[
 
     inject(lab, 2, honest)
     one.wait_count("received")
-    assert one.ask(feed.AskTraffic(0)) == feed.Traffic(0, (feed.PeerTraffic(str(other.subnet), 0, 0, 1, 28),))
+    assert one.ask(orders.AskTraffic(0)) == orders.Traffic(0, (orders.PeerTraffic(str(other.subnet), 0, 0, 1, 28),))
 
 
 # The control connection
@@ -310,24 +310,26 @@ def test_forged_datagrams_are_dropped_and_counted(lab: Lab, userspace: Callable[
 def test_a_full_table_replaces_the_old_one_without_a_gap(lab: Lab, userspace: Callable[..., Userspace]) -> None:
     one, _two = userspace(1), userspace(2)
     other = ends(lab)[1]
-    kept = feed.Peer(str(other.subnet), other.subnet[0].packed, 24, other.underlay.packed, packed_mac(other.mac))
+    kept = orders.Peer(str(other.subnet), other.subnet[0].packed, 24, other.underlay.packed, packed_mac(other.mac))
     many = [
-        feed.Peer(f"10.{i >> 8}.{i & 255}.0-24", bytes([10, i >> 8, i & 255, 0]), 24, bytes([10, 250, i >> 8, i & 255]))
+        orders.Peer(
+            f"10.{i >> 8}.{i & 255}.0-24", bytes([10, i >> 8, i & 255, 0]), 24, bytes([10, 250, i >> 8, i & 255])
+        )
         for i in range(20_000, 30_000)
     ]
     a, b = lab.containers
     with ping_through(a, b) as stream:
         stream.wait_replies(5)
-        assert one.fill([*many, kept]) == feed.Done(10_001)
-        assert one.fill([kept]) == feed.Done(1)
+        assert one.fill([*many, kept]) == orders.Done(10_001)
+        assert one.fill([kept]) == orders.Done(1)
         stream.wait_replies(5)
         passage = stream.stop()
     assert passage.sent == passage.received
 
-    one.tell(feed.Remove(kept.key))
+    one.tell(orders.Remove(kept.key))
     assert one.status().peers == 0
     assert ping(a, b, count=2, patience=0.2).received == 0
-    one.tell(feed.Put((kept,)))
+    one.tell(orders.Put((kept,)))
     assert one.status().peers == 1
     assert ping(lab.containers[0], lab.containers[1]).loss == 0
 
@@ -346,7 +348,7 @@ def test_what_cannot_be_understood_is_refused_and_hung_up_on(userspace: Callable
     one = userspace(1)
     one.tell(bytes([9, 1]) + b"{}")
     answer = one.hear()
-    assert isinstance(answer, feed.Refused)
+    assert isinstance(answer, orders.Refused)
     assert answer.restart
     assert "version 9" in answer.reason
     assert one.hear() is None
@@ -357,9 +359,9 @@ def test_what_cannot_be_understood_is_refused_and_hung_up_on(userspace: Callable
 
 def test_a_configuration_changes_in_place_or_asks_for_a_new_process(userspace: Callable[..., Userspace]) -> None:
     one = userspace(1)
-    assert one.ask(replace(one.configuration, mtu=1400)) == feed.Done(1)
+    assert one.ask(replace(one.configuration, mtu=1400)) == orders.Done(1)
     answer = one.ask(replace(one.configuration, port=PORT + 1))
-    assert isinstance(answer, feed.Refused)
+    assert isinstance(answer, orders.Refused)
     assert answer.restart
 
 
@@ -402,7 +404,7 @@ def _start_beside_the_kernels_device(one: Userspace) -> None:
     one.connect()
     try:
         answer = one.ask(one.configuration)
-        raise AssertionError(answer.reason if isinstance(answer, feed.Refused) else answer)
+        raise AssertionError(answer.reason if isinstance(answer, orders.Refused) else answer)
     finally:
         one.stop()
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from flanneld_py.encap import feed
+from flanneld_py.encap import feed, orders
 from tests.lab.host import Host
 from tests.lab.lab import Lab
 from tests.lab.topology import mac
@@ -54,14 +54,14 @@ def packed_mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
 
 
-def configuration(own: End, mode: feed.Mode = feed.Mode.VXLAN) -> feed.Configure:
-    mtu = 1500 - (VXLAN_OVERHEAD if mode is feed.Mode.VXLAN else RAW_OVERHEAD)
-    return feed.Configure(mode, DEVICE, own.underlay.packed, PORT, mtu, (own.subnet,), 1, packed_mac(own.mac))
+def configuration(own: End, mode: orders.Mode = orders.Mode.VXLAN) -> orders.Configure:
+    mtu = 1500 - (VXLAN_OVERHEAD if mode is orders.Mode.VXLAN else RAW_OVERHEAD)
+    return orders.Configure(mode, DEVICE, own.underlay.packed, PORT, mtu, (own.subnet,), 1, packed_mac(own.mac))
 
 
-def peer(end: End) -> feed.Peer:
+def peer(end: End) -> orders.Peer:
     base = end.subnet.network_address.packed
-    return feed.Peer(str(end.subnet), base, end.subnet.prefixlen, end.underlay.packed, packed_mac(end.mac))
+    return orders.Peer(str(end.subnet), base, end.subnet.prefixlen, end.underlay.packed, packed_mac(end.mac))
 
 
 def device_lines(own: End, others: Sequence[End], mtu: int = 1450) -> list[str]:
@@ -77,7 +77,7 @@ def device_lines(own: End, others: Sequence[End], mtu: int = 1450) -> list[str]:
 class Userspace:
     """The data plane of one host, by hand. `start` replaces the kernel's VXLAN device of the lab."""
 
-    def __init__(self, lab: Lab, number: int, mode: feed.Mode = feed.Mode.VXLAN) -> None:
+    def __init__(self, lab: Lab, number: int, mode: orders.Mode = orders.Mode.VXLAN) -> None:
         self.host: Host = lab.hosts[number - 1]
         self.own = ends(lab)[number - 1]
         self.others = [end for end in ends(lab) if end != self.own]
@@ -93,9 +93,9 @@ class Userspace:
             starter = self.host.namespace.popen(command, stderr=log)
         assert starter.wait(10) == 0, (self.host.directory / "datapath.log").read_text()
         self.connect()
-        assert self.ask(self.configuration) == feed.Done(0)
+        assert self.ask(self.configuration) == orders.Done(0)
         self.host.namespace.ip(*device_lines(self.own, self.others, self.configuration.mtu))
-        assert self.fill(map(peer, self.others)) == feed.Done(len(self.others))
+        assert self.fill(map(peer, self.others)) == orders.Done(len(self.others))
 
     def connect(self) -> None:
         """Take the control connection."""
@@ -107,29 +107,29 @@ class Userspace:
         if self._connection is not None:
             self._connection.close()
 
-    def tell(self, message: feed.Request | bytes) -> None:
+    def tell(self, message: orders.Request | bytes) -> None:
         assert self._connection is not None
         self._connection.send(message if isinstance(message, bytes) else feed.encode(message))
 
-    def hear(self) -> feed.Message | None:
+    def hear(self) -> orders.Message | None:
         """The next answer, None at the end of the connection."""
         assert self._connection is not None
         data = self._connection.recv(feed.MAX_MESSAGE)
         return feed.decode(data) if data else None
 
-    def ask(self, message: feed.Request) -> feed.Message | None:
+    def ask(self, message: orders.Request) -> orders.Message | None:
         self.tell(message)
         return self.hear()
 
-    def fill(self, peers: Iterable[feed.Peer]) -> feed.Message | None:
-        self.tell(feed.Begin())
+    def fill(self, peers: Iterable[orders.Peer]) -> orders.Message | None:
+        self.tell(orders.Begin())
         for data in feed.encode_peers(peers):
             self.tell(data)
-        return self.ask(feed.End())
+        return self.ask(orders.End())
 
-    def status(self) -> feed.Status:
-        answer = self.ask(feed.AskStatus())
-        assert isinstance(answer, feed.Status)
+    def status(self) -> orders.Status:
+        answer = self.ask(orders.AskStatus())
+        assert isinstance(answer, orders.Status)
         return answer
 
     def count(self, name: str) -> int:
@@ -144,6 +144,6 @@ class Userspace:
     def stop(self) -> None:
         """End the process; its device is gone when this returns."""
         with suppress(ConnectionError, BrokenPipeError):
-            self.tell(feed.Stop())
+            self.tell(orders.Stop())
             assert self.hear() is None
         self.hang_up()

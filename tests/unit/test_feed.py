@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.encap import feed
+from flanneld_py.encap import feed, orders
 
-CONFIGURE = feed.Configure(
-    mode=feed.Mode.VXLAN,
+CONFIGURE = orders.Configure(
+    mode=orders.Mode.VXLAN,
     device="flannel.1",
     local=bytes([10, 0, 0, 1]),
     port=8472,
@@ -23,48 +23,48 @@ CONFIGURE = feed.Configure(
     vni=1,
     mac=bytes.fromhex("020000000001"),
 )
-PEER = feed.Peer("10.5.2.0-24", bytes([10, 5, 2, 0]), 24, bytes([10, 0, 0, 2]), bytes.fromhex("020000000002"))
-PEER6 = feed.Peer("fd05:2::-64", bytes.fromhex("fd050002") + bytes(12), 64, bytes(15) + b"\x01")
-STATUS = feed.Status(7, True, 2, "flannel.1", ("csum", "tso4"), True, True, 8 << 20, {"sent": 1, "in-source": 3})
+PEER = orders.Peer("10.5.2.0-24", bytes([10, 5, 2, 0]), 24, bytes([10, 0, 0, 2]), bytes.fromhex("020000000002"))
+PEER6 = orders.Peer("fd05:2::-64", bytes.fromhex("fd050002") + bytes(12), 64, bytes(15) + b"\x01")
+STATUS = orders.Status(7, True, 2, "flannel.1", ("csum", "tso4"), True, True, 8 << 20, {"sent": 1, "in-source": 3})
 
 counter = st.integers(0, 2**64 - 1)
 keys = st.text(min_size=1, max_size=60)
 addresses = st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
-peers = st.builds(feed.Peer, keys, addresses, st.integers(0, 32), addresses, st.binary(min_size=6, max_size=6))
-rows = st.builds(feed.PeerTraffic, keys, counter, counter, counter, counter)
+peers = st.builds(orders.Peer, keys, addresses, st.integers(0, 32), addresses, st.binary(min_size=6, max_size=6))
+rows = st.builds(orders.PeerTraffic, keys, counter, counter, counter, counter)
 
 
 @pytest.mark.parametrize(
     "message",
     [
         CONFIGURE,
-        replace(CONFIGURE, mode=feed.Mode.RAW, vni=0, local=bytes(15) + b"\x01"),
-        feed.Begin(),
-        feed.Put((PEER, PEER6)),
-        feed.Remove("10.5.2.0-24"),
-        feed.End(),
-        feed.AskStatus(),
-        feed.AskTraffic(1000),
-        feed.Stop(),
-        feed.Done(10_000),
-        feed.Refused("the port is taken", restart=True),
-        feed.Refused("the port is taken"),
+        replace(CONFIGURE, mode=orders.Mode.RAW, vni=0, local=bytes(15) + b"\x01"),
+        orders.Begin(),
+        orders.Put((PEER, PEER6)),
+        orders.Remove("10.5.2.0-24"),
+        orders.End(),
+        orders.AskStatus(),
+        orders.AskTraffic(1000),
+        orders.Stop(),
+        orders.Done(10_000),
+        orders.Refused("the port is taken", restart=True),
+        orders.Refused("the port is taken"),
         STATUS,
-        feed.Traffic(5, (feed.PeerTraffic("10.5.2.0-24", 1, 2, 3, 4),)),
+        orders.Traffic(5, (orders.PeerTraffic("10.5.2.0-24", 1, 2, 3, 4),)),
     ],
     ids=lambda message: type(message).__name__,
 )
-def test_what_is_encoded_is_read_back(message: feed.Message) -> None:
+def test_what_is_encoded_is_read_back(message: orders.Message) -> None:
     assert feed.decode(feed.encode(message)) == message
 
 
 @given(st.lists(peers, max_size=300))
-def test_any_number_of_peers_fits_into_messages_that_fit(table: list[feed.Peer]) -> None:
-    read: list[feed.Peer] = []
+def test_any_number_of_peers_fits_into_messages_that_fit(table: list[orders.Peer]) -> None:
+    read: list[orders.Peer] = []
     for data in feed.encode_peers(table):
         assert len(data) <= feed.MAX_MESSAGE
         message = feed.decode(data)
-        assert isinstance(message, feed.Put)
+        assert isinstance(message, orders.Put)
         read += message.peers
     assert read == table
 
@@ -73,14 +73,14 @@ def test_ten_thousand_peers_take_few_messages() -> None:
     table = [replace(PEER, key=f"10.{i >> 8}.{i & 255}.0-24") for i in range(10_000)]
     messages = list(feed.encode_peers(table))
     assert len(messages) == 50
-    puts = [message for message in map(feed.decode, messages) if isinstance(message, feed.Put)]
+    puts = [message for message in map(feed.decode, messages) if isinstance(message, orders.Put)]
     assert [peer for put in puts for peer in put.peers] == table
 
 
 @given(st.lists(rows, max_size=feed.TRAFFIC_PAGE))
-def test_a_page_of_counters_always_fits(page: list[feed.PeerTraffic]) -> None:
+def test_a_page_of_counters_always_fits(page: list[orders.PeerTraffic]) -> None:
     longest = [replace(row, key="k" * feed.MAX_KEY) for row in page]
-    message = feed.Traffic(0, tuple(longest))
+    message = orders.Traffic(0, tuple(longest))
     assert feed.decode(feed.encode(message)) == message
 
 
@@ -91,24 +91,24 @@ def test_no_bytes_do_harm(data: bytes) -> None:
             feed.decode(bytes([feed.VERSION, kind]) + data)
 
 
-@given(st.sampled_from([CONFIGURE, feed.Put((PEER, PEER6)), STATUS]), st.data())
-def test_a_truncated_message_is_refused_or_complete(message: feed.Message, data: st.DataObject) -> None:
+@given(st.sampled_from([CONFIGURE, orders.Put((PEER, PEER6)), STATUS]), st.data())
+def test_a_truncated_message_is_refused_or_complete(message: orders.Message, data: st.DataObject) -> None:
     whole = feed.encode(message)
     cut = data.draw(st.integers(0, len(whole) - 1))
     try:
         read = feed.decode(whole[:cut])
     except feed.Malformed:
         return
-    assert isinstance(message, feed.Put)
-    assert isinstance(read, feed.Put)
+    assert isinstance(message, orders.Put)
+    assert isinstance(read, orders.Put)
     assert read.peers == message.peers[: len(read.peers)]
 
 
 def test_another_version_is_refused_except_for_a_refusal() -> None:
     other = feed.VERSION + 1
     with pytest.raises(feed.Malformed, match=f"version {other}, ours is {feed.VERSION}"):
-        feed.decode(bytes([other]) + feed.encode(feed.AskStatus())[1:])
-    refusal = feed.Refused("version 2", restart=True)
+        feed.decode(bytes([other]) + feed.encode(orders.AskStatus())[1:])
+    refusal = orders.Refused("version 2", restart=True)
     assert feed.decode(bytes([other]) + feed.encode(refusal)[1:]) == refusal
 
 
@@ -144,7 +144,7 @@ def test_a_configuration_with_an_impossible_value_is_refused(field: str, value: 
 @pytest.mark.parametrize("key", ["", "k" * (feed.MAX_KEY + 1)])
 def test_a_key_that_fits_no_message_is_an_error_of_the_sender(key: str) -> None:
     with pytest.raises(ValueError, match="expected 1 to 255"):
-        feed.encode(feed.Remove(key))
+        feed.encode(orders.Remove(key))
 
 
 def test_a_message_too_long_is_refused() -> None:
@@ -159,4 +159,4 @@ def test_only_what_device_and_socket_are_made_of_is_fixed() -> None:
     assert replace(CONFIGURE, port=1).fixed() != CONFIGURE.fixed()
     assert replace(CONFIGURE, device="x").fixed() != CONFIGURE.fixed()
     assert replace(CONFIGURE, local=bytes(4)).fixed() != CONFIGURE.fixed()
-    assert replace(CONFIGURE, mode=feed.Mode.RAW).fixed() != CONFIGURE.fixed()
+    assert replace(CONFIGURE, mode=orders.Mode.RAW).fixed() != CONFIGURE.fixed()

@@ -79,6 +79,7 @@ def test_addresses_and_health() -> None:
         (["--subnet-file=/"], "the path of a file"),
         (["--healthz-ip", "localhost"], "--healthz-ip is 'localhost'"),
         (["--etcd-client", "curl"], "grpc or etcd3"),
+        (["--datapath", "magic"], "auto, kernel or userspace"),
         (["--kube-subnet-mgr"], "not supported"),
         (["--kube-api-url", "http://k"], "not supported"),
         (["--net-config-path=/x"], "not supported"),

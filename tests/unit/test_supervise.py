@@ -15,19 +15,21 @@ import pytest
 
 from flanneld_py.agent.clock import SystemClock
 from flanneld_py.agent.supervise import DatapathError, Supervisor, stop_process
-from flanneld_py.encap import feed
+from flanneld_py.encap import feed, orders
 
-CONFIGURE = feed.Configure(feed.Mode.RAW, "flannel0", bytes([10, 0, 0, 1]), 8285, 1472, (IPv4Network("10.5.1.0/24"),))
+CONFIGURE = orders.Configure(
+    orders.Mode.RAW, "flannel0", bytes([10, 0, 0, 1]), 8285, 1472, (IPv4Network("10.5.1.0/24"),)
+)
 
 
-def peer(number: int) -> feed.Peer:
-    return feed.Peer(f"10.5.{number}.0-24", bytes([10, 5, number, 0]), 24, bytes([10, 0, 0, number]))
+def peer(number: int) -> orders.Peer:
+    return orders.Peer(f"10.5.{number}.0-24", bytes([10, 5, number, 0]), 24, bytes([10, 0, 0, number]))
 
 
 class FakeProcess:
     """A data plane without packets. `refusal` is its answer to a configuration."""
 
-    def __init__(self, control: Path, refusal: feed.Refused | None = None) -> None:
+    def __init__(self, control: Path, refusal: orders.Refused | None = None) -> None:
         control.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.setblocking(False)
@@ -35,8 +37,8 @@ class FakeProcess:
         self._listener.listen()
         self._connection: socket.socket | None = None
         self.refusal = refusal
-        self.configured: feed.Configure | None = None
-        self.peers: dict[str, feed.Peer] = {}
+        self.configured: orders.Configure | None = None
+        self.peers: dict[str, orders.Peer] = {}
         self.stopped = False
 
     async def run(self) -> None:
@@ -58,28 +60,28 @@ class FakeProcess:
         if self._connection is not None:
             self._connection.close()
 
-    def _answer(self, message: feed.Message, unnamed: set[str]) -> feed.Answer | None:
+    def _answer(self, message: orders.Message, unnamed: set[str]) -> orders.Answer | None:
         match message:
-            case feed.Configure():
+            case orders.Configure():
                 if self.refusal is not None:
                     return self.refusal
                 self.configured = message
-                return feed.Done(len(self.peers))
-            case feed.Begin():
+                return orders.Done(len(self.peers))
+            case orders.Begin():
                 unnamed.update(self.peers)
-            case feed.Put(peers):
+            case orders.Put(peers):
                 self.peers.update((one.key, one) for one in peers)
                 unnamed.difference_update(one.key for one in peers)
-            case feed.Remove(key):
+            case orders.Remove(key):
                 self.peers.pop(key, None)
-            case feed.End():
+            case orders.End():
                 for key in unnamed:
                     del self.peers[key]
                 unnamed.clear()
-                return feed.Done(len(self.peers))
-            case feed.AskStatus():
-                return feed.Status(1, True, len(self.peers))
-            case feed.Stop():
+                return orders.Done(len(self.peers))
+            case orders.AskStatus():
+                return orders.Status(1, True, len(self.peers))
+            case orders.Stop():
                 self.stopped = True
         return None
 
@@ -98,7 +100,7 @@ class World:
             self.control, self.start, self._prepare, CONFIGURE, SystemClock(), Random(1), probe_every=0.02
         )
 
-    async def start(self, control: Path, refusal: feed.Refused | None = None) -> None:
+    async def start(self, control: Path, refusal: orders.Refused | None = None) -> None:
         if self.failures:
             self.failures -= 1
             raise DatapathError("no TUN here")
@@ -142,7 +144,7 @@ async def test_none_there_is_started_and_gets_configuration_and_table(tmp_path: 
         assert world.prepared == 1
         assert world.processes[0].configured == CONFIGURE
         assert world.processes[0].peers == {peer(n).key: peer(n) for n in range(2, 5)}
-        await until(lambda: world.supervisor.status == feed.Status(1, True, 3))
+        await until(lambda: world.supervisor.status == orders.Status(1, True, 3))
 
 
 async def test_a_living_one_is_taken_over_and_what_is_stale_goes(tmp_path: Path) -> None:
@@ -183,14 +185,14 @@ async def test_one_that_cannot_start_is_tried_again(tmp_path: Path) -> None:
 
 async def test_one_that_cannot_change_in_place_is_replaced(tmp_path: Path) -> None:
     async with world_at(tmp_path) as world:
-        await world.start(world.control, feed.Refused("the port is fixed", restart=True))
+        await world.start(world.control, orders.Refused("the port is fixed", restart=True))
         await world.supervisor.fed.wait()
         assert [process.stopped for process in world.processes] == [True, False]
 
 
 async def test_one_that_refuses_is_asked_again_and_not_replaced(tmp_path: Path) -> None:
     async with world_at(tmp_path) as world:
-        await world.start(world.control, feed.Refused("the port is taken"))
+        await world.start(world.control, orders.Refused("the port is taken"))
         await until(lambda: world.supervisor.trouble == "the port is taken")
         assert not world.supervisor.fed.is_set()
         world.processes[0].refusal = None

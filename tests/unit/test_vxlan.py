@@ -33,6 +33,12 @@ def backend(options: str = "", *, nexthop_objects: bool = True) -> Vxlan:
     return Vxlan(config, UNDERLAY, nexthop_objects=nexthop_objects)
 
 
+def vxlan_link(options: str = "") -> VxlanLink:
+    link = backend(options).link(MAC)
+    assert isinstance(link, VxlanLink)
+    return link
+
+
 def test_what_we_publish_is_what_flannel_publishes() -> None:
     assert encode_attrs(backend().attrs(MAC)) == (
         b'{"PublicIP":"198.51.100.1","PublicIPv6":null,"BackendType":"vxlan",'
@@ -55,7 +61,7 @@ def test_the_device_by_default() -> None:
 
 
 def test_the_device_with_all_options_in_any_case() -> None:
-    link = backend(', "vni": 42, "PORT": 4789, "Mtu": 1400, "gbp": true, "LEARNING": true').link(MAC)
+    link = vxlan_link(', "vni": 42, "PORT": 4789, "Mtu": 1400, "gbp": true, "LEARNING": true')
     assert (link.name, link.vni, link.port, link.mtu, link.gbp, link.learning) == (
         "flannel.42",
         42,
@@ -146,7 +152,7 @@ def test_a_clone_gets_another_mac() -> None:
     assert choose_mac(original, None, "id", original.__eq__) == original, "never under a device that is there"
 
 
-WANT = backend().link(MAC)
+WANT = vxlan_link()
 
 
 @pytest.mark.parametrize(

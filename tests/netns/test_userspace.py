@@ -1,0 +1,108 @@
+"""Agents whose packets go through the userspace data plane: among themselves, and with peers on kernel VXLAN.
+
+h1c1 ── h1 (userspace) ──┐
+h2c1 ── h2 (kernel)    ──┼── core: etcd      (the picture: tests/lab/__init__.py)
+h3c1 ── h3 (userspace) ──┘
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.host import Host
+from tests.lab.lab import Lab
+from tests.lab.measure import ping, ping_through, throughput
+from tests.netns.conftest import MakeLab
+from tests.netns.test_agent import device, nothing_lost, routes, subnet, until
+
+pytestmark = pytest.mark.root
+
+USERSPACE = ("--datapath", "userspace")
+KERNEL = ("--datapath", "kernel")
+
+
+def datapath_pids(host: Host) -> list[int]:
+    """The data-plane processes of a host."""
+    found = host.namespace.run(["ip", "netns", "pids", host.namespace.name]).stdout.split()
+    return [pid for pid in map(int, found) if b"flanneld_py.encap.datapath" in cmdline(pid)]
+
+
+def cmdline(pid: int) -> bytes:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123 -- short
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
+def kind(host: Host) -> str:
+    return str(device(host).get("linkinfo", {}).get("info_kind", ""))
+
+
+@pytest.fixture
+def mixed(make_lab: MakeLab) -> Iterator[Lab]:
+    lab = make_lab(hosts=3, overlay="none")
+    for host, arguments in zip(lab.hosts, (USERSPACE, KERNEL, USERSPACE), strict=True):
+        host.agent.start(*arguments)
+    for host in lab.hosts:
+        host.agent.wait_ready()
+        lab.attach(host)
+    assert lab.wait_connected() == []
+    yield lab
+    for host in lab.hosts:
+        host.agent.close()
+
+
+def test_every_pair_answers_whatever_carries_its_packets(mixed: Lab) -> None:
+    assert [kind(host) for host in mixed.hosts] == ["tun", "vxlan", "tun"]
+    assert [ping(*pair, payload=1450 - 28).loss for pair in mixed.pairs()] == [0.0] * 6
+    for pair in mixed.pairs():
+        assert throughput(*pair) > 0.05, "Gbit/s: it moves at all, and does not stall"
+
+
+def test_an_agent_that_is_killed_and_restarted_loses_no_packet(mixed: Lab) -> None:
+    host = mixed.hosts[0]
+    (before,) = datapath_pids(host)
+    with ping_through(*mixed.pairs()[0]) as stream:
+        stream.wait_replies(5)
+        host.agent.kill()
+        stream.wait_replies(20)
+        host.agent.start(*USERSPACE)
+        host.agent.wait_ready()
+        nothing_lost(stream)
+    assert datapath_pids(host) == [before]
+
+
+def test_a_data_plane_that_dies_is_started_again(mixed: Lab) -> None:
+    host = mixed.hosts[0]
+    (before,) = datapath_pids(host)
+    os.kill(before, signal.SIGKILL)
+    until(lambda: datapath_pids(host) not in ([], [before]), "another process")
+    until(lambda: len(routes(host)) == 2, "the device with its routes")
+    assert mixed.wait_connected() == []
+
+
+def test_switching_keeps_subnet_and_mac(mixed: Lab) -> None:
+    host = mixed.hosts[1]
+    before = subnet(host), device(host)["address"]
+    for arguments, expected in ((USERSPACE, "tun"), (KERNEL, "vxlan")):
+        assert host.agent.terminate() == 0
+        host.agent.start(*arguments)
+        host.agent.wait_ready()
+        assert kind(host) == expected
+        assert mixed.wait_connected() == []
+    assert (subnet(host), device(host)["address"]) == before
+    assert datapath_pids(host) == []
+
+
+def test_it_is_ended_for_good_on_request(mixed: Lab) -> None:
+    host = mixed.hosts[0]
+    assert host.agent.terminate() == 0
+    assert len(datapath_pids(host)) == 1
+    done = host.namespace.run([*host.agent._argv, "--datapath-stop"], timeout=15)
+    assert "stopped" in done.stderr
+    until(lambda: datapath_pids(host) == [], "the process is gone")
