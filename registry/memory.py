@@ -183,6 +183,10 @@ class MemoryStore:
         """Let the next `count` calls (a page and the start of a watch are calls) raise `error`, or Unavailable."""
         self._faults += [error or Unavailable("the store fails on demand")] * count
 
+    def recover(self) -> None:
+        """Be well again: no more failures."""
+        self._faults.clear()
+
     def cut_watches(self) -> None:
         """Let every running watch raise Unavailable; new ones are served."""
         self._generation += 1

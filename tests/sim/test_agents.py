@@ -331,6 +331,7 @@ def test_any_history_ends_with_the_kernel_as_the_registry_says(
                         break
                     await act(cluster, what, number, variant)
                 else:
+                    cluster.store.recover()
                     await cluster.settle(agent, 30)
                     for entry in FOREIGN:
                         kernel.meddle_set(entry)
