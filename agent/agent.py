@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 from random import Random
@@ -29,7 +29,7 @@ from flanneld_py.agent.log import OnChange, facts, log
 from flanneld_py.agent.reconcile import Reconciler, Wanted
 from flanneld_py.agent.supervise import Supervisor, start_process
 from flanneld_py.encap import orders
-from flanneld_py.encap.kernel import Kernel, KernelError, Unsupported
+from flanneld_py.encap.kernel import Kernel
 from flanneld_py.encap.peers import Own, Peer
 from flanneld_py.encap.state import VxlanLink
 from flanneld_py.encap.vxlan import BACKEND_TYPE, Underlay, Vxlan, choose_mac, parse_mac, publishes
@@ -63,10 +63,6 @@ class Network:
 
     config: NetworkConfig
     backend: Vxlan
-
-
-PROBE, PROBE_VNI = "flannel-probe", 2**24 - 2
-"""A device that is made and deleted at once, to see whether the kernel has such devices."""
 
 
 class Agent:
@@ -168,7 +164,7 @@ class Agent:
             )
         userspace = self._settings.datapath == "userspace"
         backend = self._vxlan(config, userspace=userspace)
-        if self._settings.datapath == "auto" and (reason := await self._no_kernel_vxlan(backend)):
+        if self._settings.datapath == "auto" and (reason := await self._kernel.why_no_vxlan()):
             log.warning("packets are carried in userspace: the kernel cannot", **facts(reason=reason))
             return self._vxlan(config, userspace=True)
         log.info(f"packets are carried {'in userspace, as asked for' if userspace else 'by the kernel'}")
@@ -176,20 +172,6 @@ class Agent:
 
     def _vxlan(self, config: NetworkConfig, *, userspace: bool) -> Vxlan:
         return Vxlan(config, self._underlay, nexthop_objects=self._kernel.nexthop_objects, userspace=userspace)
-
-    async def _no_kernel_vxlan(self, backend: Vxlan) -> str:
-        """Find out whether the kernel can make the device, by making it if there is none; return why not."""
-        link = backend.link(choose_mac(None, None, self._identity.name, lambda _: False))
-        if isinstance(self._kernel.link(backend.device), VxlanLink) or not isinstance(link, VxlanLink):
-            return ""
-        try:
-            await self._kernel.create_link(replace(link, name=PROBE, vni=PROBE_VNI))
-            await self._kernel.delete_link(PROBE)
-        except Unsupported as error:
-            return str(error)
-        except KernelError:
-            pass  # It has them; what is wrong with ours, its making will tell.
-        return ""
 
     def _supervisor(self, wanted: Wanted) -> Supervisor:
         """Make what keeps the userspace data plane running."""

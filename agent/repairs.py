@@ -1,29 +1,39 @@
-"""Repairs of what others did to our kernel entries, kept for people; and a fight with somebody is slowed down."""
+"""Repairs of what others did to our kernel entries: each at once and with a line in the log, as long as they are few.
+
+Somebody who undoes our work again and again (another daemon, a script in a loop) would else keep both busy for ever. So
+there is a credit of BURST repairs, and PER_SECOND new ones; when it is used up, repairs wait, and the log says so once.
+"""
 
 from __future__ import annotations
 
 from flanneld_py.agent.log import facts, log
 
-FIGHT = 2.0
-"""Seconds: repairs that follow each other more quickly are a fight with somebody who undoes our work."""
-
-LONGEST = 1.0
-"""Seconds that a repair waits at most."""
+BURST = 50
+PER_SECOND = 5.0
 
 
 class Repairs:
-    """`patience` is how long the next repair waits, in seconds: none for a single one, ever longer in a fight."""
+    """`patience` is how many seconds the next repair waits: none while there is credit."""
 
     def __init__(self) -> None:
-        self.patience = 0.0
-        self._last = float("-inf")
+        self._credit = float(BURST)
+        self._last = 0.0
+        self._fight = False
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait before the next repair."""
+        return 1 / PER_SECOND if self._fight else 0.0
 
     def note(self, entries: int, now: float) -> None:
-        """Take in that so many entries were put right."""
-        fight, self._last = now - self._last < FIGHT, now
-        before = self.patience
-        self.patience = min(max(2 * before, 0.002), LONGEST) if fight else 0.0
-        if not fight:
-            log.info("somebody else changed our kernel entries; they are right again", **facts(entries=entries))
-        elif before < LONGEST == self.patience:
-            log.warning("somebody keeps changing our kernel entries; find out who does", **facts(entries=entries))
+        """Take in that so many entries were put right at once."""
+        self._credit = max(0.0, min(BURST, self._credit + (now - self._last) * PER_SECOND) - 1)
+        self._last = now
+        if self._fight and self._credit > BURST / 2:
+            self._fight = False
+        if self._fight:
+            return
+        log.info("somebody else changed our kernel entries; they are right again", **facts(entries=entries))
+        if self._credit < 1:
+            self._fight = True
+            log.warning("somebody keeps changing our kernel entries: repairs are slowed down; find out who it is")

@@ -47,6 +47,15 @@ async def create(want: VxlanLink, parent: int) -> None:
             await route.link("set", index=found[0], state="up")
 
 
+async def ask_for_nothing() -> None:
+    """Ask for a VXLAN device without saying which: refused with EINVAL where there are any, else with EOPNOTSUPP.
+
+    Quicker than to make one and delete it, which takes the kernel 30 ms.
+    """
+    async with _route() as route:
+        await route.link("add", ifname="flannel-probe", kind="vxlan")
+
+
 async def change(index: int, have: OurLink, want: OurLink, parent: int) -> None:
     """Bring what can be changed in place to what is wanted; both are of the same kind."""
     async with _route() as route:

@@ -24,10 +24,6 @@ class KernelError(Exception):
     """The kernel refused a device operation. The text names the device and what to do."""
 
 
-class Unsupported(KernelError):
-    """The kernel has no such devices at all."""
-
-
 @dataclass(frozen=True, slots=True)
 class Seen:
     """Somebody else made or changed an entry on one of our devices; this is its value now."""
@@ -75,6 +71,10 @@ class Kernel(Protocol):
 
     def link(self, name: str) -> Link | None:
         """Read one device."""
+        ...
+
+    async def why_no_vxlan(self) -> str:
+        """Say why the kernel cannot make VXLAN devices; nothing if it can."""
         ...
 
     async def create_link(self, want: VxlanLink) -> None:

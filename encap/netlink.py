@@ -18,7 +18,7 @@ from errno import EEXIST, EINVAL, EOPNOTSUPP, EPERM
 
 from flanneld_py.encap import device, request
 from flanneld_py.encap import rtnetlink as rt
-from flanneld_py.encap.kernel import Event, Gone, KernelError, Lost, Seen, Unsupported
+from flanneld_py.encap.kernel import Event, Gone, KernelError, Lost, Seen
 from flanneld_py.encap.listener import Listener, event_key
 from flanneld_py.encap.nexthops import NexthopIds
 from flanneld_py.encap.reader import Reader
@@ -141,13 +141,20 @@ class Netlink:
             found.up,
         )
 
+    async def why_no_vxlan(self) -> str:
+        """See kernel.Kernel."""
+        try:
+            await device.ask_for_nothing()
+        except Refused as refused:
+            return str(refused) if refused.errno == EOPNOTSUPP else ""
+        return ""
+
     async def create_link(self, want: VxlanLink) -> None:
         """See kernel.Kernel."""
         try:
             await device.create(want, self._parent(want))
         except Refused as refused:
-            kind = Unsupported if refused.errno == EOPNOTSUPP else KernelError
-            raise kind(f"cannot create {want.name}: {self._why_not(want, refused)}") from refused
+            raise KernelError(f"cannot create {want.name}: {self._why_not(want, refused)}") from refused
 
     async def change_link(self, have: OurLink, want: OurLink) -> None:
         """See kernel.Kernel.

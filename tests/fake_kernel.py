@@ -49,6 +49,7 @@ class FakeKernel:
 
     def __init__(self, interfaces: Iterable[str] = ("eth0",), *, nexthop_objects: bool = True, part: int = 100) -> None:
         self.nexthop_objects = nexthop_objects
+        self.has_vxlan = True
         self.interfaces = set(interfaces)
         self.links: dict[str, Link] = {}
         self.tables: dict[Key, Entry] = {}
@@ -68,6 +69,9 @@ class FakeKernel:
 
     def link(self, name: str) -> Link | None:
         return self.links.get(name)
+
+    async def why_no_vxlan(self) -> str:
+        return "" if self.has_vxlan else "Operation not supported"
 
     async def create_link(self, want: VxlanLink) -> None:
         self._refuse_link_if_told()

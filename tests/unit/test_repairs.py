@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import pytest
 
-from flanneld_py.agent.repairs import LONGEST, Repairs
+from flanneld_py.agent.repairs import BURST, Repairs
 
 
-def test_a_single_repair_is_prompt_and_a_fight_is_slowed_down(caplog: pytest.LogCaptureFixture) -> None:
+def test_repairs_are_prompt_until_there_are_too_many(caplog: pytest.LogCaptureFixture) -> None:
     repairs = Repairs()
-    repairs.note(1, 100.0)
-    assert repairs.patience == 0
-    for step in range(1, 100):
-        repairs.note(1, 100.0 + step)
-    assert repairs.patience == LONGEST
-    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
-    repairs.note(1, 1000.0)
+    for _ in range(BURST - 2):
+        repairs.note(1, 100.0)
+        assert repairs.patience == 0
+    for _ in range(1000):
+        repairs.note(1, 100.1)
+    assert repairs.patience > 0
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+    repairs.note(1, 200.0)
     assert repairs.patience == 0
