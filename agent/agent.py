@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.backoff import Backoff
@@ -27,8 +27,6 @@ from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.keep import Keeper
 from flanneld_py.agent.log import OnChange, facts, log
 from flanneld_py.agent.reconcile import Reconciler, Wanted
-from flanneld_py.agent.supervise import Supervisor, start_process
-from flanneld_py.encap import orders
 from flanneld_py.encap.kernel import Kernel
 from flanneld_py.encap.peers import Own, Peer
 from flanneld_py.encap.state import VxlanLink
@@ -38,6 +36,10 @@ from flanneld_py.registry.model import Lease, LeaseAttrs
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import RegistryError
 from flanneld_py.registry.view import LeaseView
+
+if TYPE_CHECKING:
+    from flanneld_py.agent.supervise import Supervisor
+    from flanneld_py.encap import orders
 
 
 class Broken(Exception):
@@ -174,7 +176,8 @@ class Agent:
         return Vxlan(config, self._underlay, nexthop_objects=self._kernel.nexthop_objects, userspace=userspace)
 
     def _supervisor(self, wanted: Wanted) -> Supervisor:
-        """Make what keeps the userspace data plane running."""
+        """Make what keeps the userspace data plane running. Imported here: most hosts never need it."""
+        from flanneld_py.agent.supervise import Supervisor, start_process
 
         async def prepared() -> None:
             if self._reconciler is not None:
@@ -248,6 +251,7 @@ class Agent:
 
 def told_by(supervisor: Supervisor) -> Callable[[Iterable[tuple[str, Peer | None]]], None]:
     """Return what passes peers on to the userspace data plane."""
+    from flanneld_py.encap import orders
 
     def entry(key: str, peer: Peer) -> orders.Peer:
         subnet = peer.lease.subnets.v4
@@ -262,6 +266,8 @@ def told_by(supervisor: Supervisor) -> Callable[[Iterable[tuple[str, Peer | None
 
 def configuration(wanted: Wanted, underlay: Underlay) -> orders.Configure:
     """Return what the userspace data plane is to be."""
+    from flanneld_py.encap import orders
+
     return orders.Configure(
         orders.Mode.VXLAN,
         wanted.backend.device,

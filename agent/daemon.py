@@ -22,7 +22,6 @@ from flanneld_py.agent.interface import Choice, choose, read_host
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.notify import Notifier
 from flanneld_py.agent.options import Options, UsageError
-from flanneld_py.agent.supervise import DatapathError, stop_process
 from flanneld_py.encap.netlink import Netlink
 from flanneld_py.encap.vxlan import Underlay
 from flanneld_py.registry.etcd import Credentials, EtcdStore, Tls
@@ -111,6 +110,8 @@ def datapaths(folder: Path) -> list[Path]:
 
 async def stop_datapath(folder: Path) -> None:
     """End every userspace data plane that listens in the folder, for good. Raises Broken."""
+    from flanneld_py.agent.supervise import DatapathError, stop_process
+
     found = datapaths(folder)
     for control in found:
         try:
