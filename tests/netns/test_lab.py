@@ -133,6 +133,9 @@ def test_close_leaves_no_namespace_no_process_and_no_directory(make_lab: MakeLab
     lab = make_lab(overlay="manual")
     run = lab.run
     forgotten = lab.hosts[0].namespace.popen(["sleep", "600"])
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{forgotten.pid}/comm").read_text() != "sleep\n":  # It is on its way into the namespace.
+        assert time.monotonic() < deadline
     lab.close()
     assert forgotten.wait(5) == -signal.SIGKILL
     assert_gone(run)
