@@ -26,7 +26,7 @@ from flanneld_py.agent.follow import Follower
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.keep import Keeper
 from flanneld_py.agent.log import OnChange, facts, log
-from flanneld_py.agent.reconcile import Reconciler, Wanted
+from flanneld_py.agent.reconcile import Reconciler, Told, Wanted
 from flanneld_py.encap.kernel import Kernel
 from flanneld_py.encap.peers import Own, Peer
 from flanneld_py.encap.state import VxlanLink
@@ -111,9 +111,8 @@ class Agent:
         previous = subnetfile.previous_subnet(self._settings.subnet_file)
         wanted = await self._acquire(network, previous)
         supervisor = self._supervisor(wanted) if network.backend.userspace else None
-        reconciler = self._reconciler = Reconciler(
-            self._kernel, self.view, wanted, self._clock, self._rng, *([told_by(supervisor)] if supervisor else [])
-        )
+        told = told_by(supervisor) if supervisor is not None else tell_nobody
+        reconciler = self._reconciler = Reconciler(self._kernel, self.view, wanted, self._clock, self._rng, told)
         self._take_device(wanted.link.name)
         self._kernel.listen([wanted.link.name], reconciler.on_events)
 
@@ -164,16 +163,15 @@ class Agent:
                 f"Backend.Type is {config.backend_type!r}, and only 'vxlan' is supported yet"
                 " (without a Backend section flannel's default is 'udp')"
             )
-        userspace = self._settings.datapath == "userspace"
-        backend = self._vxlan(config, userspace=userspace)
-        if self._settings.datapath == "auto" and (reason := await self._kernel.why_no_vxlan()):
-            log.warning("packets are carried in userspace: the kernel cannot", **facts(reason=reason))
-            return self._vxlan(config, userspace=True)
-        log.info(f"packets are carried {'in userspace, as asked for' if userspace else 'by the kernel'}")
+        lacking = await self._kernel.why_no_vxlan() if self._settings.datapath == "auto" else ""
+        userspace = bool(lacking) or self._settings.datapath == "userspace"
+        nexthop_objects = self._kernel.nexthop_objects
+        backend = Vxlan(config, self._underlay, nexthop_objects=nexthop_objects, userspace=userspace)
+        if lacking:
+            log.warning("packets are carried in userspace: the kernel cannot", **facts(reason=lacking))
+        else:
+            log.info(f"packets are carried {'in userspace, as asked for' if userspace else 'by the kernel'}")
         return backend
-
-    def _vxlan(self, config: NetworkConfig, *, userspace: bool) -> Vxlan:
-        return Vxlan(config, self._underlay, nexthop_objects=self._kernel.nexthop_objects, userspace=userspace)
 
     def _supervisor(self, wanted: Wanted) -> Supervisor:
         """Make what keeps the userspace data plane running. Imported here: most hosts never need it."""
@@ -249,7 +247,11 @@ class Agent:
             self._tell(status)
 
 
-def told_by(supervisor: Supervisor) -> Callable[[Iterable[tuple[str, Peer | None]]], None]:
+def tell_nobody(_changes: Iterable[tuple[str, Peer | None]]) -> None:
+    """Pass peers on to nobody: the kernel carries the packets."""
+
+
+def told_by(supervisor: Supervisor) -> Told:
     """Return what passes peers on to the userspace data plane."""
     from flanneld_py.encap import orders
 

@@ -67,9 +67,7 @@ class Wanted:
 class Reconciler:
     """Drive one device and everything on it."""
 
-    def __init__(
-        self, kernel: Kernel, view: LeaseView, wanted: Wanted, clock: Clock, rng: Random, told: Told = lambda _: None
-    ) -> None:
+    def __init__(self, kernel: Kernel, view: LeaseView, wanted: Wanted, clock: Clock, rng: Random, told: Told) -> None:
         self._kernel = kernel
         self._told = told
         self._view = view

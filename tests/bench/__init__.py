@@ -13,7 +13,6 @@ with something else makes a slow figure, not a failure.
     gateway.py    etcd over HTTP: the client that is timed costs nothing
     witness.py    the kernel's own count of routes, and its events
     process.py    memory and CPU of a process  looplag.py  how long the daemon's event loop was busy at a stretch
-    streams.py    iperf3 with several streams
 
     load.py joins.py latency.py repair.py start.py idle.py throughput.py      the benchmarks, one each
 """

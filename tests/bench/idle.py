@@ -31,7 +31,7 @@ def run(setting: Setting) -> Iterator[Figure]:
             agent.terminate()
     for peers, first, last in zip((SMALL, setting.peers), before, after, strict=True):
         percent = (last - first) / took * 100
-        yield Figure("idle", f"CPU, {peers} peers", setting.ours.name, "%", (percent,))
+        yield Figure("idle", f"CPU, {peers} peers", setting.ours.name, "%", (percent,), setting.goal(setting.ours, 0.2))
 
 
 def _settled(one: Cluster, setting: Setting) -> Agent:

@@ -35,7 +35,7 @@ def run(setting: Setting) -> Iterator[Figure]:
             many.append(_start(agent))
             setting.say(f"over {setting.peers} peers' entries {many[-1]:.3f} s")
     name = setting.ours.name
-    yield Figure("start", "empty cluster, nothing there", name, "s", tuple(cold))
+    yield Figure("start", "empty cluster, nothing there", name, "s", tuple(cold), setting.goal(setting.ours, 0.5))
     yield Figure("start", "empty cluster, device and lease there", name, "s", tuple(warm))
     yield Figure("start", f"{setting.peers} peers, all entries there", name, "s", tuple(many))
 

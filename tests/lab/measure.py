@@ -152,17 +152,19 @@ def parse_passage(text: str, stopped: float) -> Passage:
     )
 
 
-def throughput(source: Station, target: Station, seconds: int = 1, port: int = 5201) -> float:
-    """Send one TCP stream through iperf3 for `seconds` (1 or more: iperf3 takes 0 for endless).
+def throughput(source: Station, target: Station, seconds: int = 1, *, streams: int = 1, port: int = 5201) -> float:
+    """Send TCP streams through one iperf3 for `seconds` (1 or more: iperf3 takes 0 for endless).
 
-    Returns what arrived, in Gbit/s. Raises LabError.
+    Returns what arrived of all together, in Gbit/s. Raises LabError.
     """
     listen = ["iperf3", "--server", "--one-off", "--forceflush", "--bind", str(target.address), "--port", str(port)]
     server = target.namespace.popen(listen, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         _wait_listening(server, target.name)
         send = ["iperf3", "--client", str(target.address), "--port", str(port), "--time", str(seconds), "--json"]
-        done = source.namespace.run([*send, "--connect-timeout", "3000"], check=False, timeout=seconds + 15)
+        done = source.namespace.run(
+            [*send, "--parallel", str(streams), "--connect-timeout", "3000"], check=False, timeout=seconds + 15
+        )
     finally:
         server.kill()
         server.communicate()
