@@ -137,7 +137,7 @@ class Table:
             self._by_length[size] = [entry for entry in lengths if entry[1]]
 
 
-def outbound(table: Table, packet: Buffer, mtu: int, own: Own, gso_size: int = 0) -> Send | Reply | Drop:
+def outbound(table: Table, packet: Buffer, mtu: int, gso_size: int = 0) -> Send | Reply | Drop:
     """Decide on a packet read from the TUN device; `mtu` in bytes.
 
     `gso_size` is that of its virtio header, 0 for an ordinary packet: a super-packet is as large as its segments. An

@@ -175,7 +175,7 @@ class Relay:
             return 0
         header, packet = self._from_tun[:VNET_HEADER], self._from_tun[VNET_HEADER:size]
         gso_type, gso_size = GSO.unpack_from(header)
-        match outbound(self._table, packet, self._wanted.mtu, self._own, gso_size if gso_type else 0):
+        match outbound(self._table, packet, self._wanted.mtu, gso_size if gso_type else 0):
             case Send(remote):
                 assert isinstance(remote, Hop)
                 self._send(header, packet, remote)

@@ -68,7 +68,7 @@ def test_any_packet_gets_a_decision(
     if fitting and len(packet) >= 20:
         packet = packet[:2] + len(packet).to_bytes(2, "big") + packet[4:]
     table, model = filled(changes)
-    match outbound(table, packet, mtu, OWN):
+    match outbound(table, packet, mtu):
         case Reply(reply, _):
             assert (reply[20:21] in (b"\x03", b"\x05") and words(reply[20:]) == 0xFFFF) or reply[0] >> 4 == 6
         case Send(remote):

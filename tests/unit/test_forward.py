@@ -47,12 +47,12 @@ IN6 = patched(patched(OUT6, 8, bytes((0xFD, 2))), 24, bytes((0xFD, 1)))
 
 @pytest.mark.parametrize(("packet", "remote"), [(OUT4, R4), (OUT6, R6)])
 def test_a_packet_for_a_peer_is_sent_to_it(packet: bytes, remote: Remote) -> None:
-    assert outbound(table(), packet, MTU, OWN) == Send(remote)
+    assert outbound(table(), packet, MTU) == Send(remote)
 
 
 def test_a_super_packet_is_as_large_as_its_segments() -> None:
-    assert outbound(table(), LARGE, MTU, OWN, 1398) == Send(R4)
-    assert isinstance(outbound(table(), LARGE, MTU, OWN, 1440), Reply)
+    assert outbound(table(), LARGE, MTU, 1398) == Send(R4)
+    assert isinstance(outbound(table(), LARGE, MTU, 1440), Reply)
 
 
 @pytest.mark.parametrize(
@@ -72,15 +72,15 @@ def test_a_super_packet_is_as_large_as_its_segments() -> None:
     ],
 )
 def test_what_is_not_sent(packet: bytes, reason: Refused) -> None:
-    assert outbound(table(), packet, MTU, OWN) == Drop(reason)
+    assert outbound(table(), packet, MTU) == Drop(reason)
 
 
 def test_the_last_hop_is_left_to_the_kernels() -> None:
-    assert outbound(table(), patched(OUT4, 8, b"\1"), MTU, OWN) == Send(R4)
+    assert outbound(table(), patched(OUT4, 8, b"\1"), MTU) == Send(R4)
 
 
 def test_no_route_is_answered_with_net_unreachable() -> None:
-    decision = outbound(table(), ELSEWHERE4, MTU, OWN)
+    decision = outbound(table(), ELSEWHERE4, MTU)
     assert isinstance(decision, Reply)
     assert decision.reason is Refused.NO_ROUTE
     reply = decision.packet
@@ -92,7 +92,7 @@ def test_no_route_is_answered_with_net_unreachable() -> None:
 
 
 def test_no_route_is_answered_in_ipv6() -> None:
-    decision = outbound(table(), ELSEWHERE6, MTU, OWN)
+    decision = outbound(table(), ELSEWHERE6, MTU)
     assert isinstance(decision, Reply)
     reply = decision.packet
     pseudo = reply[8:40] + struct.pack("!II", len(reply) - 40, 58)
@@ -104,7 +104,7 @@ def test_no_route_is_answered_in_ipv6() -> None:
 
 def test_too_big_tells_the_mtu_and_quotes_no_more_than_allowed() -> None:
     for packet, start, most in ((LARGE, 20, 576), (encode(Segment(bytes(3000), version=6)), 40, 1280)):
-        decision = outbound(table(), packet, MTU, OWN)
+        decision = outbound(table(), packet, MTU)
         assert isinstance(decision, Reply)
         assert decision.reason is Refused.TOO_BIG
         reply = decision.packet
@@ -145,12 +145,12 @@ def icmp(kind: int, version: int = 4) -> bytes:
     ],
 )
 def test_what_is_never_answered(packet: bytes) -> None:
-    assert outbound(table(), packet, MTU, OWN) == Drop(Refused.NO_ROUTE)
+    assert outbound(table(), packet, MTU) == Drop(Refused.NO_ROUTE)
 
 
 @pytest.mark.parametrize("packet", [icmp(8), icmp(128, 6)])
 def test_a_ping_is_answered(packet: bytes) -> None:
-    assert isinstance(outbound(table(), packet, MTU, OWN), Reply)
+    assert isinstance(outbound(table(), packet, MTU), Reply)
 
 
 # Inward
@@ -219,5 +219,5 @@ def test_a_narrower_subnet_goes_first() -> None:
 
 
 def test_udp_and_flags_do_not_matter_here() -> None:
-    assert outbound(table(), encode(Segment(b"x", protocol=UDP)), MTU, OWN) == Send(R4)
-    assert outbound(table(), encode(Segment(flags=ACK)), MTU, OWN) == Send(R4)
+    assert outbound(table(), encode(Segment(b"x", protocol=UDP)), MTU) == Send(R4)
+    assert outbound(table(), encode(Segment(flags=ACK)), MTU) == Send(R4)
