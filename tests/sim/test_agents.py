@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from flanneld_py.agent.agent import Broken
 from flanneld_py.encap.state import RTPROT_BOOT, Entry, FdbEntry, ForeignLink, Key, Neighbour, Route
+from flanneld_py.registry.config import parse_config
 from flanneld_py.registry.lifetime import TTL
 from flanneld_py.registry.store import Unavailable
 from tests.sim.cluster import CONFIG, DEVICE, PREFIX, Cluster, device, entries, on_device
@@ -49,6 +50,14 @@ async def test_without_a_config_an_agent_waits_and_touches_nothing(tmp_path: Pat
             assert not agent.ready.is_set()
         await cluster.configure()
         await cluster.settle(agent)
+
+
+async def test_a_kernel_without_vxlan_means_userspace_unless_told_otherwise(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)  # Without a config the agent waits, and only the choice is looked at.
+    async with cluster.agent(1) as agent:
+        assert not (await agent._backend(parse_config(CONFIG))).userspace
+        cluster.kernel(1).has_vxlan = False
+        assert (await agent._backend(parse_config(CONFIG))).userspace
 
 
 async def test_nothing_is_deleted_before_the_registry_is_in_sync(cluster: Cluster) -> None:
