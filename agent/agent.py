@@ -133,6 +133,7 @@ class Agent:
         tasks.create_task(self._keeper.keep(take_another), name="keeper")
         tasks.create_task(reconciler.run(), name="reconciler")
         if supervisor is not None:
+            await reconciler.surveyed.wait()  # A process that runs already would drop the peers it is not told of.
             tasks.create_task(supervisor.run(), name="data plane")
             await supervisor.fed.wait()
         await reconciler.ready.wait()

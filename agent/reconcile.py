@@ -88,6 +88,8 @@ class Reconciler:
         self._meddled = False
         self._doubts_seen = 0
         self._repairs = Repairs()
+        self.surveyed = asyncio.Event()
+        """Set once every lease of the first listing has been looked at, and told."""
         self.ready = asyncio.Event()
         self._want(wanted)
 
@@ -170,6 +172,8 @@ class Reconciler:
             self._retry_at, self._read_at, self._look_at_link = float("inf"), 0.0, True
             self._tracker.retry()
         if self._look_at_link and not await self._ensure_link():
+            if self._awaiting:
+                await self._take_leases()  # The process that makes the device is fed before it does.
             return
         if now >= self._read_at:
             await self._read(now)
@@ -252,6 +256,7 @@ class Reconciler:
             for key in verdicts:
                 self._report(key)
             await self._clock.sleep(0)
+        self.surveyed.set()
 
     def _report(self, key: str) -> None:
         """Log a record that is not used, once for each reason."""
