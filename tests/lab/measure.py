@@ -7,6 +7,7 @@ running.
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
 import signal
@@ -116,8 +117,9 @@ class PingStream:
         return parse_passage(self._text(), stopped)
 
     def _text(self) -> str:
-        self._output.seek(0)
-        return self._output.read().decode()
+        # ping writes at the same open file's offset, so neither seek nor read: either would have it overwrite a reply.
+        descriptor = self._output.fileno()
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
 
 
 @contextmanager

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import subprocess
+import tempfile
+
 import pytest
 
-from tests.lab.measure import Passage, Ping, parse_iperf, parse_passage, parse_ping
+from tests.lab.measure import Passage, Ping, PingStream, parse_iperf, parse_passage, parse_ping
 
 ANSWERED = """\
 --- 10.42.2.2 ping statistics ---
@@ -62,3 +65,14 @@ def test_iperf_counts_what_the_receiver_got() -> None:
 def test_iperfs_own_words_are_the_error() -> None:
     with pytest.raises(ValueError, match="unable to connect"):
         parse_iperf('{"error": "unable to connect to server"}')
+
+
+def test_looking_at_a_running_ping_leaves_its_output_alone() -> None:
+    """A process inherits the file with its offset: reading must not move where ping writes next."""
+    script = """for n in $(seq 4000); do echo "[1.0] 64 bytes from x: icmp_seq=$n ttl=62"; done
+    echo 4000 packets transmitted, 4000 received"""
+    with tempfile.TemporaryFile() as output, subprocess.Popen(["sh", "-c", script], stdout=output) as process:
+        watched = PingStream(process, output)
+        while process.poll() is None:
+            watched.wait_replies(0)
+        assert watched.stop().received == 4000
