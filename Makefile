@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-DEBIAN := curl etcd-client etcd-server ethtool iperf3 iproute2 iputils-ping libgmp10 nftables procps python3-venv tcpdump util-linux
+DEBIAN := curl etcd-client etcd-server ethtool gcc iperf3 iproute2 iputils-ping nftables procps python3-dev python3-venv tcpdump util-linux
 
 .DEFAULT_GOAL := help
 .PHONY: help system check format test test-unit lab bench clean
@@ -11,7 +11,7 @@ DEBIAN := curl etcd-client etcd-server ethtool iperf3 iproute2 iputils-ping libg
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-.venv/ready: pyproject.toml
+.venv/ready: pyproject.toml encap/accelerator.c
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@

@@ -22,9 +22,11 @@ from flanneld_py.encap import orders
 from flanneld_py.encap.batch import Batch
 from flanneld_py.encap.forward import Drop, Own, Remote, Reply, Send, Table, inbound, outbound
 from flanneld_py.encap.frame import VXLAN_LENGTH, Refused, parse_vxlan, vxlan_header
-from flanneld_py.encap.offload import VNET_HEADER, coalesce, segment
+from flanneld_py.encap.merge import coalesce
+from flanneld_py.encap.offload import segment
 from flanneld_py.encap.tun import BUFFER_SIZE, Tun
 from flanneld_py.encap.uncut import uncut
+from flanneld_py.encap.virtio import PLAIN, VNET_HEADER
 from flanneld_py.encap.wire import RECEIVE_SIZE, Endpoint, Wire
 
 SHARE = 1 << 20
@@ -35,8 +37,6 @@ PACKET_COST = 8192
 
 GSO = struct.Struct("=xBxxH")
 """gso_type and gso_size of a virtio header."""
-
-PLAIN = bytes(VNET_HEADER)
 
 
 class DeviceGone(Exception):
@@ -222,24 +222,24 @@ class Relay:
                 for write in (whole,) if whole else coalesce(datagrams, size, offset, mtu, udp=self._udp):
                     self._deliver(*write, source)
 
-    def _deliver(self, header: bytes, parts: list[memoryview | bytes], first: memoryview, source: bytes) -> None:
+    def _deliver(self, header: bytes, datagram: memoryview, source: bytes) -> None:
         if self._vxlan:
-            start = parse_vxlan(first, self._wanted.vni, self._wanted.mac)
+            start = parse_vxlan(datagram, self._wanted.vni, self._wanted.mac)
             if isinstance(start, Refused):
                 self._drops[f"in-{start.value}"] += 1
                 return
-            first = first[start:]
-        decision = inbound(self._table, source, first, self._own)
+        packet = datagram[self._offset :]
+        decision = inbound(self._table, source, packet, self._own)
         if isinstance(decision, Drop):
             self._drops[f"in-{decision.reason.value}"] += 1
             return
-        if self._write((header, *parts)):
+        if self._write((header, packet)):
             assert isinstance(decision.remote, Hop)
             tally = decision.remote.tally
             tally.received += 1
-            tally.received_bytes += sum(map(len, parts))
+            tally.received_bytes += len(packet)
 
-    def _write(self, parts: tuple[bytes | memoryview, ...]) -> bool:
+    def _write(self, parts: tuple[bytes | memoryview, bytes | memoryview]) -> bool:
         try:
             self._tun.write(parts)
         except OSError as error:

@@ -1,19 +1,27 @@
-"""A UDP super-packet that arrives inside one datagram, because no NIC was on the way to cut it. Pure.
+"""What comes in one datagram and not as a NIC would have cut and finished it: packets of another namespace's kernel.
 
-Between network namespaces a kernel VXLAN sender hands a socket with UDP_GRO its whole tunnel super-packet, and the
-control message tells the size of the *inner* segments, as if the buffer were outer datagrams of that size:
+Between network namespaces nobody computes checksums or cuts super-packets. Then a checksum field is exactly the sum of
+the pseudo-header, and the virtio header passes on to the TUN device what the datagram cannot say. Pure.
+
+A UDP super-packet is the hard case: a kernel VXLAN sender hands a socket with UDP_GRO its whole tunnel super-packet,
+and the control message tells the size of the *inner* segments, as if the buffer were outer datagrams of that size:
 
     told       | size | size | size | ...
     there      | VXLAN 22 | IP, UDP 28 | payload: size | size | ...        one datagram; its checksum is not finished
 
-The inner lengths say which of the two it is. (An uncut TCP super-packet is told as one datagram: see merge.py.)
+The inner lengths say which of the two it is. (An uncut TCP super-packet is told as one datagram.)
 """
 
 from __future__ import annotations
 
-from flanneld_py.encap.checksum import complement, pseudo_sum
-from flanneld_py.encap.merge import Write, read_layout
-from flanneld_py.encap.virtio import GSO_UDP_L4, NEEDS_CSUM, UDP, VNET
+import struct
+
+from flanneld_py.encap.checksum import complement, pseudo_sum, total
+from flanneld_py.encap.layout import Layout, put_lengths, read_layout
+from flanneld_py.encap.virtio import GSO_NONE, GSO_UDP_L4, NEEDS_CSUM, PLAIN, TCP, UDP, VNET
+
+Write = tuple[bytes, memoryview]
+"""A virtio header, and the datagram whose inner packet goes to the TUN device with it."""
 
 
 def uncut(buffer: memoryview, size: int, offset: int) -> Write | None:
@@ -23,11 +31,38 @@ def uncut(buffer: memoryview, size: int, offset: int) -> Write | None:
     """
     packet = buffer[offset:]
     layout = read_layout(packet) if len(buffer) > size else None
-    if layout is None or layout.protocol != UDP:
+    if layout is None or layout.protocol != UDP or complement(_check(packet, layout) - _pseudo(packet, layout)):
         return None
     start, field = layout.transport, layout.checksum
-    addresses = packet[12:20] if layout.version == 4 else packet[8:40]
-    pseudo = pseudo_sum(addresses, UDP, len(packet) - start)
-    if complement((packet[field] << 8 | packet[field + 1]) - pseudo):
-        return None
-    return VNET.pack(NEEDS_CSUM, GSO_UDP_L4, layout.header, size, start, field - start), [packet], buffer
+    return VNET.pack(NEEDS_CSUM, GSO_UDP_L4, layout.header, size, start, field - start), buffer
+
+
+def single(datagram: memoryview, offset: int, mtu: int) -> Write:
+    """Return the write of one datagram as it came; what a namespace's kernel left unfinished is declared so.
+
+    A TCP packet larger than the TUN device's `mtu` is an uncut super-packet; then its headers are completed in place.
+    """
+    packet = datagram[offset:]
+    layout = read_layout(packet)
+    if layout is None:
+        return PLAIN, datagram
+    at, field, check = layout.transport, layout.checksum, _check(packet, layout)
+    pseudo = _pseudo(packet, layout)
+    unfinished = check != 0 and not complement(check - pseudo)
+    if layout.protocol == TCP and len(packet) > mtu > layout.header:
+        right = unfinished or not complement(total(packet, at, len(packet)) + pseudo)
+        if right and (layout.version == 6 or not complement(total(packet, 0, at))):
+            put_lengths(packet, layout, len(packet))
+            struct.pack_into("!H", packet, field, pseudo % 0xFFFF)
+            return VNET.pack(NEEDS_CSUM, layout.gso_type, layout.header, mtu - layout.header, at, field - at), datagram
+    elif unfinished:
+        return VNET.pack(NEEDS_CSUM, GSO_NONE, layout.header, 0, at, field - at), datagram
+    return PLAIN, datagram
+
+
+def _check(packet: memoryview, layout: Layout) -> int:
+    return packet[layout.checksum] << 8 | packet[layout.checksum + 1]
+
+
+def _pseudo(packet: memoryview, layout: Layout) -> int:
+    return pseudo_sum(layout.addresses(packet), layout.protocol, len(packet) - layout.transport)

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flanneld_py.encap.checksum import FASTEST, PythonSums, Sums, complement
-from flanneld_py.encap.merge import Write
-from flanneld_py.encap.offload import coalesce, segment
+from flanneld_py.encap.checksum import complement, total
+from flanneld_py.encap.merge import Merge, coalesce
+from flanneld_py.encap.uncut import Write
 from flanneld_py.encap.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VNET
+from tests.engines import CUTTERS, MERGES, Cutter
 from tests.packets import ACK, CWR, FIN, PSH, SYN, TCP, UDP, Segment, cut, encode, sound, words
 
-SUMS: list[Sums] = [PythonSums(), FASTEST]
 MTU = 1450
 
 MOST = 20
@@ -45,23 +45,23 @@ segments = st.builds(
     options=st.sampled_from((b"", b"\x01\x01\x08\x0a" + bytes(range(8)), bytes(40))),
 )
 sizes = st.integers(1, 1410).filter(lambda size: size > 60) | st.integers(1, 60)
-sums = st.sampled_from(SUMS)
+cutters = st.sampled_from(CUTTERS)
+merges = st.sampled_from(MERGES)
 
 
-def vnet(packet: Segment, size: int) -> bytes:
+def vnet(packet: Segment, size: int) -> memoryview:
     kind = GSO_UDP_L4 if packet.protocol == UDP else GSO_TCPV4 if packet.version == 4 else GSO_TCPV6
     offset = 6 if packet.protocol == UDP else 16
-    return VNET.pack(NEEDS_CSUM, kind, packet.header, size, packet.network, offset)
+    return memoryview(VNET.pack(NEEDS_CSUM, kind, packet.header, size, packet.network, offset))
 
 
 def split(datagrams: bytes, size: int) -> list[bytes]:
     return [datagrams[at : at + size] for at in range(0, len(datagrams), size)]
 
 
-def understood(write: Write) -> list[bytes]:
-    """What the kernel takes a write for: the packets that it stands for, complete."""
-    header, parts, _ = write
-    packet = b"".join(parts)
+def understood(write: Write, lead: int = 0) -> list[bytes]:
+    """What the kernel takes a write for: the packets that it stands for, complete. `lead` bytes are not its own."""
+    header, packet = write[0], bytes(write[1][lead:])
     flags, kind, length, size, start, offset = VNET.unpack(header)
     if flags & NEEDS_CSUM:
         value = 0xFFFF - words(packet[start:])
@@ -110,43 +110,51 @@ def essence(packet: bytes) -> bytes:
 
 
 @settings(deadline=None)
-@given(st.binary(max_size=9000), st.integers(0, 20), sums)
-def test_a_sum_is_the_sum_of_words(data: bytes, start: int, sums: Sums) -> None:
+@given(st.binary(max_size=9000), st.integers(0, 20))
+def test_a_sum_is_the_sum_of_words(data: bytes, start: int) -> None:
     start = min(start, len(data))
     if start == len(data):
         return
-    assert complement(sums.total(bytearray(data), start, len(data))) == (0xFFFF - words(data[start:])) % 0xFFFF
+    assert complement(total(data, start, len(data))) == (0xFFFF - words(data[start:])) % 0xFFFF
 
 
 @settings(deadline=None)
 @given(
-    segments, sizes, st.sampled_from((b"", b"VXLAN and Ethernet 22.")), sums, st.sampled_from((0, FIN, CWR, FIN | CWR))
+    segments,
+    sizes,
+    st.sampled_from((b"", b"VXLAN and Ethernet 22.")),
+    cutters,
+    st.sampled_from((0, FIN, CWR, FIN | CWR)),
 )
-def test_cutting_is_what_the_oracle_says(packet: Segment, size: int, prefix: bytes, sums: Sums, flags: int) -> None:
+def test_cutting_is_what_the_oracle_says(
+    packet: Segment, size: int, prefix: bytes, segment: Cutter, flags: int
+) -> None:
     packet = replace(packet, flags=packet.flags | flags, payload=packet.payload[: MOST * size])
     whole = memoryview(bytearray(encode(packet, finished=False)))
-    datagrams, length = segment(vnet(packet, size), whole, prefix, sums)
+    datagrams, length = segment(vnet(packet, size), whole, prefix)
     assert split(datagrams, length) == [prefix + part for part in cut(packet, size)]
 
 
 @settings(deadline=None)
-@given(st.binary(max_size=120), st.binary(min_size=10, max_size=10), sums)
-def test_cutting_anything_stays_within_it(packet: bytes, header: bytes, sums: Sums) -> None:
-    datagrams, length = segment(header, memoryview(bytearray(packet)), b"", sums)
+@given(st.binary(max_size=120), st.binary(min_size=10, max_size=10), cutters)
+def test_cutting_anything_stays_within_it(packet: bytes, header: bytes, segment: Cutter) -> None:
+    datagrams, length = segment(memoryview(header), memoryview(bytearray(packet)), b"")
     assert bool(datagrams) == bool(length) or not packet
 
 
 @settings(deadline=None)
-@given(segments, sizes, st.sampled_from((b"", b"VXLAN and Ethernet 22.", b"odd")), sums)
-def test_what_was_cut_merges_into_the_same_packets(packet: Segment, size: int, prefix: bytes, sums: Sums) -> None:
+@given(segments, sizes, st.sampled_from((b"", b"VXLAN and Ethernet 22.", b"odd")), merges)
+def test_what_was_cut_merges_into_the_same_packets(packet: Segment, size: int, prefix: bytes, merge: Merge) -> None:
     packet = replace(packet, payload=packet.payload[: MOST * size])
     parts = cut(packet, size)
     buffer = memoryview(bytearray(b"".join(prefix + part for part in parts)))
-    writes = coalesce(buffer, len(prefix) + len(parts[0]), len(prefix), MTU, udp=True, sums=sums)
-    assert [essence(got) for write in writes for got in understood(write)] == [essence(part) for part in parts]
+    writes = coalesce(buffer, len(prefix) + len(parts[0]), len(prefix), MTU, udp=True, merge=merge)
+    assert [essence(got) for write in writes for got in understood(write, len(prefix))] == [
+        essence(part) for part in parts
+    ]
     assert len(writes) == 1
     if len(parts) > 1 and packet.protocol == TCP:
-        assert decode(b"".join(writes[0][1])).flags == packet.flags
+        assert decode(bytes(writes[0][1][len(prefix) :])).flags == packet.flags
 
 
 Change = Callable[[Segment], Segment]
@@ -179,10 +187,10 @@ changes: st.SearchStrategy[Change] = st.sampled_from(
     ),
     st.integers(1, 300),
     st.integers(0, 300),
-    sums,
+    merges,
 )
 def test_any_mixture_comes_out_in_order_and_unhealed(
-    mixture: list[tuple[Change, bool, int, int]], size: int, last: int, sums: Sums
+    mixture: list[tuple[Change, bool, int, int]], size: int, last: int, merge: Merge
 ) -> None:
     """Datagrams of one length, some of another flow, some corrupt: each flow's packets come out as they went in."""
     parts, sequence = [], 2**32 - 500
@@ -196,7 +204,7 @@ def test_any_mixture_comes_out_in_order_and_unhealed(
         parts.append(bytes(packet).ljust(length, b"\0"))
         sequence += len(payload) if follows else 1
     buffer = memoryview(bytearray(b"".join(parts)))
-    writes = coalesce(buffer, len(parts[0]), 0, MTU, udp=True, sums=sums)
+    writes = coalesce(buffer, len(parts[0]), 0, MTU, udp=True, merge=merge)
     came = [got for write in writes for got in understood(write)]
     assert len(came) == len(parts)
     for got, part in zip(came, parts, strict=True):
@@ -204,26 +212,72 @@ def test_any_mixture_comes_out_in_order_and_unhealed(
 
 
 @settings(deadline=None)
-@given(st.binary(max_size=400), st.integers(1, 200), st.integers(0, 30), sums)
-def test_noise_comes_out_as_it_came(noise: bytes, size: int, offset: int, sums: Sums) -> None:
+@given(st.binary(max_size=400), st.integers(1, 200), st.integers(0, 30), merges)
+def test_noise_comes_out_as_it_came(noise: bytes, size: int, offset: int, merge: Merge) -> None:
     buffer = memoryview(bytearray(noise))
     for write, at in zip(
-        coalesce(buffer, size, offset, 68, udp=True, sums=sums), range(0, len(noise), size), strict=True
+        coalesce(buffer, size, offset, 68, udp=True, merge=merge), range(0, len(noise), size), strict=True
     ):
-        assert write[2] == noise[at : at + size]
+        assert write[1] == noise[at : at + size]
 
 
 @pytest.mark.parametrize("version", [4, 6])
 @settings(deadline=None)
-@given(payload=payloads.filter(lambda payload: len(payload) > MTU), sums=sums)
-def test_a_super_packet_in_one_datagram_is_delivered_as_one(version: int, payload: bytes, sums: Sums) -> None:
+@given(payload=payloads.filter(lambda payload: len(payload) > MTU), merge=merges)
+def test_a_super_packet_in_one_datagram_is_delivered_as_one(version: int, payload: bytes, merge: Merge) -> None:
     """What a kernel VTEP in another network namespace of this machine sends."""
     packet = Segment(payload=payload, version=version)
     datagram = memoryview(bytearray(encode(packet, finished=False)))
-    ((header, parts, _),) = coalesce(datagram, len(datagram), 0, MTU, sums=sums)
-    assert understood((header, parts, datagram)) == [
+    (write,) = coalesce(datagram, len(datagram), 0, MTU, merge=merge)
+    assert understood(write) == [
         encode(
             replace(packet, payload=part, ident=packet.ident + i, sequence=packet.sequence + i * (MTU - packet.header))
         )
         for i, part in enumerate(split(payload, MTU - packet.header))
     ]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.tuples(changes, st.booleans(), st.sampled_from((0, 0, 1))), min_size=1, max_size=8),
+    segments,
+    st.integers(1, 200),
+    st.integers(0, 200),
+    st.sampled_from((b"", b"VXLAN and Ethernet 22.", b"odd")),
+    st.booleans(),
+)
+def test_c_merges_what_python_merges(
+    mixture: list[tuple[Change, bool, int]], model: Segment, size: int, last: int, prefix: bytes, udp: bool
+) -> None:
+    parts, sequence = [], model.sequence
+    for number, (change, follows, flip) in enumerate(mixture):
+        payload = bytes((number + i) & 255 for i in range(size if number + 1 < len(mixture) else min(last, size)))
+        packet = bytearray(
+            prefix + encode(replace(change(replace(model, sequence=sequence & 0xFFFFFFFF)), payload=payload))
+        )
+        packet[-1] ^= flip
+        parts.append(bytes(packet))
+        sequence += len(payload) if follows else 1
+    whole = b"".join(parts)
+    outcomes = []
+    for merge in MERGES:
+        buffer = memoryview(bytearray(whole))
+        outcomes.append((merge(buffer, 0, len(parts[0]), len(prefix), udp), bytes(buffer)))
+    assert outcomes[0] == outcomes[-1]
+
+
+@settings(deadline=None)
+@given(
+    segments,
+    sizes,
+    st.binary(max_size=22),
+    st.sampled_from((0, FIN, CWR, FIN | CWR)),
+    st.integers(0, 59),
+    st.integers(0, 255),
+)
+def test_c_cuts_what_python_cuts(packet: Segment, size: int, prefix: bytes, flags: int, where: int, flip: int) -> None:
+    whole = bytearray(encode(replace(packet, flags=packet.flags | flags), finished=False))
+    header = vnet(packet, size)
+    whole[where % len(whole)] ^= flip
+    outcomes = [segment(header, memoryview(whole), prefix) for segment in CUTTERS]
+    assert outcomes[0] == outcomes[-1]

@@ -1,0 +1,364 @@
+/* What costs most per byte in the userspace data plane, in C: cut super-packets, merge datagrams.
+
+   Optional: offload.py and merge.py do the same in Python, and tests hold the two against each other.
+   Not here: which packet may pass (forward.py), sockets, devices. Nothing is kept between two calls, and nothing is
+   read or written outside the buffers that were handed in. The stable ABI of Python 3.11 is all that it needs. */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef uint8_t byte;
+
+/* linux/virtio_net.h: struct virtio_net_hdr, in the machine's byte order. */
+struct vnet {
+    byte flags, type;
+    uint16_t header, size, start, offset;
+};
+
+enum { NEEDS_CSUM = 1 };
+enum { GSO_NONE = 0, GSO_TCPV4 = 1, GSO_TCPV6 = 4, GSO_UDP_L4 = 5, GSO_ECN = 0x80 };
+enum { TCP = 6, UDP = 17 };
+enum { FIN = 0x01, PSH = 0x08, ACK = 0x10, CWR = 0x80 };
+enum { MAX_PACKET = 65535 };
+
+static unsigned get16(const byte *at) { return (unsigned)at[0] << 8 | at[1]; }
+
+static uint32_t get32(const byte *at) { return (uint32_t)get16(at) << 16 | get16(at + 2); }
+
+static void put16(byte *at, unsigned value)
+{
+    at[0] = (byte)(value >> 8);
+    at[1] = (byte)value;
+}
+
+static void put32(byte *at, uint32_t value)
+{
+    put16(at, value >> 16);
+    put16(at + 2, value & 0xFFFF);
+}
+
+/* One's-complement sums (RFC 1071) in the machine's byte order: what is stored as it is in memory comes out right. */
+
+static uint64_t add(uint64_t sum, const byte *at, size_t length)
+{
+    uint64_t lanes[4] = {sum, 0, 0, 0};
+    uint32_t words[4];
+    uint16_t word;
+    for (; length >= sizeof words; at += sizeof words, length -= sizeof words) {
+        memcpy(words, at, sizeof words);
+        for (int i = 0; i < 4; i++)
+            lanes[i] += words[i];
+    }
+    sum = lanes[0] + lanes[1] + lanes[2] + lanes[3];
+    for (; length >= 2; at += 2, length -= 2) {
+        memcpy(&word, at, 2);
+        sum += word;
+    }
+    if (length) {
+        word = 0;
+        memcpy(&word, at, 1);
+        sum += word;
+    }
+    return sum;
+}
+
+static uint16_t fold(uint64_t sum)
+{
+    while (sum >> 16)
+        sum = (sum & 0xFFFF) + (sum >> 16);
+    return (uint16_t)sum;
+}
+
+/* Store what makes the sum of everything 0xffff; 0xffff instead of 0, where 0 would mean "none". */
+static void finish(byte *field, uint64_t sum, int never_zero)
+{
+    uint16_t value = (uint16_t)~fold(sum);
+    if (!value && never_zero)
+        value = 0xFFFF;
+    memcpy(field, &value, 2);
+}
+
+/* Where things are in an IP packet: transport header and payload. */
+struct layout {
+    int version, protocol;
+    size_t transport, header;
+};
+
+static uint64_t pseudo(const byte *packet, const struct layout *is, size_t length)
+{
+    byte rest[4] = {0, (byte)is->protocol, 0, 0};
+    put16(rest + 2, (unsigned)length);
+    return add(add(0, rest, 4), packet + (is->version == 4 ? 12 : 8), is->version == 4 ? 8 : 32);
+}
+
+static void put_lengths(byte *packet, const struct layout *is, size_t length)
+{
+    if (is->version == 4) {
+        put16(packet + 2, (unsigned)length);
+        memset(packet + 10, 0, 2);
+        finish(packet + 10, add(0, packet, is->transport), 0);
+    } else {
+        put16(packet + 4, (unsigned)(length - 40));
+    }
+    if (is->protocol == UDP)
+        put16(packet + is->transport + 4, (unsigned)(length - is->transport));
+}
+
+/* Cutting */
+
+/* Tell whether virtio header and packet fit together, and where things are. The kernel made both. */
+static int read_super(const byte *packet, size_t length, const struct vnet *vnet, int type, struct layout *is)
+{
+    is->version = packet[0] >> 4;
+    is->protocol = type == GSO_UDP_L4 ? UDP : TCP;
+    is->transport = vnet->start;
+    if (!vnet->size || is->transport < 20 || is->transport + (is->protocol == UDP ? 8 : 20) > length)
+        return 0;
+    if (type != GSO_UDP_L4 && is->version != (type == GSO_TCPV4 ? 4 : type == GSO_TCPV6 ? 6 : 0))
+        return 0;
+    is->header = is->transport + (is->protocol == UDP ? 8 : (size_t)(packet[is->transport + 12] >> 4) * 4);
+    if (is->header < is->transport + (is->protocol == UDP ? 8 : 20) || is->header >= length)
+        return 0;
+    if (is->version == 4)
+        return is->transport == (size_t)(packet[0] & 15) * 4;
+    return is->version == 6 && is->transport >= 40;
+}
+
+/* Make one segment in its datagram: `done` bytes of payload went before, `part` are in it. */
+static void cut(byte *inner, const byte *packet, const struct layout *is, size_t number, size_t done, size_t part,
+                int last)
+{
+    byte *transport = inner + is->transport;
+    byte *field = transport + (is->protocol == UDP ? 6 : 16);
+    size_t length = is->header + part;
+    memcpy(inner, packet, is->header);
+    memcpy(inner + is->header, packet + is->header + done, part);
+    if (is->version == 4)
+        put16(inner + 4, get16(packet + 4) + (unsigned)number);
+    put_lengths(inner, is, length);
+    if (is->protocol == TCP) {
+        put32(transport + 4, get32(transport + 4) + (uint32_t)done);
+        if (number)
+            transport[13] &= (byte)~CWR;
+        if (!last)
+            transport[13] &= (byte) ~(FIN | PSH);
+    }
+    memset(field, 0, 2);
+    length -= is->transport;
+    finish(field, add(pseudo(inner, is, length), transport, length), is->protocol == UDP);
+}
+
+static PyObject *segment_super(const struct vnet *vnet, const Py_buffer *packet, const Py_buffer *prefix)
+{
+    struct layout is;
+    const byte *from = packet->buf;
+    if (!packet->len || !read_super(from, packet->len, vnet, vnet->type & ~GSO_ECN, &is))
+        return Py_BuildValue("(y#n)", "", (Py_ssize_t)0, (Py_ssize_t)0);
+    size_t payload = packet->len - is.header, each = vnet->size < payload ? vnet->size : payload;
+    size_t count = (payload + each - 1) / each, lead = prefix->len + is.header;
+    PyObject *datagrams = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(count * lead + payload));
+    if (!datagrams)
+        return NULL;
+    byte *to = (byte *)PyBytes_AsString(datagrams);
+    for (size_t number = 0, done = 0; number < count; number++, done += each) {
+        size_t part = payload - done < each ? payload - done : each;
+        memcpy(to, prefix->buf, prefix->len);
+        cut(to + prefix->len, from, &is, number, done, part, number + 1 == count);
+        to += lead + part;
+    }
+    return Py_BuildValue("(Nn)", datagrams, (Py_ssize_t)(lead + each));
+}
+
+static PyObject *segment_plain(const struct vnet *vnet, const Py_buffer *packet, const Py_buffer *prefix)
+{
+    size_t at = (size_t)vnet->start + vnet->offset;
+    int unfinished = vnet->flags & NEEDS_CSUM;
+    if (unfinished && at + 2 > (size_t)packet->len)
+        return Py_BuildValue("(y#n)", "", (Py_ssize_t)0, (Py_ssize_t)0);
+    PyObject *datagram = PyBytes_FromStringAndSize(NULL, prefix->len + packet->len);
+    if (!datagram)
+        return NULL;
+    byte *to = (byte *)PyBytes_AsString(datagram);
+    memcpy(to, prefix->buf, prefix->len);
+    memcpy(to + prefix->len, packet->buf, packet->len);
+    if (unfinished) {
+        to += prefix->len;
+        finish(to + at, add(0, to + vnet->start, packet->len - vnet->start), 1);
+    }
+    return Py_BuildValue("(Nn)", datagram, prefix->len + packet->len);
+}
+
+static PyObject *segment(PyObject *self, PyObject *args)
+{
+    Py_buffer header, packet, prefix;
+    struct vnet vnet;
+    PyObject *result = NULL;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*y*", &header, &packet, &prefix))
+        return NULL;
+    if (header.len != sizeof vnet) {
+        PyErr_SetString(PyExc_ValueError, "a virtio header has 10 bytes");
+    } else {
+        memcpy(&vnet, header.buf, sizeof vnet);
+        int plain = (vnet.type & ~GSO_ECN) == GSO_NONE;
+        result = plain ? segment_plain(&vnet, &packet, &prefix) : segment_super(&vnet, &packet, &prefix);
+    }
+    PyBuffer_Release(&header);
+    PyBuffer_Release(&packet);
+    PyBuffer_Release(&prefix);
+    return result;
+}
+
+/* Merging */
+
+/* Tell whether this is a whole TCP or UDP packet with payload, with nothing that a merged one could not say, and with
+   right checksums: what is merged gets new ones, and corruption must not be healed. */
+static int mergeable(const byte *packet, size_t length, int udp, struct layout *is)
+{
+    size_t whole;
+    if (length < 28)
+        return 0;
+    is->version = packet[0] >> 4;
+    if (packet[0] == 0x45) {
+        is->protocol = packet[9];
+        is->transport = 20;
+        whole = get16(packet + 6) & 0x3FFF ? 0 : get16(packet + 2);
+    } else if (is->version == 6) {
+        is->protocol = packet[6];
+        is->transport = 40;
+        whole = 40 + (size_t)get16(packet + 4);
+    } else {
+        return 0;
+    }
+    const byte *transport = packet + is->transport;
+    if (whole != length || length < is->transport + (is->protocol == TCP ? 20 : 8))
+        return 0;
+    if (is->protocol == TCP) {
+        is->header = is->transport + (size_t)(transport[12] >> 4) * 4;
+        if (is->header < is->transport + 20 || (transport[13] & ~PSH) != ACK || transport[12] & 15)
+            return 0;
+    } else if (is->protocol == UDP && udp) {
+        is->header = is->transport + 8;
+        if (is->transport + get16(transport + 4) != length || !get16(transport + 6))
+            return 0;
+    } else {
+        return 0;
+    }
+    if (is->header >= length || (is->version == 4 && fold(add(0, packet, 20)) != 0xFFFF))
+        return 0;
+    length -= is->transport;
+    return fold(add(pseudo(packet, is, length), transport, length)) == 0xFFFF;
+}
+
+/* Tell whether two mergeable packets of one layout are equal in what a merged one says once for both.
+   Left out: lengths, checksums, TCP's sequence number and PSH, and IPv4's identification (RFC 6864). */
+static int alike(const byte *a, const byte *b, const struct layout *is)
+{
+    size_t at = is->transport;
+    if (is->version == 4 ? memcmp(a, b, 2) || memcmp(a + 6, b + 6, 4) || memcmp(a + 12, b + 12, 8)
+                         : memcmp(a, b, 4) || memcmp(a + 6, b + 6, 34))
+        return 0;
+    if (memcmp(a + at, b + at, 4))
+        return 0;
+    if (is->protocol == UDP)
+        return 1;
+    return !memcmp(a + at + 8, b + at + 8, 5) && !memcmp(a + at + 14, b + at + 14, 2) &&
+           !memcmp(a + at + 18, b + at + 18, is->header - at - 18);
+}
+
+/* Make the packet at `first` a super-packet of `length` bytes; return its virtio header. */
+static struct vnet complete(byte *first, const struct layout *is, size_t length, size_t payload)
+{
+    byte *field = first + is->transport + (is->protocol == UDP ? 6 : 16);
+    uint16_t sum;
+    put_lengths(first, is, length);
+    sum = fold(pseudo(first, is, length - is->transport));
+    if (sum == 0xFFFF)
+        sum = 0; /* as Python says it; to a one's-complement sum they are the same */
+    memcpy(field, &sum, 2);
+    return (struct vnet){
+        .flags = NEEDS_CSUM,
+        .type = is->protocol == UDP ? GSO_UDP_L4 : is->version == 4 ? GSO_TCPV4 : GSO_TCPV6,
+        .header = (uint16_t)is->header,
+        .size = (uint16_t)payload,
+        .start = (uint16_t)is->transport,
+        .offset = is->protocol == UDP ? 6 : 16,
+    };
+}
+
+/* Merge the run of datagrams that begins at `at`, in place; return where it ends, `at` if there is none. */
+static size_t merge_run(byte *buffer, size_t end, size_t at, size_t size, size_t offset, int udp, size_t *length,
+                        struct vnet *vnet)
+{
+    struct layout is, other;
+    byte *first = buffer + at + offset;
+    if (size <= offset || end - at <= size || !mergeable(first, size - offset, udp, &is))
+        return at;
+    size_t payload = size - offset - is.header, next = at + size;
+    uint32_t sequence = get32(first + is.transport + 4);
+    *length = size - offset;
+    while (next < end) {
+        byte *packet = buffer + next + offset;
+        size_t have = end - next < size ? end - next : size;
+        if (have <= offset || *length + (have - offset) - is.header > MAX_PACKET)
+            break;
+        if (memcmp(buffer + at, buffer + next, offset) || !mergeable(packet, have - offset, udp, &other))
+            break;
+        if (other.version != is.version || other.protocol != is.protocol || other.header != is.header)
+            break;
+        if (is.protocol == TCP && get32(packet + is.transport + 4) != sequence + (uint32_t)(*length - is.header))
+            break;
+        if (!alike(first, packet, &is))
+            break;
+        if (is.protocol == TCP)
+            first[is.transport + 13] |= packet[is.transport + 13] & PSH;
+        memmove(first + *length, packet + is.header, have - offset - is.header);
+        *length += have - offset - is.header;
+        next += have;
+    }
+    if (next == at + size)
+        return at;
+    *vnet = complete(first, &is, *length, payload);
+    return next;
+}
+
+static PyObject *merge(PyObject *self, PyObject *args)
+{
+    Py_buffer buffer;
+    Py_ssize_t at, size, offset;
+    int udp;
+    PyObject *result = NULL;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "w*nnnp", &buffer, &at, &size, &offset, &udp))
+        return NULL;
+    if (at < 0 || at > buffer.len || size <= 0 || offset < 0) {
+        PyErr_SetString(PyExc_ValueError, "no datagrams there");
+    } else {
+        struct vnet vnet;
+        size_t length = 0, end = merge_run(buffer.buf, buffer.len, at, size, offset, udp, &length, &vnet);
+        if (end == (size_t)at) {
+            Py_INCREF(Py_None);
+            result = Py_None;
+        } else {
+            result = Py_BuildValue("(nny#)", (Py_ssize_t)end, (Py_ssize_t)length, &vnet, (Py_ssize_t)sizeof vnet);
+        }
+    }
+    PyBuffer_Release(&buffer);
+    return result;
+}
+
+static PyMethodDef methods[] = {
+    {"segment", segment, METH_VARARGS, "segment(header, packet, prefix) -> (datagrams, size): see offload.segment."},
+    {"merge", merge, METH_VARARGS,
+     "merge(buffer, at, size, offset, udp) -> (end, length, virtio header): merge the run of datagrams of `size` bytes "
+     "that begins at `at`, in place, so that the super-packet is buffer[at + offset : at + offset + length]; "
+     "None, and nothing changed, if the first two are no run."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "accelerator", NULL, 0, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit_accelerator(void) { return PyModule_Create(&module); }

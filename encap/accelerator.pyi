@@ -1,0 +1,6 @@
+"""The optional C half of the data plane, see accelerator.c; offload.py and merge.py choose whether it is used."""
+
+from flanneld_py.encap.checksum import Buffer
+
+def segment(header: Buffer, packet: Buffer, prefix: Buffer, /) -> tuple[bytes, int]: ...
+def merge(buffer: memoryview, at: int, size: int, offset: int, udp: bool, /) -> tuple[int, int, bytes] | None: ...
