@@ -214,9 +214,8 @@ static PyObject *segment(PyObject *self, PyObject *args)
 
 /* Merging */
 
-/* Tell whether this is a whole TCP or UDP packet with payload, with nothing that a merged one could not say, and with
-   right checksums: what is merged gets new ones, and corruption must not be healed. */
-static int mergeable(const byte *packet, size_t length, int udp, struct layout *is)
+/* Tell whether this is a whole TCP or UDP packet without IP options and extension headers, and where things are. */
+static int read_layout(const byte *packet, size_t length, struct layout *is)
 {
     size_t whole;
     if (length < 28)
@@ -233,24 +232,37 @@ static int mergeable(const byte *packet, size_t length, int udp, struct layout *
     } else {
         return 0;
     }
-    const byte *transport = packet + is->transport;
     if (whole != length || length < is->transport + (is->protocol == TCP ? 20 : 8))
         return 0;
+    const byte *transport = packet + is->transport;
     if (is->protocol == TCP) {
         is->header = is->transport + (size_t)(transport[12] >> 4) * 4;
-        if (is->header < is->transport + 20 || (transport[13] & ~PSH) != ACK || transport[12] & 15)
-            return 0;
-    } else if (is->protocol == UDP && udp) {
-        is->header = is->transport + 8;
-        if (is->transport + get16(transport + 4) != length || !get16(transport + 6))
-            return 0;
-    } else {
-        return 0;
+        return is->header >= is->transport + 20 && is->header <= length;
     }
-    if (is->header >= length || (is->version == 4 && fold(add(0, packet, 20)) != 0xFFFF))
-        return 0;
+    is->header = is->transport + 8;
+    return is->protocol == UDP && is->transport + get16(transport + 4) == length;
+}
+
+static int right_header(const byte *packet, const struct layout *is)
+{
+    return is->version == 6 || fold(add(0, packet, is->transport)) == 0xFFFF;
+}
+
+static int right_payload(const byte *packet, size_t length, const struct layout *is)
+{
     length -= is->transport;
-    return fold(add(pseudo(packet, is, length), transport, length)) == 0xFFFF;
+    return fold(add(pseudo(packet, is, length), packet + is->transport, length)) == 0xFFFF;
+}
+
+/* Tell whether this is a packet with payload, right checksums, and nothing that a merged one cannot say. */
+static int mergeable(const byte *packet, size_t length, int udp, struct layout *is)
+{
+    if (!read_layout(packet, length, is) || is->header >= length)
+        return 0;
+    const byte *transport = packet + is->transport;
+    if (is->protocol == UDP ? !udp || !get16(transport + 6) : (transport[13] & ~PSH) != ACK || transport[12] & 15)
+        return 0;
+    return right_header(packet, is) && right_payload(packet, length, is);
 }
 
 /* Tell whether two mergeable packets of one layout are equal in what a merged one says once for both.
@@ -325,37 +337,76 @@ static size_t merge_run(byte *buffer, size_t end, size_t at, size_t size, size_t
     return next;
 }
 
-static PyObject *merge(PyObject *self, PyObject *args)
+/* Return the virtio header of one packet as it came; what a namespace's kernel left unfinished is declared so. */
+static struct vnet single(byte *packet, size_t length, size_t mtu)
+{
+    struct layout is;
+    struct vnet vnet = {0};
+    if (!read_layout(packet, length, &is))
+        return vnet;
+    uint16_t check, sum = fold(pseudo(packet, &is, length - is.transport));
+    size_t field = is.protocol == UDP ? 6 : 16;
+    memcpy(&check, packet + is.transport + field, 2);
+    int unfinished = check && check == sum;
+    if (is.protocol == TCP && length > mtu && mtu > is.header) {
+        if ((unfinished || right_payload(packet, length, &is)) && right_header(packet, &is))
+            vnet = complete(packet, &is, length, mtu - is.header);
+    } else if (unfinished) {
+        vnet.flags = NEEDS_CSUM;
+        vnet.header = (uint16_t)is.header;
+        vnet.start = (uint16_t)is.transport;
+        vnet.offset = (uint16_t)field;
+    }
+    return vnet;
+}
+
+static PyObject *coalesce_all(byte *buffer, size_t end, size_t size, size_t offset, size_t mtu, int udp)
+{
+    PyObject *writes = PyList_New(0);
+    size_t at = 0;
+    while (writes && at < end) {
+        struct vnet vnet;
+        size_t length = 0, next = merge_run(buffer, end, at, size, offset, udp, &length, &vnet), stop;
+        if (next == at) {
+            next = stop = end - at < size ? end : at + size;
+            if (stop - at > offset)
+                vnet = single(buffer + at + offset, stop - at - offset, mtu);
+            else
+                memset(&vnet, 0, sizeof vnet);
+        } else {
+            stop = at + offset + length;
+        }
+        PyObject *write = Py_BuildValue("(y#nn)", &vnet, (Py_ssize_t)sizeof vnet, (Py_ssize_t)at, (Py_ssize_t)stop);
+        if (!write || PyList_Append(writes, write)) {
+            Py_DECREF(writes);
+            writes = NULL;
+        }
+        Py_XDECREF(write);
+        at = next;
+    }
+    return writes;
+}
+
+static PyObject *coalesce(PyObject *self, PyObject *args)
 {
     Py_buffer buffer;
-    Py_ssize_t at, size, offset;
+    Py_ssize_t size, offset, mtu;
     int udp;
     PyObject *result = NULL;
     (void)self;
-    if (!PyArg_ParseTuple(args, "w*nnnp", &buffer, &at, &size, &offset, &udp))
+    if (!PyArg_ParseTuple(args, "w*nnnp", &buffer, &size, &offset, &mtu, &udp))
         return NULL;
-    if (at < 0 || at > buffer.len || size <= 0 || offset < 0) {
-        PyErr_SetString(PyExc_ValueError, "no datagrams there");
-    } else {
-        struct vnet vnet;
-        size_t length = 0, end = merge_run(buffer.buf, buffer.len, at, size, offset, udp, &length, &vnet);
-        if (end == (size_t)at) {
-            Py_INCREF(Py_None);
-            result = Py_None;
-        } else {
-            result = Py_BuildValue("(nny#)", (Py_ssize_t)end, (Py_ssize_t)length, &vnet, (Py_ssize_t)sizeof vnet);
-        }
-    }
+    if (size <= 0 || offset < 0 || mtu < 0)
+        PyErr_SetString(PyExc_ValueError, "sizes are positive");
+    else
+        result = coalesce_all(buffer.buf, (size_t)buffer.len, (size_t)size, (size_t)offset, (size_t)mtu, udp);
     PyBuffer_Release(&buffer);
     return result;
 }
 
 static PyMethodDef methods[] = {
     {"segment", segment, METH_VARARGS, "segment(header, packet, prefix) -> (datagrams, size): see offload.segment."},
-    {"merge", merge, METH_VARARGS,
-     "merge(buffer, at, size, offset, udp) -> (end, length, virtio header): merge the run of datagrams of `size` bytes "
-     "that begins at `at`, in place, so that the super-packet is buffer[at + offset : at + offset + length]; "
-     "None, and nothing changed, if the first two are no run."},
+    {"coalesce", coalesce, METH_VARARGS, "coalesce(buffer, size, offset, mtu, udp) -> writes: see merge.coalesce."},
     {NULL, NULL, 0, NULL},
 };
 

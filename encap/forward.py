@@ -106,6 +106,9 @@ class Table:
             del self._by_address[remote.address]
         self._settle(subnet)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._remotes
+
     def lookup(self, destination: Buffer) -> Remote | None:
         """Return the peer with the longest subnet that holds the address."""
         number = int.from_bytes(destination, "big")

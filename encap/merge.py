@@ -5,8 +5,8 @@ only once, TCP sequence numbers that continue; PSH may be anywhere, other flags 
 size, the last may be shorter. A merged packet gets new checksums, so those of each datagram are verified before: what
 is corrupt ends the run and is written as it came, and whoever it is for drops it.
 
-accelerator.c does the same, byte for byte (a test compares them), in 4 us for 64 KiB where this takes 400; `merge` is
-the quicker one where it was built, `merge_in_python` is always there.
+accelerator.c does the same, byte for byte (a test compares them), in 4 us for 64 KiB where this takes 400; `coalesce`
+is the quicker one where it was built, `coalesce_in_python` is always there.
 """
 
 from __future__ import annotations
@@ -27,16 +27,39 @@ except ImportError:
 MAX_PACKET = 65535
 """Bytes; the most that an IPv4 total length can say."""
 
-Run = tuple[int, int, bytes]
-"""Where a run of datagrams ends, the length of the super-packet that it became, and its virtio header."""
-
-Merge = Callable[[memoryview, int, int, int, bool], Run | None]
+Coalesce = Callable[[memoryview, int, int, int, bool], list[Write]]
 
 
-def merge_in_python(buffer: memoryview, at: int, size: int, offset: int, udp: bool) -> Run | None:
-    """Merge the run that begins at `at` in place: the super-packet is buffer[at + offset : at + offset + length].
+def coalesce_in_python(buffer: memoryview, size: int, offset: int, mtu: int, udp: bool) -> list[Write]:
+    """Return what to write to the TUN device, in order. A merged datagram has the first one's headers.
 
-    Return None, and change nothing, if the first two datagrams are no run. See `coalesce` for the rest.
+    `buffer` holds datagrams of `size` bytes, the last may be shorter; the inner packets begin at `offset` in each.
+    Datagrams are merged only if their bytes before `offset`, their addresses and their ports are equal: so checking
+    a merged one (forward.py) decides for all. `mtu` is the TUN device's; `udp` allows UDP_L4 packets. The buffer is
+    written to: what is merged is moved together.
+    """
+    writes: list[Write] = []
+    at = 0
+    while at < len(buffer):
+        run = _merge(buffer, at, size, offset, udp)
+        if run is None:
+            stop = min(at + size, len(buffer))
+            writes.append((single(buffer[at + offset : stop], mtu), at, stop))
+            at += size
+        else:
+            end, length, header = run
+            writes.append((header, at, at + offset + length))
+            at = end
+    return writes
+
+
+coalesce: Coalesce = coalesce_in_python if accelerator is None else accelerator.coalesce
+
+
+def _merge(buffer: memoryview, at: int, size: int, offset: int, udp: bool) -> tuple[int, int, bytes] | None:
+    """Merge the run that begins at `at` in place; return its end, the super-packet's length and virtio header.
+
+    None, and nothing is changed, if the first two datagrams are no run.
     """
     first, end = buffer[at + offset : at + size], at + size
     layout = _mergeable(first, udp) if len(buffer) > end and size > offset else None
@@ -50,9 +73,10 @@ def merge_in_python(buffer: memoryview, at: int, size: int, offset: int, udp: bo
             break
         if _mergeable(packet, udp) != layout or _said_once(packet, layout) != said:
             break
-        if _sequence(packet, layout) != sequence + length - layout.header & 0xFFFFFFFF and layout.protocol == TCP:
-            break
-        push |= packet[layout.transport + 13] & PSH if layout.protocol == TCP else 0
+        if layout.protocol == TCP:
+            if _sequence(packet, layout) != sequence + length - layout.header & 0xFFFFFFFF:
+                break
+            push |= packet[layout.transport + 13] & PSH
         end += offset + len(packet)
         start = at + offset + length
         buffer[start : start + payload] = bytes(packet[layout.header :])
@@ -60,33 +84,6 @@ def merge_in_python(buffer: memoryview, at: int, size: int, offset: int, udp: bo
     if end == at + size:
         return None
     return end, length, _complete(buffer[at + offset :], layout, length, size - offset - layout.header, push)
-
-
-merge: Merge = merge_in_python if accelerator is None else accelerator.merge
-
-
-def coalesce(
-    buffer: memoryview, size: int, offset: int, mtu: int, *, udp: bool = False, merge: Merge = merge
-) -> list[Write]:
-    """Return what to write to the TUN device, in order. A merged datagram has the first one's headers.
-
-    `buffer` holds datagrams of `size` bytes, the last may be shorter; the inner packets begin at `offset` in each.
-    Datagrams are merged only if their bytes before `offset`, their addresses and their ports are equal: so checking
-    a merged one (parse_vxlan, inbound) decides for all. `mtu` is the TUN device's; `udp` allows UDP_L4 packets. The
-    buffer is written to: what is merged is moved together.
-    """
-    writes: list[Write] = []
-    at = 0
-    while at < len(buffer):
-        run = merge(buffer, at, size, offset, udp)
-        if run is None:
-            writes.append(single(buffer[at : at + size], offset, mtu))
-            at += size
-        else:
-            end, length, header = run
-            writes.append((header, buffer[at : at + offset + length]))
-            at = end
-    return writes
 
 
 def _mergeable(packet: memoryview, udp: bool) -> Layout | None:

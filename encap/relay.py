@@ -19,9 +19,10 @@ from ipaddress import ip_address
 from itertools import islice
 
 from flanneld_py.encap import orders
+from flanneld_py.encap.admission import Admission
 from flanneld_py.encap.batch import Batch
-from flanneld_py.encap.forward import Drop, Own, Remote, Reply, Send, Table, inbound, outbound
-from flanneld_py.encap.frame import VXLAN_LENGTH, Refused, parse_vxlan, vxlan_header
+from flanneld_py.encap.forward import Drop, Own, Remote, Reply, Send, Table, outbound
+from flanneld_py.encap.frame import Refused, vxlan_header
 from flanneld_py.encap.merge import coalesce
 from flanneld_py.encap.offload import segment
 from flanneld_py.encap.tun import BUFFER_SIZE, Tun
@@ -92,11 +93,10 @@ class Relay:
     def configure(self, wanted: orders.Configure) -> None:
         """Take in a configuration with the same fixed part."""
         self._wanted = wanted
-        self._vxlan = wanted.mode is orders.Mode.VXLAN
-        self._offset = VXLAN_LENGTH if self._vxlan else 0
+        self._vxlan = (wanted.vni, wanted.mac) if wanted.mode is orders.Mode.VXLAN else None
         bases = {subnet.version: subnet.network_address.packed for subnet in reversed(wanted.subnets)}
         subnets = tuple((subnet.network_address.packed, subnet.prefixlen) for subnet in wanted.subnets)
-        self._own = Own(subnets, bases.get(4), bases.get(6))
+        self._admission = Admission(self._table, Own(subnets, bases.get(4), bases.get(6)), self._vxlan)
         for peer in self._peers.values():
             self._install(peer)
 
@@ -129,7 +129,7 @@ class Relay:
         host = str(ip_address(peer.address))
         prefixes = (b"", b"")
         if self._vxlan:
-            vni, own_mac = self._wanted.vni, self._wanted.mac
+            vni, own_mac = self._vxlan
             prefixes = (vxlan_header(vni, peer.mac, own_mac, 4), vxlan_header(vni, peer.mac, own_mac, 6))
         hop = Hop(
             peer.subnet,
@@ -141,6 +141,7 @@ class Relay:
             self._tallies[peer.key],
         )
         self._table.set(peer.key, hop)
+        self._admission.forget()
         self._sources[host] = peer.address
 
     def remove(self, key: str) -> None:
@@ -148,6 +149,7 @@ class Relay:
         peer = self._peers.pop(key, None)
         if peer is not None:
             self._table.remove(key)
+            self._admission.forget()
             self._departed.add(self._tallies.pop(key))
             self._forget_source(peer.address)
 
@@ -200,7 +202,7 @@ class Relay:
 
     def inward(self) -> None:
         """Deliver what waits at the wire, up to a share. Raises DeviceGone."""
-        offset, mtu, sources = self._offset, self._wanted.mtu, self._sources
+        offset, mtu, sources = self._admission.offset, self._wanted.mtu, self._sources
         budget = SHARE
         while budget > 0:
             try:
@@ -219,23 +221,18 @@ class Relay:
             else:
                 datagrams = self._from_wire[:total]
                 whole = uncut(datagrams, size, offset) if self._udp else None
-                for write in (whole,) if whole else coalesce(datagrams, size, offset, mtu, udp=self._udp):
-                    self._deliver(*write, source)
+                for header, start, stop in (whole,) if whole else coalesce(datagrams, size, offset, mtu, self._udp):
+                    self._deliver(header, datagrams[start:stop], source)
 
     def _deliver(self, header: bytes, datagram: memoryview, source: bytes) -> None:
-        if self._vxlan:
-            start = parse_vxlan(datagram, self._wanted.vni, self._wanted.mac)
-            if isinstance(start, Refused):
-                self._drops[f"in-{start.value}"] += 1
-                return
-        packet = datagram[self._offset :]
-        decision = inbound(self._table, source, packet, self._own)
-        if isinstance(decision, Drop):
-            self._drops[f"in-{decision.reason.value}"] += 1
+        hop = self._admission.admit(source, datagram)
+        if isinstance(hop, Refused):
+            self._drops[f"in-{hop.value}"] += 1
             return
+        packet = datagram[self._admission.offset :]
         if self._write((header, packet)):
-            assert isinstance(decision.remote, Hop)
-            tally = decision.remote.tally
+            assert isinstance(hop, Hop)
+            tally = hop.tally
             tally.received += 1
             tally.received_bytes += len(packet)
 

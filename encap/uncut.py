@@ -20,8 +20,8 @@ from flanneld_py.encap.checksum import complement, pseudo_sum, total
 from flanneld_py.encap.layout import Layout, put_lengths, read_layout
 from flanneld_py.encap.virtio import GSO_NONE, GSO_UDP_L4, NEEDS_CSUM, PLAIN, TCP, UDP, VNET
 
-Write = tuple[bytes, memoryview]
-"""A virtio header, and the datagram whose inner packet goes to the TUN device with it."""
+Write = tuple[bytes, int, int]
+"""A virtio header, and where the datagram begins and ends whose inner packet goes to the TUN device with it."""
 
 
 def uncut(buffer: memoryview, size: int, offset: int) -> Write | None:
@@ -34,18 +34,17 @@ def uncut(buffer: memoryview, size: int, offset: int) -> Write | None:
     if layout is None or layout.protocol != UDP or complement(_check(packet, layout) - _pseudo(packet, layout)):
         return None
     start, field = layout.transport, layout.checksum
-    return VNET.pack(NEEDS_CSUM, GSO_UDP_L4, layout.header, size, start, field - start), buffer
+    return VNET.pack(NEEDS_CSUM, GSO_UDP_L4, layout.header, size, start, field - start), 0, len(buffer)
 
 
-def single(datagram: memoryview, offset: int, mtu: int) -> Write:
-    """Return the write of one datagram as it came; what a namespace's kernel left unfinished is declared so.
+def single(packet: memoryview, mtu: int) -> bytes:
+    """Return the virtio header of one packet as it came; what a namespace's kernel left unfinished is declared so.
 
     A TCP packet larger than the TUN device's `mtu` is an uncut super-packet; then its headers are completed in place.
     """
-    packet = datagram[offset:]
     layout = read_layout(packet)
     if layout is None:
-        return PLAIN, datagram
+        return PLAIN
     at, field, check = layout.transport, layout.checksum, _check(packet, layout)
     pseudo = _pseudo(packet, layout)
     unfinished = check != 0 and not complement(check - pseudo)
@@ -54,10 +53,10 @@ def single(datagram: memoryview, offset: int, mtu: int) -> Write:
         if right and (layout.version == 6 or not complement(total(packet, 0, at))):
             put_lengths(packet, layout, len(packet))
             struct.pack_into("!H", packet, field, pseudo % 0xFFFF)
-            return VNET.pack(NEEDS_CSUM, layout.gso_type, layout.header, mtu - layout.header, at, field - at), datagram
+            return VNET.pack(NEEDS_CSUM, layout.gso_type, layout.header, mtu - layout.header, at, field - at)
     elif unfinished:
-        return VNET.pack(NEEDS_CSUM, GSO_NONE, layout.header, 0, at, field - at), datagram
-    return PLAIN, datagram
+        return VNET.pack(NEEDS_CSUM, GSO_NONE, layout.header, 0, at, field - at)
+    return PLAIN
 
 
 def _check(packet: memoryview, layout: Layout) -> int:

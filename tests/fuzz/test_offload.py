@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flanneld_py.encap.checksum import complement, total
-from flanneld_py.encap.merge import Merge, coalesce
-from flanneld_py.encap.uncut import Write
+from flanneld_py.encap.merge import Coalesce
 from flanneld_py.encap.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VNET
-from tests.engines import CUTTERS, MERGES, Cutter
+from tests.engines import COALESCERS, CUTTERS, Cutter
 from tests.packets import ACK, CWR, FIN, PSH, SYN, TCP, UDP, Segment, cut, encode, sound, words
 
 MTU = 1450
@@ -46,7 +45,7 @@ segments = st.builds(
 )
 sizes = st.integers(1, 1410).filter(lambda size: size > 60) | st.integers(1, 60)
 cutters = st.sampled_from(CUTTERS)
-merges = st.sampled_from(MERGES)
+coalescers = st.sampled_from(COALESCERS)
 
 
 def vnet(packet: Segment, size: int) -> memoryview:
@@ -59,9 +58,9 @@ def split(datagrams: bytes, size: int) -> list[bytes]:
     return [datagrams[at : at + size] for at in range(0, len(datagrams), size)]
 
 
-def understood(write: Write, lead: int = 0) -> list[bytes]:
+def understood(buffer: memoryview, write: tuple[bytes, int, int], lead: int = 0) -> list[bytes]:
     """What the kernel takes a write for: the packets that it stands for, complete. `lead` bytes are not its own."""
-    header, packet = write[0], bytes(write[1][lead:])
+    header, packet = write[0], bytes(buffer[write[1] + lead : write[2]])
     flags, kind, length, size, start, offset = VNET.unpack(header)
     if flags & NEEDS_CSUM:
         value = 0xFFFF - words(packet[start:])
@@ -143,18 +142,20 @@ def test_cutting_anything_stays_within_it(packet: bytes, header: bytes, segment:
 
 
 @settings(deadline=None)
-@given(segments, sizes, st.sampled_from((b"", b"VXLAN and Ethernet 22.", b"odd")), merges)
-def test_what_was_cut_merges_into_the_same_packets(packet: Segment, size: int, prefix: bytes, merge: Merge) -> None:
+@given(segments, sizes, st.sampled_from((b"", b"VXLAN and Ethernet 22.", b"odd")), coalescers)
+def test_what_was_cut_merges_into_the_same_packets(
+    packet: Segment, size: int, prefix: bytes, coalesce: Coalesce
+) -> None:
     packet = replace(packet, payload=packet.payload[: MOST * size])
     parts = cut(packet, size)
     buffer = memoryview(bytearray(b"".join(prefix + part for part in parts)))
-    writes = coalesce(buffer, len(prefix) + len(parts[0]), len(prefix), MTU, udp=True, merge=merge)
-    assert [essence(got) for write in writes for got in understood(write, len(prefix))] == [
+    writes = coalesce(buffer, len(prefix) + len(parts[0]), len(prefix), MTU, True)
+    assert [essence(got) for write in writes for got in understood(buffer, write, len(prefix))] == [
         essence(part) for part in parts
     ]
     assert len(writes) == 1
     if len(parts) > 1 and packet.protocol == TCP:
-        assert decode(bytes(writes[0][1][len(prefix) :])).flags == packet.flags
+        assert decode(bytes(buffer[len(prefix) : writes[0][2]])).flags == packet.flags
 
 
 Change = Callable[[Segment], Segment]
@@ -187,10 +188,10 @@ changes: st.SearchStrategy[Change] = st.sampled_from(
     ),
     st.integers(1, 300),
     st.integers(0, 300),
-    merges,
+    coalescers,
 )
 def test_any_mixture_comes_out_in_order_and_unhealed(
-    mixture: list[tuple[Change, bool, int, int]], size: int, last: int, merge: Merge
+    mixture: list[tuple[Change, bool, int, int]], size: int, last: int, coalesce: Coalesce
 ) -> None:
     """Datagrams of one length, some of another flow, some corrupt: each flow's packets come out as they went in."""
     parts, sequence = [], 2**32 - 500
@@ -204,32 +205,30 @@ def test_any_mixture_comes_out_in_order_and_unhealed(
         parts.append(bytes(packet).ljust(length, b"\0"))
         sequence += len(payload) if follows else 1
     buffer = memoryview(bytearray(b"".join(parts)))
-    writes = coalesce(buffer, len(parts[0]), 0, MTU, udp=True, merge=merge)
-    came = [got for write in writes for got in understood(write)]
+    writes = coalesce(buffer, len(parts[0]), 0, MTU, True)
+    came = [got for write in writes for got in understood(buffer, write)]
     assert len(came) == len(parts)
     for got, part in zip(came, parts, strict=True):
         assert got == part or (sound(part) and essence(got) == essence(part))
 
 
 @settings(deadline=None)
-@given(st.binary(max_size=400), st.integers(1, 200), st.integers(0, 30), merges)
-def test_noise_comes_out_as_it_came(noise: bytes, size: int, offset: int, merge: Merge) -> None:
+@given(st.binary(max_size=400), st.integers(1, 200), st.integers(0, 30), coalescers)
+def test_noise_comes_out_as_it_came(noise: bytes, size: int, offset: int, coalesce: Coalesce) -> None:
     buffer = memoryview(bytearray(noise))
-    for write, at in zip(
-        coalesce(buffer, size, offset, 68, udp=True, merge=merge), range(0, len(noise), size), strict=True
-    ):
-        assert write[1] == noise[at : at + size]
+    for write, at in zip(coalesce(buffer, size, offset, 68, True), range(0, len(noise), size), strict=True):
+        assert buffer[write[1] : write[2]] == noise[at : at + size]
 
 
 @pytest.mark.parametrize("version", [4, 6])
 @settings(deadline=None)
-@given(payload=payloads.filter(lambda payload: len(payload) > MTU), merge=merges)
-def test_a_super_packet_in_one_datagram_is_delivered_as_one(version: int, payload: bytes, merge: Merge) -> None:
+@given(payload=payloads.filter(lambda payload: len(payload) > MTU), coalesce=coalescers)
+def test_a_super_packet_in_one_datagram_is_delivered_as_one(version: int, payload: bytes, coalesce: Coalesce) -> None:
     """What a kernel VTEP in another network namespace of this machine sends."""
     packet = Segment(payload=payload, version=version)
     datagram = memoryview(bytearray(encode(packet, finished=False)))
-    (write,) = coalesce(datagram, len(datagram), 0, MTU, merge=merge)
-    assert understood(write) == [
+    (write,) = coalesce(datagram, len(datagram), 0, MTU, False)
+    assert understood(datagram, write) == [
         encode(
             replace(packet, payload=part, ident=packet.ident + i, sequence=packet.sequence + i * (MTU - packet.header))
         )
@@ -245,9 +244,18 @@ def test_a_super_packet_in_one_datagram_is_delivered_as_one(version: int, payloa
     st.integers(0, 200),
     st.sampled_from((b"", b"VXLAN and Ethernet 22.", b"odd")),
     st.booleans(),
+    st.sampled_from((68, 1450)),
+    st.booleans(),
 )
 def test_c_merges_what_python_merges(
-    mixture: list[tuple[Change, bool, int]], model: Segment, size: int, last: int, prefix: bytes, udp: bool
+    mixture: list[tuple[Change, bool, int]],
+    model: Segment,
+    size: int,
+    last: int,
+    prefix: bytes,
+    udp: bool,
+    mtu: int,
+    finished: bool,
 ) -> None:
     parts, sequence = [], model.sequence
     for number, (change, follows, flip) in enumerate(mixture):
@@ -260,9 +268,9 @@ def test_c_merges_what_python_merges(
         sequence += len(payload) if follows else 1
     whole = b"".join(parts)
     outcomes = []
-    for merge in MERGES:
+    for coalesce in COALESCERS:
         buffer = memoryview(bytearray(whole))
-        outcomes.append((merge(buffer, 0, len(parts[0]), len(prefix), udp), bytes(buffer)))
+        outcomes.append((coalesce(buffer, len(parts[0]), len(prefix), mtu, udp), bytes(buffer)))
     assert outcomes[0] == outcomes[-1]
 
 

@@ -11,9 +11,9 @@ import pytest
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 
-from flanneld_py.encap.merge import Merge, coalesce
+from flanneld_py.encap.merge import Coalesce
 from flanneld_py.encap.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, PLAIN, VNET, VNET_HEADER
-from tests.engines import CUTTERS, MERGES, Cutter
+from tests.engines import COALESCERS, CUTTERS, Cutter
 from tests.packets import ACK, CWR, FIN, PSH, UDP, Segment, cut, encode
 
 MTU = 1450
@@ -35,13 +35,14 @@ def segment(request: pytest.FixtureRequest) -> Cutter:
 Merged = Callable[..., list[tuple[bytes, bytes]]]
 
 
-@pytest.fixture(params=MERGES)
+@pytest.fixture(params=COALESCERS)
 def merge(request: pytest.FixtureRequest) -> Merged:
-    step: Merge = request.param
+    coalesce: Coalesce = request.param
 
     def merged(parts: list[bytes], *, udp: bool = False, offset: int = 0) -> list[tuple[bytes, bytes]]:
-        writes = coalesce(received(parts), len(parts[0]), offset, MTU, udp=udp, merge=step)
-        return [(header, bytes(datagram)) for header, datagram in writes]
+        buffer = received(parts)
+        writes = coalesce(buffer, len(parts[0]), offset, MTU, udp)
+        return [(header, bytes(buffer[start:stop])) for header, start, stop in writes]
 
     return merged
 
@@ -51,7 +52,7 @@ def lengths(writes: list[tuple[bytes, bytes]]) -> list[int]:
 
 
 def test_the_accelerator_is_there() -> None:
-    assert len(CUTTERS) == len(MERGES) == 2, "not built: make system (gcc, python3-dev), rm .venv/ready, and again"
+    assert len(CUTTERS) == len(COALESCERS) == 2, "not built: make system (gcc, python3-dev), rm .venv/ready, and again"
 
 
 # Cutting
