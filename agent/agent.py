@@ -11,7 +11,7 @@ Not here: the process around it (daemon.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Literal
 
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.backoff import Backoff
+from flanneld_py.agent.carrier import KernelCarrier, UserspaceCarrier
 from flanneld_py.agent.claim import Claimer
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.follow import Follower
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.keep import Keeper
 from flanneld_py.agent.log import OnChange, facts, log
-from flanneld_py.agent.reconcile import Reconciler, Told, Wanted
+from flanneld_py.agent.reconcile import Reconciler, Wanted
 from flanneld_py.encap.kernel import Kernel
-from flanneld_py.encap.peers import Own, Peer
+from flanneld_py.encap.peers import Own
 from flanneld_py.encap.state import VxlanLink
 from flanneld_py.encap.vxlan import BACKEND_TYPE, Underlay, Vxlan, choose_mac, parse_mac, publishes
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
@@ -111,8 +112,8 @@ class Agent:
         previous = subnetfile.previous_subnet(self._settings.subnet_file)
         wanted = await self._acquire(network, previous)
         supervisor = self._supervisor(wanted) if network.backend.userspace else None
-        told = told_by(supervisor) if supervisor is not None else tell_nobody
-        reconciler = self._reconciler = Reconciler(self._kernel, self.view, wanted, self._clock, self._rng, told)
+        carrier = UserspaceCarrier(supervisor) if supervisor is not None else KernelCarrier()
+        reconciler = self._reconciler = Reconciler(self._kernel, self.view, wanted, self._clock, self._rng, carrier)
         self._take_device(wanted.link.name)
         self._kernel.listen([wanted.link.name], reconciler.on_events)
 
@@ -176,7 +177,8 @@ class Agent:
 
     def _supervisor(self, wanted: Wanted) -> Supervisor:
         """Make what keeps the userspace data plane running. Imported here: most hosts never need it."""
-        from flanneld_py.agent.supervise import Supervisor, start_process
+        from flanneld_py.agent.line import start_process
+        from flanneld_py.agent.supervise import Supervisor
 
         async def prepared() -> None:
             if self._reconciler is not None:
@@ -246,25 +248,6 @@ class Agent:
         if status != self._status:
             self._status = status
             self._tell(status)
-
-
-def tell_nobody(_changes: Iterable[tuple[str, Peer | None]]) -> None:
-    """Pass peers on to nobody: the kernel carries the packets."""
-
-
-def told_by(supervisor: Supervisor) -> Told:
-    """Return what passes peers on to the userspace data plane."""
-    from flanneld_py.encap import orders
-
-    def entry(key: str, peer: Peer) -> orders.Peer:
-        subnet = peer.lease.subnets.v4
-        address = peer.lease.attrs.public_ip.packed
-        return orders.Peer(key, subnet.network_address.packed, subnet.prefixlen, address, peer.vtep or bytes(6))
-
-    def tell(changes: Iterable[tuple[str, Peer | None]]) -> None:
-        supervisor.update((key, entry(key, peer) if peer else None) for key, peer in changes)
-
-    return tell
 
 
 def configuration(wanted: Wanted, underlay: Underlay) -> orders.Configure:

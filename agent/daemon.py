@@ -110,7 +110,7 @@ def datapaths(folder: Path) -> list[Path]:
 
 async def stop_datapath(folder: Path) -> None:
     """End every userspace data plane that listens in the folder, for good. Raises Broken."""
-    from flanneld_py.agent.supervise import DatapathError, stop_process
+    from flanneld_py.agent.line import DatapathError, stop_process
 
     found = datapaths(folder)
     for control in found:

@@ -17,7 +17,7 @@ from tests.lab.host import Host
 from tests.lab.lab import Lab
 from tests.lab.measure import ping, ping_through, throughput
 from tests.netns.conftest import MakeLab
-from tests.netns.test_agent import device, nothing_lost, routes, subnet, until
+from tests.netns.test_agent import PREFIX, device, etcd, lease_key, nothing_lost, routes, subnet, until
 
 pytestmark = pytest.mark.root
 
@@ -106,3 +106,24 @@ def test_it_is_ended_for_good_on_request(mixed: Lab) -> None:
     done = host.namespace.run([*host.agent._argv, "--datapath-stop"], timeout=15)
     assert "stopped" in done.stderr
     until(lambda: datapath_pids(host) == [], "the process is gone")
+
+
+def test_an_etcd_that_is_gone_or_empty_removes_no_peer(mixed: Lab) -> None:
+    """Nor does an agent that was restarted meanwhile: only its data plane knows the peers then."""
+    host, silent = mixed.hosts[0], mixed.hosts[2]
+    silent.agent.kill()  # Its lease does not come back, its data plane goes on.
+    own = lease_key(subnet(host))
+    with ping_through(*mixed.pairs()[0]) as first, ping_through(*mixed.pairs()[1]) as second:
+        etcd(mixed).kill()
+        etcd(mixed).wipe()
+        etcd(mixed).start()
+        until(lambda: own in etcd(mixed).ctl("get", "--prefix", "--keys-only", PREFIX), "our lease is back", 60)
+        first.wait_replies(50)
+        second.wait_replies(50)
+        host.agent.kill()
+        etcd(mixed).ctl("del", "--prefix", PREFIX)
+        etcd(mixed).ctl("put", f"{PREFIX}/config", mixed.plan.network_config())
+        host.agent.start(*USERSPACE)
+        host.agent.wait_ready()
+        nothing_lost(first)
+        nothing_lost(second)

@@ -14,7 +14,8 @@ from random import Random
 import pytest
 
 from flanneld_py.agent.clock import SystemClock
-from flanneld_py.agent.supervise import DatapathError, Supervisor, stop_process
+from flanneld_py.agent.line import DatapathError, stop_process
+from flanneld_py.agent.supervise import Supervisor
 from flanneld_py.encap import feed, orders
 
 CONFIGURE = orders.Configure(
