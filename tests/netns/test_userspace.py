@@ -59,6 +59,7 @@ def mixed(make_lab: MakeLab) -> Iterator[Lab]:
 
 def test_every_pair_answers_whatever_carries_its_packets(mixed: Lab) -> None:
     assert [kind(host) for host in mixed.hosts] == ["tun", "vxlan", "tun"]
+    assert device(mixed.hosts[0])["inet6_addr_gen_mode"] == "none"
     assert [ping(*pair, payload=1450 - 28).loss for pair in mixed.pairs()] == [0.0] * 6
     for pair in mixed.pairs():
         assert throughput(*pair) > 0.05, "Gbit/s: it moves at all, and does not stall"
