@@ -29,7 +29,7 @@ from flanneld_py.agent.repairs import Repairs
 from flanneld_py.encap.delta import Tracker
 from flanneld_py.encap.kernel import Event, Gone, Kernel, KernelError, LinkChanged, Lost, Seen
 from flanneld_py.encap.peers import Own, Peers
-from flanneld_py.encap.state import ForeignLink, OurLink, VxlanLink
+from flanneld_py.encap.state import ForeignLink, OurLink, VxlanLink, describe
 from flanneld_py.encap.vxlan import LinkStep, Vxlan, link_step
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.view import LeaseView
@@ -137,14 +137,14 @@ class Reconciler:
         return len(self._peers.used)
 
     @property
-    def rejected(self) -> int:
-        """How many leases are not used, or only in their last readable form."""
-        return len(self._peers.rejected.keys() | self._view.unreadable.keys())
+    def rejected(self) -> dict[str, str]:
+        """Why leases are not used, or only in their last readable form, by key."""
+        return {**self._peers.rejected, **{key: record.reason for key, record in self._view.unreadable.items()}}
 
     @property
-    def failing(self) -> int:
-        """How many kernel entries are refused by the kernel."""
-        return len(self._refusals)
+    def failing(self) -> list[tuple[str, str]]:
+        """Entries that the kernel refuses, in an operator's words, and why."""
+        return [(describe(failure.operation.entry), failure.message) for failure in self._refusals]
 
     # The loop
 
@@ -273,7 +273,9 @@ class Reconciler:
         if applied and self._meddled:
             self._repairs.note(applied, self._clock.now())
         elif applied:
-            log.debug("kernel brought up to date", **facts(entries=applied, peers=self.peers, failing=self.failing))
+            log.debug(
+                "kernel brought up to date", **facts(entries=applied, peers=self.peers, failing=len(self._refusals))
+            )
         self._meddled = False
 
     def _want(self, wanted: Wanted) -> None:

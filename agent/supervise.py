@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Never
@@ -21,11 +22,20 @@ from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.line import PATIENCE, DatapathError, Line, Lost, connect
 from flanneld_py.agent.log import facts, log
+from flanneld_py.agent.offloads import Offloads
 from flanneld_py.agent.roster import Roster
 from flanneld_py.encap import feed, orders
 
 PROBE_EVERY = 5.0
 """Seconds between questions for its status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The process as it is now, and its peers' counters."""
+
+    status: orders.Status
+    traffic: tuple[orders.PeerTraffic, ...]
 
 
 class Supervisor:
@@ -62,6 +72,8 @@ class Supervisor:
         self._refill = False
         self._reconfigure = False
         self._wake = asyncio.Event()
+        self._inquiries: list[asyncio.Future[Report | None]] = []
+        self._offloads = Offloads()
         self.trouble = ""
         self.fed = asyncio.Event()
         self.status: orders.Status | None = None
@@ -87,6 +99,18 @@ class Supervisor:
         self._reconfigure = True
         self._wake.set()
 
+    async def report(self) -> Report | None:
+        """Ask the process how it is and what its peers sent and got; None if it is not served.
+
+        It is `run` that asks, so whoever waits here may go away: answers stay in step with questions.
+        """
+        if not self.fed.is_set():
+            return None
+        inquiry: asyncio.Future[Report | None] = asyncio.get_running_loop().create_future()
+        self._inquiries.append(inquiry)
+        self._wake.set()
+        return await inquiry
+
     async def run(self) -> Never:
         """Keep it running for ever."""
         while True:
@@ -105,6 +129,7 @@ class Supervisor:
                 except* (Lost, DatapathError) as ended:
                     reason = "; ".join(str(error) for error in ended.exceptions)
             self.fed.clear()
+            self._answer(None)
             await self._wait(reason)
 
     async def _wait(self, reason: str) -> None:
@@ -141,15 +166,36 @@ class Supervisor:
             answer = await self._ask(line, answers, orders.AskStatus())
             if isinstance(answer, orders.Status):
                 self.status = answer
-            await self._watch(line)
+                self._offloads.note(answer)
+            await self._watch(line, answers)
 
-    async def _watch(self, line: Line) -> None:
-        """Feed changes until it is time to ask again how it is."""
+    async def _watch(self, line: Line, answers: asyncio.Queue[orders.Message]) -> None:
+        """Feed changes and answer inquiries until it is time to ask again how it is."""
         until = self._clock.now() + self._probe_every
         while self._clock.now() < until and not self._reconfigure and not self._refill:
             await self._clock.wait(self._wake, until)
             self._wake.clear()
             await self._feed_changes(line)
+            if self._inquiries:
+                self._answer(await self._inquire(line, answers))
+
+    async def _inquire(self, line: Line, answers: asyncio.Queue[orders.Message]) -> Report | None:
+        status = await self._ask(line, answers, orders.AskStatus())
+        rows: dict[str, orders.PeerTraffic] = {}
+        first, more = 0, isinstance(status, orders.Status) and status.configured
+        while more:
+            page = await self._ask(line, answers, orders.AskTraffic(first))
+            if not isinstance(page, orders.Traffic):
+                break
+            rows.update((row.key, row) for row in page.peers)
+            first, more = page.following, page.following > first
+        return Report(status, tuple(rows.values())) if isinstance(status, orders.Status) else None
+
+    def _answer(self, report: Report | None) -> None:
+        inquiries, self._inquiries = self._inquiries, []
+        for inquiry in inquiries:
+            if not inquiry.done():
+                inquiry.set_result(report)
 
     async def _configure(self, line: Line, answers: asyncio.Queue[orders.Message]) -> None:
         self._reconfigure = False

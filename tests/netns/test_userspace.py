@@ -7,12 +7,15 @@ h3c1 ── h3 (userspace) ──┘
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from tests.lab.agent import HEALTH_PORT
 from tests.lab.host import Host
 from tests.lab.lab import Lab
 from tests.lab.measure import ping, ping_through, throughput
@@ -63,6 +66,44 @@ def test_every_pair_answers_whatever_carries_its_packets(mixed: Lab) -> None:
     assert [ping(*pair, payload=1450 - 28).loss for pair in mixed.pairs()] == [0.0] * 6
     for pair in mixed.pairs():
         assert throughput(*pair) > 0.05, "Gbit/s: it moves at all, and does not stall"
+
+
+def shown(host: Host) -> dict[str, Any]:
+    """What the agent says of itself."""
+    document = json.loads(host.namespace.run(["curl", "-sf", f"http://127.0.0.1:{HEALTH_PORT}/status"]).stdout)
+    assert isinstance(document, dict)
+    return document
+
+
+def test_the_status_shows_all_that_an_operator_asks(mixed: Lab) -> None:
+    user, kernel = mixed.hosts[0], mixed.hosts[1]
+    etcd(mixed).ctl("put", f"{PREFIX}/subnets/10.42.250.0-24", stdin=b"garbage")
+    until(lambda: shown(user)["rejected_leases"], "the lease that is none")
+    document = shown(user)
+    (rejected,) = document["rejected_leases"]
+    assert rejected["key"] == f"{PREFIX}/subnets/10.42.250.0-24"
+    assert "JSON" in rejected["reason"]
+    assert (document["subnet"], document["device"], document["backend"]) == (subnet(user), "flannel.1", "vxlan")
+    assert (document["peers"], document["ready"], document["registry_connected"]) == (2, True, True)
+    assert document["datapath"] == {"kind": "userspace", "reason": "--datapath userspace"}
+    assert document["failing_entries"] == []
+    process = document["userspace"]
+    assert [process["pid"]] == datapath_pids(user)
+    assert process["served"]
+    assert process["segmentation"]
+    assert process["coalescing"]
+    assert {"csum", "tso4", "udp-segment", "udp-gro"} <= set(process["offloads"]["in_use"])
+    assert process["totals"]["sent_packets"] > 0
+    assert "out-no-route" not in process["drops_packets"], "the kernel sends nothing of its own"
+    assert {peer["key"] for peer in process["peers"]} == {lease_key(subnet(host)) for host in mixed.hosts[1:]}
+    assert all(peer["sent_packets"] and peer["received_bytes"] for peer in process["peers"])
+    assert "offloads of the data plane in use" in user.agent.log.read_text()
+
+    document = shown(kernel)
+    assert document["datapath"] == {"kind": "kernel", "reason": "--datapath kernel"}
+    assert document["userspace"] is None
+    etcd(mixed).kill()
+    until(lambda: not shown(kernel)["registry_connected"], "the registry is away")
 
 
 def test_an_agent_that_is_killed_and_restarted_loses_no_packet(mixed: Lab) -> None:
