@@ -11,24 +11,25 @@ Not here: the process around it (daemon.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Literal
 
-from flanneld_py.agent import subnetfile
+from flanneld_py.agent import status, subnetfile
 from flanneld_py.agent.backoff import Backoff
+from flanneld_py.agent.carrier import KernelCarrier, UserspaceCarrier
 from flanneld_py.agent.claim import Claimer
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.follow import Follower
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.keep import Keeper
 from flanneld_py.agent.log import OnChange, facts, log
-from flanneld_py.agent.reconcile import Reconciler, Told, Wanted
+from flanneld_py.agent.reconcile import Reconciler, Wanted
 from flanneld_py.encap.kernel import Kernel
-from flanneld_py.encap.peers import Own, Peer
+from flanneld_py.encap.peers import Own
 from flanneld_py.encap.state import VxlanLink
 from flanneld_py.encap.vxlan import BACKEND_TYPE, Underlay, Vxlan, choose_mac, parse_mac, publishes
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
@@ -96,6 +97,9 @@ class Agent:
         self._tell = tell
         self._take_device = take_device
         self._status = ""
+        self._why = ""
+        self._wanted: Wanted | None = None
+        self._supervisor: Supervisor | None = None
         self.view = LeaseView()
         self._follower = Follower(registry, self.view, clock, rng, self._changed)
         claimer = Claimer(registry, self.view, self._follower.list, clock, rng, identity, underlay.public_ip)
@@ -110,16 +114,17 @@ class Agent:
         self._say("waiting for a lease")
         previous = subnetfile.previous_subnet(self._settings.subnet_file)
         wanted = await self._acquire(network, previous)
-        supervisor = self._supervisor(wanted) if network.backend.userspace else None
-        told = told_by(supervisor) if supervisor is not None else tell_nobody
-        reconciler = self._reconciler = Reconciler(self._kernel, self.view, wanted, self._clock, self._rng, told)
+        self._wanted = wanted
+        supervisor = self._supervisor = self._make_supervisor(wanted) if network.backend.userspace else None
+        carrier = UserspaceCarrier(supervisor) if supervisor is not None else KernelCarrier()
+        reconciler = self._reconciler = Reconciler(self._kernel, self.view, wanted, self._clock, self._rng, carrier)
         self._take_device(wanted.link.name)
         self._kernel.listen([wanted.link.name], reconciler.on_events)
 
         async def take_another(lost: Lease) -> None:
             """Another host has our subnet: get a new one, and say loudly what has to follow."""
             log.error("another host holds our subnet now; taking a new one", **facts(lost=lost.subnets))
-            new = await self._acquire(network, None)
+            new = self._wanted = await self._acquire(network, None)
             reconciler.want(new)
             if supervisor is not None:
                 supervisor.configure(configuration(new, self._underlay))
@@ -141,6 +146,20 @@ class Agent:
         self.ready.set()
         log.info("ready", **facts(subnet=wanted.own.subnets, device=wanted.link.name, peers=reconciler.peers))
         self._changed()
+
+    async def describe(self) -> status.Document:
+        """Return the state of everything, for operators; see status.py."""
+        document = status.starting(self._status)
+        document |= {"ready": self.ready.is_set(), "registry_connected": self._connected}
+        if self._wanted is not None:
+            kind = "userspace" if self._wanted.backend.userspace else "kernel"
+            document |= status.network(self._wanted, kind, self._why)
+        if self._reconciler is not None:
+            document |= status.peers(self._reconciler)
+        if self._supervisor is not None:
+            report = await self._supervisor.report()
+            document |= {"userspace": status.userspace(report, self._supervisor.trouble)}
+        return document
 
     async def _network(self) -> Network:
         """Read the network config, waiting until there is a valid one; says what is wrong, once for each reason."""
@@ -168,15 +187,17 @@ class Agent:
         userspace = bool(lacking) or self._settings.datapath == "userspace"
         nexthop_objects = self._kernel.nexthop_objects
         backend = Vxlan(config, self._underlay, nexthop_objects=nexthop_objects, userspace=userspace)
+        self._why = lacking or f"--datapath {self._settings.datapath}"
         if lacking:
             log.warning("packets are carried in userspace: the kernel cannot", **facts(reason=lacking))
         else:
             log.info(f"packets are carried {'in userspace, as asked for' if userspace else 'by the kernel'}")
         return backend
 
-    def _supervisor(self, wanted: Wanted) -> Supervisor:
+    def _make_supervisor(self, wanted: Wanted) -> Supervisor:
         """Make what keeps the userspace data plane running. Imported here: most hosts never need it."""
-        from flanneld_py.agent.supervise import Supervisor, start_process
+        from flanneld_py.agent.line import start_process
+        from flanneld_py.agent.supervise import Supervisor
 
         async def prepared() -> None:
             if self._reconciler is not None:
@@ -240,31 +261,12 @@ class Agent:
             state = "registry connected" if self._connected else "registry away, traffic goes on"
             if self._keeper.overdue:
                 state += ", OUR LEASE ENDS SOON"
-            self._say(f"{self._reconciler.peers} peers, {self._reconciler.rejected} leases not used, {state}")
+            self._say(f"{self._reconciler.peers} peers, {len(self._reconciler.rejected)} leases not used, {state}")
 
-    def _say(self, status: str) -> None:
-        if status != self._status:
-            self._status = status
-            self._tell(status)
-
-
-def tell_nobody(_changes: Iterable[tuple[str, Peer | None]]) -> None:
-    """Pass peers on to nobody: the kernel carries the packets."""
-
-
-def told_by(supervisor: Supervisor) -> Told:
-    """Return what passes peers on to the userspace data plane."""
-    from flanneld_py.encap import orders
-
-    def entry(key: str, peer: Peer) -> orders.Peer:
-        subnet = peer.lease.subnets.v4
-        address = peer.lease.attrs.public_ip.packed
-        return orders.Peer(key, subnet.network_address.packed, subnet.prefixlen, address, peer.vtep or bytes(6))
-
-    def tell(changes: Iterable[tuple[str, Peer | None]]) -> None:
-        supervisor.update((key, entry(key, peer) if peer else None) for key, peer in changes)
-
-    return tell
+    def _say(self, sentence: str) -> None:
+        if sentence != self._status:
+            self._status = sentence
+            self._tell(sentence)
 
 
 def configuration(wanted: Wanted, underlay: Underlay) -> orders.Configure:

@@ -22,6 +22,7 @@ from flanneld_py.agent.interface import Choice, choose, read_host
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.notify import Notifier
 from flanneld_py.agent.options import Options, UsageError
+from flanneld_py.agent.status import Document, starting
 from flanneld_py.encap.netlink import Netlink
 from flanneld_py.encap.vxlan import Underlay
 from flanneld_py.registry.etcd import Credentials, EtcdStore, Tls
@@ -51,7 +52,7 @@ class Daemon:
             log.warning(warning)
         require_capability()
         registry = Registry(open_store(self._options), self._options.prefix)
-        health = HealthServer(lambda: self._agent is not None and self._agent.ready.is_set())
+        health = HealthServer(lambda: self._agent is not None and self._agent.ready.is_set(), self._status)
         kernel = Netlink()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -71,6 +72,12 @@ class Daemon:
             for lock in self._locks:
                 lock.close()
             await registry.close()
+
+    async def _status(self) -> Document:
+        from importlib.metadata import version  # Costs 15 ms, and few ask.
+
+        known = await self._agent.describe() if self._agent is not None else starting("choosing the underlay interface")
+        return {"version": version("flanneld-py"), **known}
 
     async def _serve_health(self, health: HealthServer) -> None:
         if self._options.healthz is None:
@@ -110,7 +117,7 @@ def datapaths(folder: Path) -> list[Path]:
 
 async def stop_datapath(folder: Path) -> None:
     """End every userspace data plane that listens in the folder, for good. Raises Broken."""
-    from flanneld_py.agent.supervise import DatapathError, stop_process
+    from flanneld_py.agent.line import DatapathError, stop_process
 
     found = datapaths(folder)
     for control in found:

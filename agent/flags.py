@@ -53,7 +53,7 @@ FLAGS = (
     Flag("iptables-forward-rules", "switch", "true", "not supported yet: the host's FORWARD policy must be ACCEPT"),
     Flag("ip-blackhole-route", "switch", "false", "not supported yet"),
     Flag("healthz-ip", "text", "0.0.0.0", "address of the health server"),
-    Flag("healthz-port", "number", "0", "port of `/healthz` and `/readyz`; 0 is off"),
+    Flag("healthz-port", "number", "0", "port of `/healthz`, `/readyz` and `/status`; 0 is off"),
     Flag("datapath", "text", "auto", "`kernel` VXLAN, `userspace`, or `auto`: kernel if it has VXLAN devices"),
     Flag("datapath-stop", "switch", "false", "end the userspace data plane, which outlives the agent, and exit"),
     Flag("log-json", "switch", "false", "log JSON objects instead of text"),

@@ -1,58 +1,78 @@
-"""`/healthz` and `/readyz` over HTTP, as flannel answers them. Not a web server: GET, one answer, close."""
+"""`/healthz` and `/readyz` over HTTP, as flannel answers them, and `/status` in JSON.
+
+Not a web server: GET, one answer, close.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
 REQUEST_LIMIT = 8192
 """Bytes; a request that is longer is none for us."""
 
 PATIENCE = 3.0
-"""Seconds in which a client must have sent its request and taken its answer."""
+"""Seconds in which a client must have sent its request, and as many in which it must have taken its answer."""
+
+REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a client gets."""
+
+    status: int
+    body: str
+    content_type: str = "text/plain"
 
 
 class HealthServer:
-    """Answer whether we run, and whether we are ready."""
+    """Answer whether we run, whether we are ready, and how all is; `status` is what `/status` shows as JSON."""
 
-    def __init__(self, ready: Callable[[], bool]) -> None:
+    def __init__(self, ready: Callable[[], bool], status: Callable[[], Awaitable[Mapping[str, object]]]) -> None:
         self._ready = ready
+        self._status = status
         self._server: asyncio.Server | None = None
 
     async def start(self, address: str, port: int) -> None:
         """Listen. Raises OSError."""
-        self._server = await asyncio.start_server(self._answer, address, port, limit=REQUEST_LIMIT)
+        self._server = await asyncio.start_server(self._serve, address, port, limit=REQUEST_LIMIT)
 
     def close(self) -> None:
         """Stop listening."""
         if self._server is not None:
             self._server.close()
 
-    def respond(self, request_line: str) -> tuple[int, str]:
-        """Return status and body for the first line of a request."""
+    async def respond(self, request_line: str) -> Answer:
+        """Answer the first line of a request."""
         method, _, rest = request_line.partition(" ")
         path = rest.partition(" ")[0].partition("?")[0]
         if method not in ("GET", "HEAD"):
-            return 405, "only GET is served here"
-        if path == "/healthz":
-            return 200, "flanneld is running"
-        if path == "/readyz":
-            return (200, "flanneld is ready") if self._ready() else (503, "flanneld is not ready yet")
-        return 404, "there are /healthz and /readyz"
+            return Answer(405, "only GET is served here")
+        match path:
+            case "/healthz":
+                return Answer(200, "flanneld is running")
+            case "/readyz":
+                return Answer(200, "flanneld is ready") if self._ready() else Answer(503, "flanneld is not ready yet")
+            case "/status":
+                return Answer(200, json.dumps(await self._status()) + "\n", "application/json")
+        return Answer(404, "there are /healthz, /readyz and /status")
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(PATIENCE):
                 head = await reader.readuntil(b"\r\n\r\n")
-                line = head.split(b"\r\n", 1)[0].decode("latin-1")
-                status, body = self.respond(line)
-                reason = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}[status]
-                content = b"" if line.startswith("HEAD ") else body.encode()
-                writer.write(
-                    f"HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain\r\n"
-                    f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
-                    + content
-                )
+            line = head.split(b"\r\n", 1)[0].decode("latin-1")
+            answer = await self.respond(line)
+            body = answer.body.encode()
+            writer.write(
+                f"HTTP/1.1 {answer.status} {REASONS[answer.status]}\r\nContent-Type: {answer.content_type}\r\n"
+                f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+                + (b"" if line.startswith("HEAD ") else body)
+            )
+            async with asyncio.timeout(PATIENCE):
                 await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # A client that is gone, slow or no HTTP client gets no answer.

@@ -14,23 +14,24 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Never
 
 from flanneld_py.agent.backoff import Backoff
+from flanneld_py.agent.carrier import Carrier
 from flanneld_py.agent.clock import Clock
+from flanneld_py.agent.hold import Hold
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.refusals import Refusals
 from flanneld_py.agent.repairs import Repairs
 from flanneld_py.encap.delta import Tracker
 from flanneld_py.encap.kernel import Event, Gone, Kernel, KernelError, LinkChanged, Lost, Seen
-from flanneld_py.encap.peers import Own, Peer, Peers
-from flanneld_py.encap.state import ForeignLink, OurLink, VxlanLink
+from flanneld_py.encap.peers import Own, Peers
+from flanneld_py.encap.state import ForeignLink, OurLink, VxlanLink, describe
 from flanneld_py.encap.vxlan import LinkStep, Vxlan, link_step
 from flanneld_py.registry.config import NetworkConfig
-from flanneld_py.registry.lifetime import TTL
 from flanneld_py.registry.view import LeaseView
 
 SETTLE = 0.002
@@ -49,10 +50,6 @@ OWN = "own"
 """The tracker's group for what is there without any peer; no lease key looks like this."""
 
 
-Told = Callable[[Iterable[tuple[str, Peer | None]]], None]
-"""Somebody else who is told which peers are used now, or not any more (None): the userspace data plane."""
-
-
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What the registry and the configuration say about this host."""
@@ -67,26 +64,27 @@ class Wanted:
 class Reconciler:
     """Drive one device and everything on it."""
 
-    def __init__(self, kernel: Kernel, view: LeaseView, wanted: Wanted, clock: Clock, rng: Random, told: Told) -> None:
+    def __init__(
+        self, kernel: Kernel, view: LeaseView, wanted: Wanted, clock: Clock, rng: Random, carrier: Carrier
+    ) -> None:
         self._kernel = kernel
-        self._told = told
+        self._carrier = carrier
         self._view = view
         self._clock = clock
         self._rng = rng
         self._wake = asyncio.Event()
         self._tracker = Tracker(wanted.backend.owns)
+        self._hold = Hold(view, self._tracker, carrier)
         self._link_backoff = Backoff(0.1, 30.0, rng)
         self._entry_backoff = Backoff(0.02, 30.0, rng)
         self._refusals = Refusals()
         self._link_failure = ""
         self._awaiting = False
         self._said: dict[str, str] = {}
-        self._held_until = float("inf")
         self._retry_at = float("inf")
         self._look_at_link = True
         self._read_at = 0.0
         self._meddled = False
-        self._doubts_seen = 0
         self._repairs = Repairs()
         self.surveyed = asyncio.Event()
         """Set once every lease of the first listing has been looked at, and told."""
@@ -139,14 +137,14 @@ class Reconciler:
         return len(self._peers.used)
 
     @property
-    def rejected(self) -> int:
-        """How many leases are not used, or only in their last readable form."""
-        return len(self._peers.rejected.keys() | self._view.unreadable.keys())
+    def rejected(self) -> dict[str, str]:
+        """Why leases are not used, or only in their last readable form, by key."""
+        return {**self._peers.rejected, **{key: record.reason for key, record in self._view.unreadable.items()}}
 
     @property
-    def failing(self) -> int:
-        """How many kernel entries are refused by the kernel."""
-        return len(self._refusals)
+    def failing(self) -> list[tuple[str, str]]:
+        """Entries that the kernel refuses, in an operator's words, and why."""
+        return [(describe(failure.operation.entry), failure.message) for failure in self._refusals]
 
     # The loop
 
@@ -155,7 +153,7 @@ class Reconciler:
         while True:
             # Without a device there is nothing to read or release.
             idle = self._link_failure or self._awaiting
-            due = self._retry_at if idle else min(self._retry_at, self._read_at, self._held_until)
+            due = self._retry_at if idle else min(self._retry_at, self._read_at, self._hold.until)
             await self._clock.wait(self._wake, due)
             await self._clock.sleep(max(SETTLE, self._repairs.patience))
             self._wake.clear()
@@ -177,7 +175,6 @@ class Reconciler:
             return
         if now >= self._read_at:
             await self._read(now)
-        self._hold_or_release(now)
         await self._take_leases()
         await self._apply()
         self.ready.set()
@@ -227,35 +224,19 @@ class Reconciler:
         else:
             self._tracker.end_reading()
 
-    def _hold_or_release(self, now: float) -> None:
-        """Delete no peer because the registry was found empty or replaced: it has lost them, not the cluster.
-
-        What is there now stays until leases come back or, had they lived, would have expired.
-        """
-        if self._view.doubts != self._doubts_seen:
-            self._doubts_seen = self._view.doubts
-            held = self._tracker.hold()
-            if held:
-                self._held_until = now + TTL
-                log.warning(
-                    "the registry is empty or another one; what is programmed stays until the leases are back",
-                    **facts(entries=held, seconds=TTL),
-                )
-        if now >= self._held_until:
-            self._held_until = float("inf")
-            self._tracker.release()
-
     async def _take_leases(self) -> None:
+        self._hold.look(self._clock.now())
         changed = self._view.take_changed()
         for start in range(0, len(changed), LEASE_PORTION):
             keys = changed[start : start + LEASE_PORTION]
             verdicts = self._peers.update((key, self._view.records.get(key)) for key in keys)
             for key, entries in verdicts.items():
                 self._tracker.want(key, entries)
-            self._told((key, self._peers.peer(key)) for key in verdicts)
+            self._carrier.update((key, self._peers.peer(key)) for key in verdicts)
             for key in verdicts:
                 self._report(key)
             await self._clock.sleep(0)
+            self._hold.look(self._clock.now())
         self.surveyed.set()
 
     def _report(self, key: str) -> None:
@@ -283,6 +264,7 @@ class Reconciler:
             if self._refusals.note(failures):
                 self._entry_backoff.reset()  # One that is refused for good must not delay the others' next try.
             await self._clock.sleep(0)
+            self._hold.look(self._clock.now())
         self._refusals.keep(self._tracker.refused)
         if self._refusals:
             self._retry_at = min(self._retry_at, self._clock.now() + self._entry_backoff.next())
@@ -291,7 +273,9 @@ class Reconciler:
         if applied and self._meddled:
             self._repairs.note(applied, self._clock.now())
         elif applied:
-            log.debug("kernel brought up to date", **facts(entries=applied, peers=self.peers, failing=self.failing))
+            log.debug(
+                "kernel brought up to date", **facts(entries=applied, peers=self.peers, failing=len(self._refusals))
+            )
         self._meddled = False
 
     def _want(self, wanted: Wanted) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from flanneld_py.agent.log import facts, log
 from flanneld_py.encap.state import Failure, Key, describe
@@ -15,29 +15,32 @@ class Refusals:
     """The entries that are refused at present."""
 
     def __init__(self) -> None:
-        self._keys: set[Key] = set()
+        self._failures: dict[Key, Failure] = {}
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._failures)
+
+    def __iter__(self) -> Iterator[Failure]:
+        return iter(self._failures.values())
 
     def note(self, failures: Sequence[Failure]) -> bool:
         """Log what is refused for the first time; return whether there was any."""
-        before = len(self._keys)
+        before = len(self._failures)
         for failure in failures:
             entry = failure.operation.entry
-            if entry.key in self._keys:
+            if entry.key in self._failures:
                 continue
-            if len(self._keys) < SHOWN:
+            if len(self._failures) < SHOWN:
                 verb = failure.operation.verb.value
                 log.warning(f"cannot {verb} {describe(entry)}, trying again", **facts(reason=failure.message))
-            elif len(self._keys) == SHOWN:
+            elif len(self._failures) == SHOWN:
                 log.warning("the kernel refuses more entries, not shown one by one")
-            self._keys.add(entry.key)
-        return len(self._keys) > before
+            self._failures[entry.key] = failure
+        return len(self._failures) > before
 
     def keep(self, refused: Collection[Key]) -> None:
         """Forget all that is not refused any more."""
-        before = len(self._keys)
-        self._keys.intersection_update(refused)
-        if before and not self._keys:
+        before = len(self._failures)
+        self._failures = {key: failure for key, failure in self._failures.items() if key in refused}
+        if before and not self._failures:
             log.info("the kernel has taken everything that it refused before", **facts(entries=before))

@@ -11,122 +11,31 @@ tables is not touched. What a process cannot change while it runs (encap/feed.py
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import socket
-import struct
-import sys
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import closing, suppress
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Never
 
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
+from flanneld_py.agent.line import PATIENCE, DatapathError, Line, Lost, connect
 from flanneld_py.agent.log import facts, log
+from flanneld_py.agent.offloads import Offloads
+from flanneld_py.agent.roster import Roster
 from flanneld_py.encap import feed, orders
-
-PATIENCE = 10.0
-"""Seconds within which a living process answers: it serves its control socket in every turn of its loop."""
 
 PROBE_EVERY = 5.0
 """Seconds between questions for its status."""
 
 
-class DatapathError(Exception):
-    """The process cannot be started, or refuses its configuration; the text is for the operator."""
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The process as it is now, and its peers' counters."""
 
-
-class Lost(Exception):
-    """The connection to the process has ended; the text says how."""
-
-
-async def start_process(control: Path) -> None:
-    """Start the process; return when it listens on the control socket, detached from us. Raises DatapathError."""
-    # -P: what happens to lie in the working directory is not imported.
-    command = (sys.executable, "-P", "-m", "flanneld_py.encap.datapath", "--control", str(control))
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
-    )
-    said, _ = await process.communicate()
-    if process.returncode != 0:
-        reason = said.decode(errors="replace").strip() or f"exit code {process.returncode}"
-        raise DatapathError(f"the data-plane process does not start: {reason}")
-
-
-async def stop_process(control: Path) -> bool:
-    """End the process for good, and with it its device; return whether there was one.
-
-    Call it when no Supervisor runs: that one would start it again. Raises DatapathError if it does not end.
-    """
-    try:
-        line = await _connect(control)
-    except (FileNotFoundError, ConnectionRefusedError):
-        return False
-    with closing(line):
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await line.send(feed.encode(orders.Stop()))
-                while True:
-                    await line.receive()
-        except Lost:
-            return True
-        except TimeoutError as error:
-            raise DatapathError(
-                f"the data-plane process {line.pid} at {control} does not end: see its state in /proc/{line.pid}/stack"
-            ) from error
-
-
-class Line:
-    """A connection to the process."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        self.pid: int = struct.unpack("3i", credentials)[0]
-
-    async def send(self, data: bytes) -> None:
-        """Send one message. Raises Lost."""
-        try:
-            await asyncio.get_running_loop().sock_sendall(self._socket, data)
-        except OSError as error:
-            raise Lost(f"sending failed: {error.strerror}") from error
-
-    async def receive(self) -> orders.Message:
-        """Receive one message. Raises Lost at the end, or if it is none."""
-        try:
-            data = await asyncio.get_running_loop().sock_recv(self._socket, feed.MAX_MESSAGE + 1)
-        except OSError as error:
-            raise Lost(f"receiving failed: {error.strerror}") from error
-        if not data:
-            raise Lost("it ended")
-        try:
-            return feed.decode(data)
-        except feed.Malformed as error:
-            raise Lost(f"it speaks another language: {error}") from error
-
-    def kill(self) -> None:
-        """End a process that does not answer; its device goes with it."""
-        if self.pid > 0:  # 0: it lives in a pid namespace that we cannot see
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-
-    def close(self) -> None:
-        """Hang up: the process goes on."""
-        self._socket.close()
-
-
-async def _connect(control: Path) -> Line:
-    """Raises OSError."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        connection.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(connection, str(control))
-        return Line(connection)
-    except BaseException:
-        connection.close()
-        raise
+    status: orders.Status
+    traffic: tuple[orders.PeerTraffic, ...]
 
 
 class Supervisor:
@@ -159,22 +68,29 @@ class Supervisor:
         self._patience = patience
         self._probe_every = probe_every
         self._backoff = Backoff(0.05, 5.0, rng)
-        self._peers: dict[str, orders.Peer] = {}
-        self._changed: dict[str, None] = {}
+        self._roster = Roster()
+        self._refill = False
         self._reconfigure = False
         self._wake = asyncio.Event()
+        self._inquiries: list[asyncio.Future[Report | None]] = []
+        self._offloads = Offloads()
         self.trouble = ""
         self.fed = asyncio.Event()
         self.status: orders.Status | None = None
 
     def update(self, changes: Iterable[tuple[str, orders.Peer | None]]) -> None:
         """Take in peers that are new, changed, or gone (None)."""
-        for key, peer in changes:
-            if peer is None:
-                self._peers.pop(key, None)
-            else:
-                self._peers[key] = peer
-            self._changed[key] = None
+        self._roster.update(changes)
+        self._wake.set()
+
+    def hold(self) -> int:
+        """Keep the peers that the process has, also those that only it knows; return how many we know."""
+        return self._roster.hold()
+
+    def release(self) -> None:
+        """End `hold`: what is no peer goes."""
+        self._roster.release()
+        self._refill = True
         self._wake.set()
 
     def configure(self, wanted: orders.Configure) -> None:
@@ -182,6 +98,18 @@ class Supervisor:
         self._wanted = wanted
         self._reconfigure = True
         self._wake.set()
+
+    async def report(self) -> Report | None:
+        """Ask the process how it is and what its peers sent and got; None if it is not served.
+
+        It is `run` that asks, so whoever waits here may go away: answers stay in step with questions.
+        """
+        if not self.fed.is_set():
+            return None
+        inquiry: asyncio.Future[Report | None] = asyncio.get_running_loop().create_future()
+        self._inquiries.append(inquiry)
+        self._wake.set()
+        return await inquiry
 
     async def run(self) -> Never:
         """Keep it running for ever."""
@@ -201,6 +129,7 @@ class Supervisor:
                 except* (Lost, DatapathError) as ended:
                     reason = "; ".join(str(error) for error in ended.exceptions)
             self.fed.clear()
+            self._answer(None)
             await self._wait(reason)
 
     async def _wait(self, reason: str) -> None:
@@ -212,10 +141,10 @@ class Supervisor:
     async def _reach(self) -> Line:
         """Connect to the process, a new one if there is none. Raises OSError, DatapathError."""
         try:
-            line = await _connect(self._control)
+            line = await connect(self._control)
         except (FileNotFoundError, ConnectionRefusedError):
             await self._start(self._control)
-            line = await _connect(self._control)
+            line = await connect(self._control)
             log.info("data-plane process started", **facts(pid=line.pid))
             return line
         log.info("data-plane process found running", **facts(pid=line.pid))
@@ -231,19 +160,42 @@ class Supervisor:
         while True:
             if self._reconfigure:
                 await self._configure(line, answers)
+            if self._refill:
+                await self._feed_all(line, answers)
             await self._feed_changes(line)
             answer = await self._ask(line, answers, orders.AskStatus())
             if isinstance(answer, orders.Status):
                 self.status = answer
-            await self._watch(line)
+                self._offloads.note(answer)
+            await self._watch(line, answers)
 
-    async def _watch(self, line: Line) -> None:
-        """Feed changes until it is time to ask again how it is."""
+    async def _watch(self, line: Line, answers: asyncio.Queue[orders.Message]) -> None:
+        """Feed changes and answer inquiries until it is time to ask again how it is."""
         until = self._clock.now() + self._probe_every
-        while self._clock.now() < until and not self._reconfigure:
+        while self._clock.now() < until and not self._reconfigure and not self._refill:
             await self._clock.wait(self._wake, until)
             self._wake.clear()
             await self._feed_changes(line)
+            if self._inquiries:
+                self._answer(await self._inquire(line, answers))
+
+    async def _inquire(self, line: Line, answers: asyncio.Queue[orders.Message]) -> Report | None:
+        status = await self._ask(line, answers, orders.AskStatus())
+        rows: dict[str, orders.PeerTraffic] = {}
+        first, more = 0, isinstance(status, orders.Status) and status.configured
+        while more:
+            page = await self._ask(line, answers, orders.AskTraffic(first))
+            if not isinstance(page, orders.Traffic):
+                break
+            rows.update((row.key, row) for row in page.peers)
+            first, more = page.following, page.following > first
+        return Report(status, tuple(rows.values())) if isinstance(status, orders.Status) else None
+
+    def _answer(self, report: Report | None) -> None:
+        inquiries, self._inquiries = self._inquiries, []
+        for inquiry in inquiries:
+            if not inquiry.done():
+                inquiry.set_result(report)
 
     async def _configure(self, line: Line, answers: asyncio.Queue[orders.Message]) -> None:
         self._reconfigure = False
@@ -259,20 +211,20 @@ class Supervisor:
                 raise Lost(f"it answered {type(other).__name__} to its configuration")
 
     async def _feed_all(self, line: Line, answers: asyncio.Queue[orders.Message]) -> None:
-        self._changed.clear()
-        await line.send(feed.encode(orders.Begin()))
-        for message in feed.encode_peers(list(self._peers.values())):
-            await line.send(message)
-            await self._clock.sleep(0)
+        self._refill = False
+        if self._roster.complete:
+            await line.send(feed.encode(orders.Begin()))
+        await self._put(line, self._roster.all())
         await self._ask(line, answers, orders.End())
 
     async def _feed_changes(self, line: Line) -> None:
-        changed, self._changed = self._changed, {}
-        for key in changed:
-            if key not in self._peers:
-                await line.send(feed.encode(orders.Remove(key)))
-        present = [self._peers[key] for key in changed if key in self._peers]
-        for message in feed.encode_peers(present):
+        gone, changed = self._roster.changes()
+        for key in gone:
+            await line.send(feed.encode(orders.Remove(key)))
+        await self._put(line, changed)
+
+    async def _put(self, line: Line, peers: list[orders.Peer]) -> None:
+        for message in feed.encode_peers(peers):
             await line.send(message)
             await self._clock.sleep(0)
 

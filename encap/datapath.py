@@ -19,6 +19,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -31,11 +32,12 @@ from flanneld_py.encap.wire import Wire, WireError
 
 
 class Datapath:
-    """The loop. `interrupts` becomes readable when a signal asks for the end."""
+    """The loop. `interrupts` becomes readable when a signal asks for the end; `now` tells monotonic seconds."""
 
-    def __init__(self, doorway: Doorway, interrupts: socket.socket) -> None:
+    def __init__(self, doorway: Doorway, interrupts: socket.socket, now: Callable[[], float]) -> None:
         self._doorway = doorway
         self._interrupts = interrupts
+        self._now = now
         self._poll = select.epoll()
         self._ready: dict[int, Callable[[], None]] = {}
         self._watch(doorway.fileno(), self._admit)
@@ -154,7 +156,7 @@ class Datapath:
         except WireError as error:
             tun.close()
             return orders.Refused(str(error))
-        self._wanted, self._relay = wanted, Relay(wanted, tun, wire)
+        self._wanted, self._relay = wanted, Relay(wanted, tun, wire, self._now)
         self._watch(tun.fileno(), self._relay.outward)
         self._watch(wire.fileno(), self._relay.inward)
         return orders.Done(0)
@@ -186,7 +188,7 @@ def serve(doorway: Doorway) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    datapath = Datapath(doorway, interrupts)
+    datapath = Datapath(doorway, interrupts, time.monotonic)  # noqa: TID251 -- no agent here, so none of its clocks
     try:
         datapath.run()
     finally:

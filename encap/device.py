@@ -1,4 +1,4 @@
-"""VXLAN devices through pyroute2: make, change, delete. Few and slow, so the general library serves.
+"""Our devices through pyroute2: make, change, delete. Few and slow, so the general library serves.
 
 Every function opens a socket of its own in the network namespace of the calling thread and raises Refused.
 """
@@ -16,10 +16,13 @@ from typing import Any
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from flanneld_py.encap.rtnetlink import IN6_ADDR_GEN_MODE_NONE
 from flanneld_py.encap.rtsocket import Refused
-from flanneld_py.encap.state import OurLink, VxlanLink, text
+from flanneld_py.encap.state import OurLink, TunLink, VxlanLink, text
 
 log = logging.getLogger(__name__)
+
+_NO_LINK_LOCAL = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]})]}
 
 
 async def create(want: VxlanLink, parent: int) -> None:
@@ -64,6 +67,8 @@ async def change(index: int, have: OurLink, want: OurLink, parent: int) -> None:
                 await route.link("set", index=index, kind="vxlan", **_changeable(want, parent))
             if have.mac != want.mac:
                 await route.link("set", index=index, address=text(want.mac))
+        if isinstance(have, TunLink) and not have.silent:
+            await route.link("set", index=index, IFLA_AF_SPEC=_NO_LINK_LOCAL)  # Before it is up: then it is too late.
         if have.mtu != want.mtu:
             await route.link("set", index=index, mtu=want.mtu)
         if have.up != want.up:

@@ -1,7 +1,8 @@
 """Forwarding decisions of the userspace data plane, both directions; once per super-packet, so a few microseconds.
 
     outward   version, length, TTL -> longest prefix: whose? -> not larger than the MTU -> Send
-              no peer: ICMP net unreachable (no route); too large and not to be fragmented: ICMP with the MTU
+              no peer: ICMP net unreachable (no route), but nothing about multicast and link-local
+              too large and not to be fragmented: ICMP with the MTU
     inward    a peer's underlay address -> version, length, TTL -> inner source its own -> destination ours -> Deliver
 
 TTL: one hop for a host, as with kernel VXLAN. Each kernel takes one when it forwards between container and TUN device,
@@ -11,7 +12,7 @@ Inner sources: a peer may send from its subnet, whose base address its own proce
 overlay gives, and from its underlay address, which a process may have bound. All else is spoofed: other containers'
 addresses, and packets routed through a peer from elsewhere, which it has to masquerade.
 
-Not here: frames (frame.py), how many ICMP replies a second, who the peers are (the agent says).
+Not here: frames (frame.py), how many ICMP replies a second (relay.py), who the peers are (the agent says).
 """
 
 from __future__ import annotations
@@ -152,6 +153,8 @@ def outbound(table: Table, packet: Buffer, mtu: int, gso_size: int = 0) -> Send 
     v4 = packet[0] >> 4 == 4
     remote = table.lookup(packet[16:20] if v4 else packet[24:40])
     if remote is None:
+        if _stays_on_link(packet, v4):
+            return Drop(Refused.MULTICAST)
         return _reply(icmp.Error.NO_ROUTE, Refused.NO_ROUTE, packet, 0)
     # At least a UDP header goes before the payload of a segment.
     if (gso_size + (28 if v4 else 48) if gso_size else len(packet)) > mtu:
@@ -204,6 +207,13 @@ def _malformed(packet: Buffer) -> Refused | None:
     if (packet[4] << 8 | packet[5]) + 40 != size:
         return Refused.LENGTH
     return None if packet[7] else Refused.TTL
+
+
+def _stays_on_link(packet: Buffer, v4: bool) -> bool:
+    """Tell whether the destination is multicast, broadcast or link-local: nobody routes these, a kernel sends them."""
+    if v4:
+        return packet[16] >= 224 or (packet[16] == 169 and packet[17] == 254)
+    return packet[24] == 0xFF or (packet[24] == 0xFE and packet[25] & 0xC0 == 0x80)
 
 
 def _reply(kind: icmp.Error, reason: Refused, packet: Buffer, mtu: int) -> Reply | Drop:

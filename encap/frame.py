@@ -38,6 +38,7 @@ class Refused(Enum):
     SOURCE = "source"
     DESTINATION = "destination"
     NO_ROUTE = "no-route"
+    MULTICAST = "multicast"
     TTL = "ttl"
     TOO_BIG = "too-big"
     CHECKSUM = "checksum"

@@ -124,7 +124,7 @@ class Netlink:
         if found is None:
             return None
         if found.kind == "tun":
-            return TunLink(name, found.mtu, found.up)
+            return TunLink(name, found.mtu, found.up, found.silent)
         if found.kind != "vxlan":
             return ForeignLink(name, found.kind)
         return VxlanLink(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import islice
@@ -21,10 +22,12 @@ from itertools import islice
 from flanneld_py.encap import orders
 from flanneld_py.encap.admission import Admission
 from flanneld_py.encap.batch import Batch
+from flanneld_py.encap.bucket import Bucket
 from flanneld_py.encap.forward import Drop, Own, Remote, Reply, Send, Table, outbound
 from flanneld_py.encap.frame import Refused, vxlan_header
 from flanneld_py.encap.merge import coalesce
 from flanneld_py.encap.offload import segment
+from flanneld_py.encap.tally import Tally
 from flanneld_py.encap.tun import BUFFER_SIZE, Tun
 from flanneld_py.encap.uncut import uncut
 from flanneld_py.encap.virtio import PLAIN, VNET_HEADER
@@ -39,26 +42,12 @@ PACKET_COST = 8192
 GSO = struct.Struct("=xBxxH")
 """gso_type and gso_size of a virtio header."""
 
+ANSWERS_PER_SECOND, ANSWERS_AT_ONCE = 100, 50
+"""ICMP errors: enough for whoever probes a path, and no work to speak of when somebody sends into nowhere."""
+
 
 class DeviceGone(Exception):
     """The TUN device was deleted under us."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """Packets (super-packets count as one) and bytes of the overlay, both ways."""
-
-    sent: int = 0
-    sent_bytes: int = 0
-    received: int = 0
-    received_bytes: int = 0
-
-    def add(self, other: Tally) -> None:
-        """Add another's numbers."""
-        self.sent += other.sent
-        self.sent_bytes += other.sent_bytes
-        self.received += other.received
-        self.received_bytes += other.received_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +61,14 @@ class Hop(Remote):
 
 
 class Relay:
-    """Carry packets between a device and a wire that are open, among the peers that were put."""
+    """Carry packets between a device and a wire that are open, among the peers that were put.
 
-    def __init__(self, wanted: orders.Configure, tun: Tun, wire: Wire) -> None:
+    `now` tells seconds that only go forward.
+    """
+
+    def __init__(self, wanted: orders.Configure, tun: Tun, wire: Wire, now: Callable[[], float]) -> None:
+        self._now = now
+        self._answers = Bucket(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE)
         self._tun = tun
         self._wire = wire
         self._table = Table()
@@ -183,10 +177,17 @@ class Relay:
                 self._send(header, packet, remote)
             case Reply(reply, reason):
                 self._drops[f"out-{reason.value}"] += 1
-                self._write((PLAIN, reply))
+                self._reply(reply)
             case Drop(reason):
                 self._drops[f"out-{reason.value}"] += 1
         return size
+
+    def _reply(self, reply: bytes) -> None:
+        allowed, self._answers = self._answers.take(self._now())
+        if allowed:
+            self._write((PLAIN, reply))
+        else:
+            self._drops["out-icmp-rate"] += 1
 
     def _send(self, header: memoryview, packet: memoryview, hop: Hop) -> None:
         datagrams, size = segment(header, packet, hop.prefix4 if packet[0] >> 4 == 4 else hop.prefix6)

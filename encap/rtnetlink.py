@@ -47,11 +47,14 @@ ROUTE_METRIC = {AF_INET: 0, AF_INET6: 1024}
 
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 3, 4, 18, 1, 2
+IFLA_AF_SPEC, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 26, 8, 1
 IFLA_VXLAN_ID, IFLA_VXLAN_GROUP, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 2, 3, 4, 7
 IFLA_VXLAN_PORT, IFLA_VXLAN_GROUP6, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_GBP = 15, 16, 17, 23
 NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 NHA_ID, NHA_OIF, NHA_GATEWAY = 1, 5, 6
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE, RTA_NH_ID = 1, 4, 5, 6, 9, 15, 30
+
+_SILENT = bytes([IN6_ADDR_GEN_MODE_NONE])
 
 HEADER = Struct("=IHHII")
 ATTRIBUTE = Struct("=HH")
@@ -82,7 +85,10 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LinkMessage:
-    """A device. `parent` is an interface index, 0 for none; what follows `kind` holds for VXLAN devices only."""
+    """A device. `parent` is an interface index, 0 for none; from `vni` on it holds for VXLAN devices only.
+
+    `silent`: IPv6 is not on it, or makes no link-local address.
+    """
 
     ifindex: int
     name: str
@@ -91,6 +97,7 @@ class LinkMessage:
     mtu: int
     mac: bytes
     kind: str
+    silent: bool = True
     vni: int = 0
     port: int = 0
     parent: int = 0
@@ -176,8 +183,10 @@ def read_link(buffer: bytes, at: int, end: int) -> LinkMessage:
     kind = _text(info.get(IFLA_INFO_KIND, b""))
     name, mac, mtu = _text(found.get(IFLA_IFNAME, b"")), found.get(IFLA_ADDRESS, b""), _u32(found.get(IFLA_MTU))
     up, running = bool(flags & IFF_UP), bool(flags & IFF_RUNNING)
+    inet6 = _nested(_nested(found.get(IFLA_AF_SPEC, b"")).get(AF_INET6, b""))
+    silent = inet6.get(IFLA_INET6_ADDR_GEN_MODE, _SILENT) == _SILENT
     if kind != "vxlan":
-        return LinkMessage(ifindex, name, up, running, mtu, mac, kind)
+        return LinkMessage(ifindex, name, up, running, mtu, mac, kind, silent)
     vxlan = _nested(info.get(IFLA_INFO_DATA, b""))
     return LinkMessage(
         ifindex,
@@ -187,6 +196,7 @@ def read_link(buffer: bytes, at: int, end: int) -> LinkMessage:
         mtu,
         mac,
         kind,
+        silent,
         vni=_u32(vxlan.get(IFLA_VXLAN_ID)),
         port=int.from_bytes(vxlan.get(IFLA_VXLAN_PORT, b""), "big"),
         parent=_u32(vxlan.get(IFLA_VXLAN_LINK)),

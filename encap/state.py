@@ -62,11 +62,15 @@ class VxlanLink:
 
 @dataclass(frozen=True, slots=True)
 class TunLink:
-    """A TUN device, made by the data-plane process and gone with it; `mtu` in bytes."""
+    """A TUN device, made by the data-plane process and gone with it; `mtu` in bytes.
+
+    `silent`: the kernel gives it no IPv6 link-local address, and so asks for no routers through it.
+    """
 
     name: str
     mtu: int
     up: bool = True
+    silent: bool = True
 
 
 @dataclass(frozen=True, slots=True)

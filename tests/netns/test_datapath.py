@@ -26,6 +26,7 @@ from flanneld_py.encap.frame import vxlan_header
 from tests.lab.lab import Lab
 from tests.lab.manual import Vtep, program
 from tests.lab.measure import Station, parse_ping, ping, ping_through, throughput
+from tests.lab.namespace import Namespace
 from tests.lab.processes import start_time
 from tests.netns.conftest import MakeLab
 from tests.netns.userspace import DEVICE, PORT, Userspace, ends, packed_mac
@@ -93,6 +94,13 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
     out.bind((sys.argv[1], 0))
     for line in sys.stdin.read().split():
         out.sendto(bytes.fromhex(line), (sys.argv[2], int(sys.argv[3])))
+"""
+
+BURST = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+    for _ in range(int(sys.argv[2])):
+        out.sendto(b"", (sys.argv[1], 9))
 """
 
 
@@ -254,6 +262,39 @@ def test_an_address_behind_no_peer_is_answered_at_once(lab: Lab, userspace: Call
     done = lab.containers[0].namespace.run(["ping", "-n", "-c", "1", "-W", "2", "10.42.77.1"], check=False)
     assert "Net Unreachable" in done.stdout
     assert one.count("out-no-route") == 1
+
+
+def test_unreachables_are_limited(lab: Lab, userspace: Callable[..., Userspace]) -> None:
+    one = userspace(1)
+    one.host.namespace.ip(f"route add 10.42.77.0/24 dev {DEVICE}")
+    container = lab.containers[0].namespace
+    container.run([sys.executable, "-c", BURST, "10.42.77.1", "400"])
+    one.wait_count("out-no-route", 400)
+    suppressed = one.count("out-icmp-rate")
+    assert 0 < suppressed <= 350
+    until(lambda: unreachables(container) == 400 - suppressed, "the other answers")
+
+
+def unreachables(namespace: Namespace) -> int:
+    """How many ICMP destination unreachables have come in."""
+    names, values = [line.split() for line in namespace.run(["grep", "^Icmp:", "/proc/net/snmp"]).stdout.splitlines()]
+    return int(values[names.index("InDestUnreachs")])
+
+
+@pytest.mark.parametrize("target", ["224.0.0.251", "169.254.9.9", "ff02::fb%flannel.1", "fe80::9%flannel.1"])
+def test_what_stays_on_its_link_is_counted_apart_and_not_answered(
+    lab: Lab, userspace: Callable[..., Userspace], target: str
+) -> None:
+    one = userspace(1)
+    for route in ("169.254.9.0/24", "fe80::/64"):
+        one.host.namespace.run(["ip", "route", "add", route, "dev", DEVICE])
+    one.host.namespace.ip(f"addr add fd42::1/128 dev {DEVICE} nodad")
+    before = one.count("out-multicast")
+    send = ["ping", "-n", "-c", "3", "-i", "0.01", "-W", "1", "-I", DEVICE, target]
+    done = one.host.namespace.run(send, check=False)
+    assert "nreachable" not in done.stdout, done.stdout
+    assert one.count("out-multicast") >= before + 3, done
+    assert one.count("out-no-route") == 0
 
 
 # Strangers

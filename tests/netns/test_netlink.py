@@ -25,8 +25,10 @@ from flanneld_py.encap.state import (
     Nexthop,
     Operation,
     Route,
+    TunLink,
     Verb,
 )
+from flanneld_py.encap.tun import Tun
 from tests.contract.kernel_host import (
     DEVICE,
     DEVICE6,
@@ -202,6 +204,29 @@ async def test_a_device_of_another_kind_is_foreign_and_new_ones_are_as_flannels(
         assert (vxlan["udp_zero_csum6_tx"], vxlan["udp_zero_csum6_rx"]) == (False, False)
         assert run(f"sysctl -n net/ipv6/conf/{DEVICE}/accept_ra").strip() == "0"
     finally:
+        kernel.close()
+
+
+@pytest.mark.root
+async def test_a_tun_device_is_made_silent_before_it_is_up(namespace: str) -> None:
+    """Else the kernel gives it a link-local address, and asks through it for routers for ever."""
+    kernel, tun = Netlink(), Tun(DEVICE)
+    try:
+        found = kernel.link(DEVICE)
+        assert found == TunLink(DEVICE, 1500, up=False, silent=False)
+        want = TunLink(DEVICE, 1400)
+        await kernel.change_link(found, want)
+        assert kernel.link(DEVICE) == want
+        assert run(f"ip -6 address show dev {DEVICE}") == ""
+        run(f"ip link set {DEVICE} addrgenmode eui64")
+        heard = kernel.link(DEVICE)
+        assert heard == replace(want, silent=False)
+        await kernel.change_link(heard, want)
+        assert kernel.link(DEVICE) == want
+        run(f"ip link set {DEVICE} mtu 1000")
+        assert kernel.link(DEVICE) == replace(want, mtu=1000), "too narrow for IPv6, which the kernel then leaves alone"
+    finally:
+        tun.close()
         kernel.close()
 
 

@@ -75,6 +75,21 @@ def test_what_is_not_sent(packet: bytes, reason: Refused) -> None:
     assert outbound(table(), packet, MTU) == Drop(reason)
 
 
+@pytest.mark.parametrize(
+    ("packet", "at", "first"),
+    [
+        (OUT4, 16, bytes((224, 0, 0, 22))),
+        (OUT4, 16, bytes((255, 255, 255, 255))),
+        (OUT4, 16, bytes((169, 254, 3, 4))),
+        (OUT6, 24, bytes((0xFF, 2))),
+        (OUT6, 24, bytes((0xFE, 0x80))),
+        (OUT6, 24, bytes((0xFE, 0xBF))),
+    ],
+)
+def test_what_stays_on_its_link_is_neither_sent_nor_answered(packet: bytes, at: int, first: bytes) -> None:
+    assert outbound(table(), patched(packet, at, first), MTU) == Drop(Refused.MULTICAST)
+
+
 def test_the_last_hop_is_left_to_the_kernels() -> None:
     assert outbound(table(), patched(OUT4, 8, b"\1"), MTU) == Send(R4)
 
@@ -133,11 +148,8 @@ def icmp(kind: int, version: int = 4) -> bytes:
         *(icmp(kind) for kind in (3, 4, 5, 11, 12)),
         *(icmp(kind, 6) for kind in (1, 2, 3, 4, 127)),
         patched(ELSEWHERE4, 6, b"\x00\x01"),
-        patched(ELSEWHERE4, 16, bytes((224, 0, 0, 1))),
-        patched(ELSEWHERE4, 16, bytes((255, 255, 255, 255))),
         patched(ELSEWHERE4, 12, bytes(4)),
         patched(ELSEWHERE4, 12, bytes((127, 0, 0, 1))),
-        patched(ELSEWHERE6, 24, b"\xff\x02"),
         patched(ELSEWHERE6, 8, bytes(16)),
         ELSEWHERE6[:4] + b"\0\x10\x2c" + ELSEWHERE6[7:40] + bytes((58, 0, 0, 8, 0, 0, 0, 1)) + bytes((128, *bytes(7))),
         ELSEWHERE6[:4] + b"\0\x10\x00" + ELSEWHERE6[7:40] + bytes((58, *bytes(7))) + bytes((1, *bytes(7))),

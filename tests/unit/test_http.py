@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
 from flanneld_py.agent.http import HealthServer
+
+
+async def state() -> dict[str, object]:
+    return {"state": "waiting for a lease – still", "peers": 0}
 
 
 @pytest.mark.parametrize(
@@ -13,14 +18,15 @@ from flanneld_py.agent.http import HealthServer
         ("GET /healthz HTTP/1.1", False, 200, "flanneld is running"),
         ("GET /readyz HTTP/1.1", False, 503, "flanneld is not ready yet"),
         ("GET /readyz?verbose HTTP/1.0", True, 200, "flanneld is ready"),
-        ("GET /other HTTP/1.1", True, 404, "there are /healthz and /readyz"),
+        ("GET /other HTTP/1.1", True, 404, "there are /healthz, /readyz and /status"),
         ("POST /healthz HTTP/1.1", True, 405, "only GET is served here"),
         ("nonsense", True, 405, "only GET is served here"),
         ("", True, 405, "only GET is served here"),
     ],
 )
-def test_answers_are_flannels(line: str, ready: bool, status: int, body: str) -> None:
-    assert HealthServer(lambda: ready).respond(line) == (status, body)
+async def test_answers_are_flannels(line: str, ready: bool, status: int, body: str) -> None:
+    answer = await HealthServer(lambda: ready, state).respond(line)
+    assert (answer.status, answer.body, answer.content_type) == (status, body, "text/plain")
 
 
 async def ask(port: int, request: bytes) -> bytes:
@@ -36,7 +42,7 @@ async def ask(port: int, request: bytes) -> bytes:
 
 
 async def test_over_the_wire() -> None:
-    server = HealthServer(lambda: True)
+    server = HealthServer(lambda: True, state)
     await server.start("127.0.0.1", 0)
     try:
         assert server._server is not None
@@ -44,6 +50,12 @@ async def test_over_the_wire() -> None:
         answer = await ask(port, b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
         assert answer.endswith(b"\r\n\r\nflanneld is ready")
+        answer = await ask(port, b"GET /status HTTP/1.1\r\n\r\n")
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert b"Content-Type: application/json\r\n" in head
+        assert f"Content-Length: {len(body)}\r\n".encode() in head
+        assert json.loads(body) == await state()
+        assert (await ask(port, b"HEAD /status HTTP/1.1\r\n\r\n")) == head + b"\r\n\r\n"
         assert await ask(port, b"\x16\x03\x01 not http") == b""
         assert await ask(port, b"GET /" + b"x" * 20000) == b""
     finally:

@@ -14,7 +14,8 @@ from random import Random
 import pytest
 
 from flanneld_py.agent.clock import SystemClock
-from flanneld_py.agent.supervise import DatapathError, Supervisor, stop_process
+from flanneld_py.agent.line import DatapathError, stop_process
+from flanneld_py.agent.supervise import Supervisor
 from flanneld_py.encap import feed, orders
 
 CONFIGURE = orders.Configure(
@@ -40,6 +41,7 @@ class FakeProcess:
         self.configured: orders.Configure | None = None
         self.peers: dict[str, orders.Peer] = {}
         self.stopped = False
+        self.segmentation = False
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -80,7 +82,11 @@ class FakeProcess:
                 unnamed.clear()
                 return orders.Done(len(self.peers))
             case orders.AskStatus():
-                return orders.Status(1, True, len(self.peers))
+                return orders.Status(1, True, len(self.peers), segmentation=self.segmentation)
+            case orders.AskTraffic(first):
+                rows = [orders.PeerTraffic(key, 1, 2, 3, 4) for key in self.peers]
+                page = tuple(rows[first : first + 2])
+                return orders.Traffic(first + 2 if len(rows) > first + 2 else 0, page)
             case orders.Stop():
                 self.stopped = True
         return None
@@ -207,6 +213,41 @@ async def test_another_configuration_is_applied_to_the_same_process(tmp_path: Pa
         world.supervisor.configure(smaller)
         await until(lambda: world.processes[0].configured == smaller)
         assert len(world.processes) == 1
+
+
+async def test_a_report_has_every_peer_and_may_be_asked_for_by_many(tmp_path: Path) -> None:
+    async with world_at(tmp_path) as world:
+        assert await world.supervisor.report() is None, "not served yet"
+        world.supervisor.update((peer(n).key, peer(n)) for n in range(2, 7))
+        await world.supervisor.fed.wait()
+        impatient = asyncio.ensure_future(world.supervisor.report())
+        await asyncio.sleep(0)
+        impatient.cancel()
+        for report in await asyncio.gather(*(world.supervisor.report() for _ in range(5))):
+            assert report is not None
+            assert report.status == orders.Status(1, True, 5)
+            assert [row.key for row in report.traffic] == [peer(n).key for n in range(2, 7)]
+
+
+async def test_an_offload_that_is_lost_while_it_runs_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with world_at(tmp_path) as world:
+        await world.start(world.control)
+        world.processes[0].segmentation = True
+        await until(lambda: "slower" in caplog.text)
+        assert "udp-segment" not in caplog.records[-1].__dict__["facts"]["lacking"]
+        world.processes[0].segmentation = False
+        await until(lambda: caplog.text.count("slower") == 2)
+        assert "udp-segment" in caplog.records[-1].__dict__["facts"]["lacking"]
+
+
+async def test_who_asks_a_process_that_dies_is_answered(tmp_path: Path) -> None:
+    async with world_at(tmp_path) as world:
+        await world.supervisor.fed.wait()
+        asked = asyncio.ensure_future(world.supervisor.report())
+        await world.crash()
+        await asked
+        await until(lambda: len(world.processes) == 2 and world.supervisor.fed.is_set())
+        assert await world.supervisor.report() is not None
 
 
 @pytest.mark.parametrize("there", [True, False])

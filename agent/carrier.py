@@ -1,0 +1,60 @@
+"""Who carries the packets, as the Reconciler sees it: told which peers there are, and to hold or release them.
+
+The kernel needs no telling: its entries say it. The userspace data plane has a table of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from flanneld_py.agent.hold import Holder
+from flanneld_py.encap.peers import Peer
+
+if TYPE_CHECKING:
+    from flanneld_py.agent.supervise import Supervisor
+
+Changes = Iterable[tuple[str, Peer | None]]
+"""Peers by key, None for one that is not used any more."""
+
+
+class Carrier(Holder, Protocol):
+    """See the module's docstring."""
+
+    def update(self, changes: Changes) -> None:
+        """Take in which peers are used now, or not any more."""
+        ...
+
+
+class KernelCarrier:
+    """Nothing to be told."""
+
+    def update(self, changes: Changes) -> None:
+        """See Carrier."""
+
+    def hold(self) -> int:
+        """See Holder."""
+        return 0
+
+    def release(self) -> None:
+        """See Holder."""
+
+
+class UserspaceCarrier:
+    """The data-plane process, by way of its Supervisor."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self.hold = supervisor.hold
+        self.release = supervisor.release
+
+    def update(self, changes: Changes) -> None:
+        """See Carrier."""
+        from flanneld_py.encap import orders  # Most hosts never need it.
+
+        def entry(key: str, peer: Peer) -> orders.Peer:
+            subnet = peer.lease.subnets.v4
+            address = peer.lease.attrs.public_ip.packed
+            return orders.Peer(key, subnet.network_address.packed, subnet.prefixlen, address, peer.vtep or bytes(6))
+
+        self._supervisor.update((key, entry(key, peer) if peer else None) for key, peer in changes)

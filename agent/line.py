@@ -1,0 +1,115 @@
+"""The data-plane process (encap/datapath.py) as the agent reaches it: started, connected to, told, heard, ended.
+
+What it is told and when is not here (supervise.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import struct
+import sys
+from contextlib import closing, suppress
+from pathlib import Path
+
+from flanneld_py.encap import feed, orders
+
+PATIENCE = 10.0
+"""Seconds within which a living process answers: it serves its control socket in every turn of its loop."""
+
+
+class DatapathError(Exception):
+    """The process cannot be started, or refuses its configuration; the text is for the operator."""
+
+
+class Lost(Exception):
+    """The connection to the process has ended; the text says how."""
+
+
+async def start_process(control: Path) -> None:
+    """Start the process; return when it listens on the control socket, detached from us. Raises DatapathError."""
+    # -P: what happens to lie in the working directory is not imported.
+    command = (sys.executable, "-P", "-m", "flanneld_py.encap.datapath", "--control", str(control))
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await process.communicate()
+    if process.returncode != 0:
+        reason = said.decode(errors="replace").strip() or f"exit code {process.returncode}"
+        raise DatapathError(f"the data-plane process does not start: {reason}")
+
+
+async def stop_process(control: Path) -> bool:
+    """End the process for good, and with it its device; return whether there was one.
+
+    Call it when no Supervisor runs: that one would start it again. Raises DatapathError if it does not end.
+    """
+    try:
+        line = await connect(control)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    with closing(line):
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await line.send(feed.encode(orders.Stop()))
+                while True:
+                    await line.receive()
+        except Lost:
+            return True
+        except TimeoutError as error:
+            raise DatapathError(
+                f"the data-plane process {line.pid} at {control} does not end: see its state in /proc/{line.pid}/stack"
+            ) from error
+
+
+class Line:
+    """A connection to the process."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        self.pid: int = struct.unpack("3i", credentials)[0]
+
+    async def send(self, data: bytes) -> None:
+        """Send one message. Raises Lost."""
+        try:
+            await asyncio.get_running_loop().sock_sendall(self._socket, data)
+        except OSError as error:
+            raise Lost(f"sending failed: {error.strerror}") from error
+
+    async def receive(self) -> orders.Message:
+        """Receive one message. Raises Lost at the end, or if it is none."""
+        try:
+            data = await asyncio.get_running_loop().sock_recv(self._socket, feed.MAX_MESSAGE + 1)
+        except OSError as error:
+            raise Lost(f"receiving failed: {error.strerror}") from error
+        if not data:
+            raise Lost("it ended")
+        try:
+            return feed.decode(data)
+        except feed.Malformed as error:
+            raise Lost(f"it speaks another language: {error}") from error
+
+    def kill(self) -> None:
+        """End a process that does not answer; its device goes with it."""
+        if self.pid > 0:  # 0: it lives in a pid namespace that we cannot see
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Hang up: the process goes on."""
+        self._socket.close()
+
+
+async def connect(control: Path) -> Line:
+    """Connect to the process that listens there. Raises OSError."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, str(control))
+        return Line(connection)
+    except BaseException:
+        connection.close()
+        raise

@@ -1,0 +1,95 @@
+"""The agent's state as one JSON document, for `GET /status`: what its fields are called, and nothing else.
+
+The names and their units are documented in docs/operate.md. What is not known yet is null.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flanneld_py.agent.reconcile import Reconciler, Wanted
+    from flanneld_py.agent.supervise import Report
+    from flanneld_py.encap.orders import PeerTraffic, Status
+
+Document = dict[str, object]
+
+TOTALS = {
+    "sent": "sent_packets",
+    "sent-bytes": "sent_bytes",
+    "received": "received_packets",
+    "received-bytes": "received_bytes",
+}
+"""The data plane's counters that count no drops."""
+
+
+def starting(state: str) -> Document:
+    """Return what there is to say before there is a lease; `state` is a sentence."""
+    return {
+        "state": state,
+        "ready": False,
+        "registry_connected": False,
+        "subnet": None,
+        "device": None,
+        "backend": None,
+        "datapath": None,
+        "peers": 0,
+        "rejected_leases": [],
+        "failing_entries": [],
+        "userspace": None,
+    }
+
+
+def network(wanted: Wanted, datapath: str, reason: str) -> Document:
+    """Return what this host is; `datapath` is `kernel` or `userspace`, `reason` why."""
+    return {
+        "subnet": str(wanted.own.subnets.v4),
+        "device": wanted.link.name,
+        "backend": wanted.config.backend_type,
+        "datapath": {"kind": datapath, "reason": reason},
+    }
+
+
+def peers(reconciler: Reconciler) -> Document:
+    """Return what has become of the others' leases."""
+    return {
+        "peers": reconciler.peers,
+        "rejected_leases": [{"key": key, "reason": reason} for key, reason in sorted(reconciler.rejected.items())],
+        "failing_entries": [{"entry": entry, "reason": reason} for entry, reason in reconciler.failing],
+    }
+
+
+def userspace(report: Report | None, trouble: str) -> Document:
+    """Return what the data-plane process says of itself; only `trouble` if it is not served."""
+    if report is None:
+        return {"served": False, "trouble": trouble}
+    from flanneld_py.agent.offloads import in_use, lacking
+
+    status = report.status
+    return {
+        "served": True,
+        "trouble": trouble,
+        "pid": status.pid,
+        "offloads": {"in_use": in_use(status), "lacking": lacking(status)},
+        "segmentation": status.segmentation,
+        "coalescing": status.coalescing,
+        "receive_buffer_bytes": status.receive_buffer,
+        **_counters(status),
+        "peers": [_traffic(row) for row in report.traffic],
+    }
+
+
+def _counters(status: Status) -> Document:
+    totals = {name: status.counters.get(counter, 0) for counter, name in TOTALS.items()}
+    drops = {reason: count for reason, count in sorted(status.counters.items()) if reason not in TOTALS}
+    return {"totals": totals, "drops_packets": drops}
+
+
+def _traffic(row: PeerTraffic) -> Document:
+    return {
+        "key": row.key,
+        "sent_packets": row.sent,
+        "sent_bytes": row.sent_bytes,
+        "received_packets": row.received,
+        "received_bytes": row.received_bytes,
+    }

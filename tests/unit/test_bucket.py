@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flanneld_py.encap.bucket import Bucket
+
+
+def drain(bucket: Bucket, now: float, tries: int = 1000) -> tuple[int, Bucket]:
+    """How many of so many tries at one moment are allowed."""
+    allowed = 0
+    for _ in range(tries):
+        granted, bucket = bucket.take(now)
+        allowed += granted
+    return allowed, bucket
+
+
+def test_a_burst_and_then_the_rate() -> None:
+    allowed, bucket = drain(Bucket(rate=100, burst=50), now=5000.0)
+    assert allowed == 50
+    allowed, bucket = drain(bucket, now=5000.1)
+    assert allowed == 10
+    allowed, bucket = drain(bucket, now=9000.0)
+    assert allowed == 50, "more than a burst is not saved up"
+
+
+def test_a_clock_that_stands_or_goes_back_gives_nothing() -> None:
+    _, bucket = drain(Bucket(rate=100, burst=50), now=10.0)
+    assert drain(bucket, now=9.0)[0] == 0
+
+
+@given(st.lists(st.floats(0, 0.1), max_size=300))
+def test_never_more_than_the_burst_and_the_rate(pauses: list[float]) -> None:
+    bucket, now, allowed = Bucket(rate=100, burst=50), 0.0, 0
+    for pause in pauses:
+        now += pause
+        granted, bucket = bucket.take(now)
+        allowed += granted
+        assert allowed <= 50 + 100 * now + 1e-6
