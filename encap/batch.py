@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flanneld_py.encap.wire import Endpoint, Wire
+from flanneld_py.encap.directory import Endpoint
+from flanneld_py.encap.wire import Wire
 
 
 class Batch:

@@ -1,10 +1,10 @@
 """The data-plane process: `python -m flanneld_py.encap.datapath --control <socket>`.
 
-It moves packets (relay.py) and takes orders (feed.py). It sets no address, route or firewall rule, and knows no etcd.
+It moves packets (worker.py) and takes orders (clerk.py). It sets no address, route or firewall rule, and knows no etcd.
 
 1. It listens on the control socket, says on stdout why if it cannot, and goes into the background: its own session,
    no child of the agent's, so that the agent's end is not its own.
-2. The first Configure opens the TUN device and the UDP socket.
+2. The first Configure opens the TUN device and the UDP sockets; with several workers it makes a crew (crew.py).
 3. One loop waits for TUN, wire, control and signals. In a turn each gets a bounded share, so none waits for another's
    rush, and nothing in it blocks: what cannot be written now is a counted drop.
 4. It ends on Stop, on SIGTERM, or when the device is deleted under it. An agent that goes away changes nothing;
@@ -15,173 +15,81 @@ from __future__ import annotations
 
 import argparse
 import os
-import select
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
-from ipaddress import ip_address
 from pathlib import Path
 
-from flanneld_py.encap import feed, orders
+from flanneld_py.encap import orders
+from flanneld_py.encap.clerk import Clerk
+from flanneld_py.encap.crew import Crew, MemberLost
 from flanneld_py.encap.doorway import Doorway, DoorwayError
-from flanneld_py.encap.relay import DeviceGone, Relay
-from flanneld_py.encap.tun import Tun, TunError
-from flanneld_py.encap.wire import Wire, WireError
+from flanneld_py.encap.relay import DeviceGone
+from flanneld_py.encap.turns import Turns
+from flanneld_py.encap.worker import LANES, Worker, open_lanes
 
 
 class Datapath:
-    """The loop. `interrupts` becomes readable when a signal asks for the end; `now` tells monotonic seconds."""
+    """The process's parts put together. `interrupts` becomes readable when a signal asks for the end."""
 
     def __init__(self, doorway: Doorway, interrupts: socket.socket, now: Callable[[], float]) -> None:
         self._doorway = doorway
-        self._interrupts = interrupts
         self._now = now
-        self._poll = select.epoll()
-        self._ready: dict[int, Callable[[], None]] = {}
-        self._watch(doorway.fileno(), self._admit)
-        self._watch(interrupts.fileno(), self._end)
+        self._turns = Turns()
+        self._turns.watch(doorway.fileno(), self._admit)
+        self._turns.watch(interrupts.fileno(), self._turns.stop)
         self._agent: socket.socket | None = None
-        self._wanted: orders.Configure | None = None
-        self._relay: Relay | None = None
-        self._unnamed: set[str] | None = None
-        self._running = True
+        self._clerk = Clerk(self._make)
+        self._carrier: Worker | Crew | None = None
 
     def run(self) -> None:
-        """Move packets until told to end. Raises DeviceGone."""
-        while self._running:
-            for fd, _events in self._poll.poll():
-                serve = self._ready.get(fd)
-                if serve is not None:  # closed by an earlier one in this turn
-                    serve()
+        """Move packets until told to end. Raises DeviceGone, MemberLost."""
+        self._turns.run()
 
     def close(self) -> None:
         """Close everything, the control connection last: its end tells the agent that the device is gone."""
-        if self._relay is not None:
-            self._relay.close()
+        if self._carrier is not None:
+            self._carrier.close()
         self._dismiss()
-        self._poll.close()
-
-    # The agent
+        self._turns.close()
 
     def _admit(self) -> None:
         connection = self._doorway.accept()
         if connection is not None:
             self._dismiss()
             self._agent = connection
-            self._watch(connection.fileno(), self._obey)
+            self._turns.watch(connection.fileno(), self._obey)
 
     def _dismiss(self) -> None:
         if self._agent is not None:
-            self._unwatch(self._agent.fileno())
+            self._turns.unwatch(self._agent.fileno())
             self._agent.close()
             self._agent = None
-        self._unnamed = None
+        self._clerk.forget()
 
     def _obey(self) -> None:
         """Take one message: packets go on before the next."""
         assert self._agent is not None
-        try:
-            data = self._agent.recv(feed.MAX_MESSAGE + 1)
-        except BlockingIOError:
-            return
-        except ConnectionError:
-            data = b""
-        if not data:
+        if not self._clerk.take(self._agent):
             self._dismiss()
-            return
-        try:
-            answer = self._answer(feed.decode(data))
-        except feed.Malformed as error:
-            self._reply(orders.Refused(str(error), restart=True))
-            self._dismiss()
-            return
-        if answer is not None:
-            self._reply(answer)
+        if self._clerk.stopped:
+            self._turns.stop()
 
-    def _reply(self, answer: orders.Answer) -> None:
-        if self._agent is None:
-            return
-        try:
-            self._agent.send(feed.encode(answer))
-        except OSError:
-            self._dismiss()  # gone, or it asks and does not read: it may connect again
-
-    def _answer(self, message: orders.Message) -> orders.Answer | None:
-        match message:
-            case orders.Configure():
-                return self._configure(message)
-            case orders.Stop():
-                self._running = False
-                return None
-            case orders.AskStatus():
-                return self._status()
-        if self._relay is None:
-            return orders.Refused("the data plane is not configured yet: send its configuration first")
-        match message:
-            case orders.Begin():
-                self._unnamed = self._relay.keys()
-            case orders.Put(peers):
-                for peer in peers:
-                    self._relay.put(peer)
-                if self._unnamed:
-                    self._unnamed.difference_update(peer.key for peer in peers)
-            case orders.Remove(key):
-                self._relay.remove(key)
-            case orders.End():
-                for key in self._unnamed or ():
-                    self._relay.remove(key)
-                self._unnamed = None
-                return orders.Done(len(self._relay))
-            case orders.AskTraffic(first):
-                return self._relay.traffic(first, feed.TRAFFIC_PAGE)
-            case _:
-                return orders.Refused(f"{type(message).__name__} is an answer, and this end gives the answers")
-        return None
-
-    def _configure(self, wanted: orders.Configure) -> orders.Answer:
-        if self._relay is not None and self._wanted is not None:
-            if wanted.fixed() != self._wanted.fixed():
-                return orders.Refused("mode, device, address and port are fixed while the process runs", restart=True)
-            self._relay.configure(wanted)
-            self._wanted = wanted
-            return orders.Done(len(self._relay))
-        try:
-            tun = Tun(wanted.device)
-        except TunError as error:
-            return orders.Refused(str(error))
-        try:
-            wire = Wire(ip_address(wanted.local), wanted.port)
-        except WireError as error:
-            tun.close()
-            return orders.Refused(str(error))
-        self._wanted, self._relay = wanted, Relay(wanted, tun, wire, self._now)
-        self._watch(tun.fileno(), self._relay.outward)
-        self._watch(wire.fileno(), self._relay.inward)
-        return orders.Done(0)
-
-    def _status(self) -> orders.Status:
-        if self._relay is None:
-            return orders.Status(pid=os.getpid(), configured=False, peers=0)
-        return self._relay.status(os.getpid())
-
-    # The loop's parts
-
-    def _end(self) -> None:
-        self._running = False
-
-    def _watch(self, fd: int, serve: Callable[[], None]) -> None:
-        self._ready[fd] = serve
-        self._poll.register(fd, select.EPOLLIN)
-
-    def _unwatch(self, fd: int) -> None:
-        del self._ready[fd]
-        self._poll.unregister(fd)
+    def _make(self, wanted: orders.Configure) -> Worker | Crew:
+        lanes = open_lanes(wanted, LANES * wanted.workers)
+        if wanted.workers == 1:
+            self._carrier = Worker(wanted, lanes, self._now)
+        else:
+            self._carrier = Crew(wanted, lanes, wanted.workers, self._now)
+        for fd, serve in self._carrier.watched():
+            self._turns.watch(fd, serve)
+        return self._carrier
 
 
 def serve(doorway: Doorway) -> None:
-    """Run the data plane at a control socket until told to end. Raises DeviceGone."""
+    """Run the data plane at a control socket until told to end. Raises DeviceGone, MemberLost."""
     interrupts, interrupted = socket.socketpair()
     interrupted.setblocking(False)
     signal.set_wakeup_fd(interrupted.fileno())
@@ -217,7 +125,7 @@ def _run(control: Path, report: Callable[[str], object]) -> int:
     report("")
     try:
         serve(doorway)
-    except DeviceGone as error:
+    except (DeviceGone, MemberLost) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

@@ -54,6 +54,7 @@ MAX_MESSAGE = 60_000
 """Bytes: what a socket takes whole with the kernel's default buffers."""
 
 MAX_KEY = 255
+MAX_WORKERS = 32
 
 PUT_PORTION = 200
 """Peers in one Put: they take the process a millisecond or two, in which packets wait."""
@@ -153,12 +154,13 @@ def _configure_json(wanted: Configure) -> bytes:
         "subnets": [str(subnet) for subnet in wanted.subnets],
         "vni": wanted.vni,
         "mac": wanted.mac.hex(":"),
+        "workers": wanted.workers,
     }
     return json.dumps(fields).encode()
 
 
 def _read_configure(body: bytes) -> Configure:
-    fields: dict[str, Any] = json.loads(body)
+    fields: dict[str, Any] = {"workers": 1, **json.loads(body)}  # an agent of before there were several
     mode = Mode(fields["mode"])
     device = fields["device"]
     if not isinstance(device, str) or not 1 <= len(device.encode()) <= 15 or set(device) & set("/ \t\n%\0"):
@@ -175,6 +177,7 @@ def _read_configure(body: bytes) -> Configure:
         subnets=tuple(ip_network(subnet) for subnet in fields["subnets"]),
         vni=_bounded(fields, "vni", 1 if mode is Mode.VXLAN else 0, 2**24 - 1),
         mac=mac,
+        workers=_bounded(fields, "workers", 1, MAX_WORKERS),
     )
 
 

@@ -18,7 +18,7 @@ class Mode(Enum):
 class Configure:
     """What the data plane is. `mtu` in bytes is that of the device; `local` the underlay address to bind, packed.
 
-    `vni` and `mac` (our VTEP's) matter in VXLAN only.
+    `vni` and `mac` (our VTEP's) matter in VXLAN only. `workers` is how many processes move packets.
     """
 
     mode: Mode
@@ -29,10 +29,11 @@ class Configure:
     subnets: tuple[IPv4Network | IPv6Network, ...]
     vni: int = 0
     mac: bytes = bytes(6)
+    workers: int = 1
 
     def fixed(self) -> tuple[object, ...]:
         """Return what cannot change while the process runs: device and socket are made of it."""
-        return (self.mode, self.device, self.local, self.port)
+        return (self.mode, self.device, self.local, self.port, self.workers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,10 @@
 """The TUN device of the userspace data plane: opened, its offloads switched on, packets read and written.
 
 Not its address, routes, MTU or state: those the agent sets through netlink. The device lives as long as its file
-descriptor: when the process ends, device and routes are gone.
+descriptors: when the process ends, device and routes are gone.
+
+A device has queues, a descriptor each. The kernel gives all packets of a flow to the queue into which the flow's
+packets of the other direction were written last, and goes by a hash as long as there are none.
 
 Every packet that is read or written has a virtio header in front (10 bytes, native order; linux/virtio_net.h):
 
@@ -28,6 +31,7 @@ TUNSETVNETHDRSZ = 0x400454D8
 IFF_TUN = 0x0001
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
+IFF_MULTI_QUEUE = 0x0100
 F_CSUM, F_TSO4, F_TSO6, F_USO4, F_USO6 = 0x01, 0x02, 0x04, 0x20, 0x40
 
 LADDER = (
@@ -44,7 +48,7 @@ class TunError(Exception):
 
 
 class Tun:
-    """A TUN device, non-blocking. Raises TunError if it cannot be opened."""
+    """A queue of a TUN device, non-blocking; the first makes the device. Raises TunError if it cannot be had."""
 
     def __init__(self, device: str) -> None:
         try:
@@ -67,7 +71,7 @@ class Tun:
         return self._fd
 
     def close(self) -> None:
-        """Close it: the device disappears."""
+        """Close it: with its last queue the device disappears."""
         os.close(self._fd)
 
     def read_into(self, buffer: memoryview) -> int:
@@ -79,7 +83,7 @@ class Tun:
         os.writev(self._fd, parts)
 
     def _attach(self, device: str) -> None:
-        request = struct.pack("16sH22x", device.encode(), IFF_TUN | IFF_NO_PI | IFF_VNET_HDR)
+        request = struct.pack("16sH22x", device.encode(), IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE)
         try:
             fcntl.ioctl(self._fd, TUNSETIFF, request)
             fcntl.ioctl(self._fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_SIZE))

@@ -1,6 +1,9 @@
-"""The UDP socket of the userspace data plane: batches of equal datagrams out and in, one system call each.
+"""The UDP sockets of the userspace data plane: batches of equal datagrams out and in, one system call each.
 
 Not what is in the datagrams (frame.py), nor whose they are (forward.py).
+
+- One socket for each lane, all with one port (SO_REUSEPORT). The lane of a datagram is its source port modulo their
+  number: a kernel VTEP takes another port for each flow, and we another for each lane, so a flow stays on one lane.
 
 - Out: one buffer of up to 64 segments and a UDP_SEGMENT control message. A device without checksum offload answers EIO,
   a segment above the interface's MTU EINVAL: then datagram by datagram.
@@ -11,11 +14,15 @@ Not what is in the datagrams (frame.py), nor whose they are (forward.py).
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
 import struct
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address, IPv6Address
+
+from flanneld_py.encap.directory import Endpoint
 
 # asm-generic/socket.h, linux/udp.h, linux/in.h, linux/in6.h; not in Python 3.11's socket module.
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
@@ -32,37 +39,104 @@ RECEIVE_SIZE = 65535
 SOCKET_BUFFER = 8 << 20
 """Bytes of kernel memory each way: some milliseconds of a fast sender, while this process is not scheduled."""
 
+SO_ATTACH_REUSEPORT_CBPF = 51
+# linux/filter.h: load a half-word, modulo a constant, return the accumulator; offsets from the network header.
+BPF_LOAD, BPF_MODULO, BPF_RETURN = 0x28, 0x94, 0x16
+SKF_NET_OFF = 0x100000000 - 0x100000
+SOURCE_PORT = {4: 20, 6: 40}
+"""Where it is behind an IP header without options. With options another lane is chosen, and that is all."""
+
 INT = struct.Struct("i")
 SHORT = struct.Struct("H")
-
-Endpoint = tuple[str, int]
-"""Address and UDP port, as sockets show them."""
 
 
 class WireError(Exception):
     """The socket cannot be had; the text says why and what to do."""
 
 
+def open_wires(local: IPv4Address | IPv6Address, port: int, count: int, *, spread: bool) -> list[Wire]:
+    """Return so many lanes' ends at one underlay address and port. Raises WireError.
+
+    `spread` has each lane send from a port of its own, as kernel VTEPs do; else all send from `port`.
+    """
+    _bound(local, port).close()  # Sharing a port hides that another process has it: this shows it.
+    with ExitStack() as opened:
+        receivers = [opened.enter_context(_bound(local, port, shared=True)) for _ in range(count)]
+        _steer(receivers[0], local.version, count)
+        senders = receivers
+        if spread:
+            senders = [opened.enter_context(_sender(local, lane, count)) for lane in range(count)]
+        wires = [Wire(receiver, sender) for receiver, sender in zip(receivers, senders, strict=True)]
+        opened.pop_all()
+    return wires
+
+
+def _bound(local: IPv4Address | IPv6Address, port: int, *, shared: bool = False) -> socket.socket:
+    opened = socket.socket(socket.AF_INET if local.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+    try:
+        if shared:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        opened.bind((str(local), port))
+    except OSError as error:
+        opened.close()
+        raise WireError(
+            f"cannot bind UDP {local} port {port}: {error.strerror}; the address must be this host's, "
+            "and no other process or VXLAN device may have the port (ss -lun, ip -d link)"
+        ) from error
+    opened.setblocking(False)
+    return opened
+
+
+def _steer(receiver: socket.socket, version: int, count: int) -> None:
+    """Have the kernel choose the lane by source port; it goes by a hash of its own if it cannot."""
+    program = b"".join(
+        struct.pack("=HBBI", code, 0, 0, operand)
+        for code, operand in (
+            (BPF_LOAD, SKF_NET_OFF + SOURCE_PORT[version]),
+            (BPF_MODULO, count),
+            (BPF_RETURN, 0),
+        )
+    )
+    held = ctypes.create_string_buffer(program, len(program))
+    with suppress(OSError):
+        receiver.setsockopt(
+            socket.SOL_SOCKET,
+            SO_ATTACH_REUSEPORT_CBPF,
+            struct.pack("@HP", len(program) // 8, ctypes.addressof(held)),
+        )
+
+
+def _sender(local: IPv4Address | IPv6Address, lane: int, count: int) -> socket.socket:
+    """Return a socket with a port that peers put on the same lane."""
+    others = []
+    try:
+        while True:
+            sender = _bound(local, 0)
+            if sender.getsockname()[1] % count == lane:
+                return sender
+            others.append(sender)  # kept until then, or the kernel might offer the same port again
+    finally:
+        for other in others:
+            other.close()
+
+
 class Wire:
-    """A non-blocking UDP socket bound to the underlay address and port. Raises WireError if it cannot be bound.
+    """One lane's end at the underlay: a socket to receive and one to send, which may be the same; non-blocking.
 
     `segmentation` tells whether batches are sent in one call, `coalescing` whether they are received so.
     """
 
-    def __init__(self, local: IPv4Address | IPv6Address, port: int) -> None:
-        self.segmentation = self.coalescing = True
-        self._socket = socket.socket(socket.AF_INET if local.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
-        try:
-            self._socket.bind((str(local), port))
-        except OSError as error:
-            self._socket.close()
-            raise WireError(
-                f"cannot bind UDP {local} port {port}: {error.strerror}; the address must be this host's, "
-                "and no other process or VXLAN device may have the port (ss -lun, ip -d link)"
-            ) from error
-        self._socket.setblocking(False)
-        self._configure(local.version)
+    def __init__(self, receiver: socket.socket, sender: socket.socket) -> None:
+        self._socket = receiver
+        self._sender = sender
         self._control_size = socket.CMSG_SPACE(4)
+        _configure(sender)
+        if receiver is not sender:
+            _configure(receiver)
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # Nobody reads there.
+        # Linux before 4.18 cannot segment, before 5.0 not coalesce: datagram by datagram then.
+        self.segmentation = _try(sender, UDP_SEGMENT, 0)
+        self.coalescing = _try(receiver, UDP_GRO, 1)
 
     @property
     def receive_buffer(self) -> int:
@@ -73,9 +147,14 @@ class Wire:
         """Return the descriptor to wait on."""
         return self._socket.fileno()
 
+    def sender_fileno(self) -> int:
+        """Return the descriptor that datagrams leave by."""
+        return self._sender.fileno()
+
     def close(self) -> None:
         """Close it."""
         self._socket.close()
+        self._sender.close()
 
     def receive_into(self, buffer: bytearray) -> tuple[int, int, Endpoint]:
         """Receive datagrams of one sender: bytes in all, bytes of each (the last may be shorter), the sender.
@@ -100,7 +179,7 @@ class Wire:
         if self.segmentation:
             control = ((socket.IPPROTO_UDP, UDP_SEGMENT, SHORT.pack(size)),)
             try:
-                self._socket.sendmsg(parts, control, 0, to)
+                self._sender.sendmsg(parts, control, 0, to)
                 return
             except OSError as error:
                 if error.errno not in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
@@ -109,26 +188,24 @@ class Wire:
                 self.segmentation = error.errno != errno.EIO
         whole = b"".join(parts)
         for start in range(0, len(whole), size):
-            self._socket.sendto(whole[start : start + size], to)
+            self._sender.sendto(whole[start : start + size], to)
 
-    def _configure(self, version: int) -> None:
-        option = self._socket.setsockopt
-        for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-            try:
-                option(socket.SOL_SOCKET, forced, SOCKET_BUFFER)
-            except PermissionError:
-                option(socket.SOL_SOCKET, plain, SOCKET_BUFFER)  # bounded by net.core.rmem_max and wmem_max
-        if version == 4:
-            option(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_OMIT)
-        else:
-            option(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_OMIT)
-        # Linux before 4.18 cannot segment, before 5.0 not coalesce: datagram by datagram then.
-        self.segmentation = self._try(UDP_SEGMENT, 0)
-        self.coalescing = self._try(UDP_GRO, 1)
 
-    def _try(self, kind: int, value: int) -> bool:
+def _configure(end: socket.socket) -> None:
+    for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
         try:
-            self._socket.setsockopt(socket.IPPROTO_UDP, kind, value)
-        except OSError:
-            return False
-        return True
+            end.setsockopt(socket.SOL_SOCKET, forced, SOCKET_BUFFER)
+        except PermissionError:
+            end.setsockopt(socket.SOL_SOCKET, plain, SOCKET_BUFFER)  # bounded by net.core.rmem_max and wmem_max
+    if end.family == socket.AF_INET:
+        end.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_OMIT)
+    else:
+        end.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_OMIT)
+
+
+def _try(end: socket.socket, kind: int, value: int) -> bool:
+    try:
+        end.setsockopt(socket.IPPROTO_UDP, kind, value)
+    except OSError:
+        return False
+    return True

@@ -203,7 +203,7 @@ def test_two_userspace_hosts_carry_what_the_mtu_allows(
         assert ping(source, target, payload=largest + 1, count=2, patience=0.2).received == 0
         transfer(source, target)
         datagrams(source, target)
-        assert udp_loss(source, target, "50M") < 0.02
+        assert udp_loss(source, target, "10M") < 0.02
 
 
 @pytest.mark.parametrize("segmented", [True, False], ids=["as a NIC", "super-packets on the wire"])
@@ -222,7 +222,7 @@ def test_userspace_and_kernel_vxlan_understand_each_other(
         assert ping(source, target, payload=1450 - ICMP_AND_IP).loss == 0
         transfer(source, target)
         datagrams(source, target)
-        assert udp_loss(source, target, "50M") < 0.02
+        assert udp_loss(source, target, "10M") < 0.02
     dropped = {name: count for name, count in one.status().counters.items() if name.startswith(("in-", "out-"))}
     assert not dropped
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
-from ipaddress import IPv4Address
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flanneld_py.encap.batch import Batch
-from flanneld_py.encap.wire import Endpoint, Wire
+from flanneld_py.encap.directory import Endpoint
+from flanneld_py.encap.wire import Wire
 
 A, B = ("10.0.0.2", 8472), ("10.0.0.3", 8472)
 
@@ -19,8 +20,8 @@ class Paper(Wire):
     """A wire that writes down what a real one would send, and fails while `failure` is set."""
 
     def __init__(self) -> None:
-        super().__init__(IPv4Address("127.0.0.1"), 0)
-        self.close()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unused:
+            super().__init__(unused, unused)
         self.segmentation = True
         self.sent: list[tuple[Endpoint, list[bytes]]] = []
         self.failure: OSError | None = None

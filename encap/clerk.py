@@ -1,0 +1,140 @@
+"""Who obeys the orders (orders.py) in a data-plane process: reads them, has a carrier carry them out, answers.
+
+A carrier is what moves the packets: a Worker in this process, or a Crew of processes with a worker each. The first
+Configure makes it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from flanneld_py.encap import feed, orders
+from flanneld_py.encap.tun import TunError
+from flanneld_py.encap.wire import WireError
+
+
+class Carrier(Protocol):
+    """What carries out orders."""
+
+    def __len__(self) -> int:
+        """Return how many peers there are."""
+        ...
+
+    def configure(self, wanted: orders.Configure) -> None:
+        """Take in a configuration with the same fixed part."""
+        ...
+
+    def keys(self) -> set[str]:
+        """Return the keys of all peers."""
+        ...
+
+    def put(self, peers: Iterable[orders.Peer]) -> None:
+        """Add peers, or change them."""
+        ...
+
+    def remove(self, key: str) -> None:
+        """Remove a peer; nothing if there is none."""
+        ...
+
+    def status(self) -> orders.Status:
+        """Return state and totals."""
+        ...
+
+    def traffic(self, first: int, most: int) -> orders.Traffic:
+        """Return the counters of up to `most` peers from a position on."""
+        ...
+
+
+class Clerk:
+    """Obey. `make` makes the carrier that a configuration asks for, and raises TunError or WireError.
+
+    `stopped` is set once Stop was ordered.
+    """
+
+    def __init__(self, make: Callable[[orders.Configure], Carrier]) -> None:
+        self._make = make
+        self._carrier: Carrier | None = None
+        self._wanted: orders.Configure | None = None
+        self._unnamed: set[str] | None = None
+        self.stopped = False
+
+    def forget(self) -> None:
+        """Forget a table that is half told: who told it is gone."""
+        self._unnamed = None
+
+    def take(self, connection: socket.socket) -> bool:
+        """Take one message and answer it; return whether more can come.
+
+        An answer that cannot be sent ends the connection: its other end is gone, or asks and does not read, and may
+        connect again.
+        """
+        try:
+            data = connection.recv(feed.MAX_MESSAGE + 1)
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            return False
+        if not data:
+            return False
+        try:
+            answer, more = self.obey(feed.decode(data)), True
+        except feed.Malformed as error:
+            answer, more = orders.Refused(str(error), restart=True), False
+        try:
+            if answer is not None:
+                connection.send(feed.encode(answer))
+        except OSError:
+            return False
+        return more
+
+    def obey(self, message: orders.Message) -> orders.Answer | None:
+        """Carry out one order."""
+        match message:
+            case orders.Configure():
+                return self._configure(message)
+            case orders.Stop():
+                self.stopped = True
+                return None
+            case orders.AskStatus():
+                if self._carrier is None:
+                    return orders.Status(pid=os.getpid(), configured=False, peers=0)
+                return self._carrier.status()
+        if self._carrier is None:
+            return orders.Refused("the data plane is not configured yet: send its configuration first")
+        match message:
+            case orders.Begin():
+                self._unnamed = self._carrier.keys()
+            case orders.Put(peers):
+                self._carrier.put(peers)
+                if self._unnamed:
+                    self._unnamed.difference_update(peer.key for peer in peers)
+            case orders.Remove(key):
+                self._carrier.remove(key)
+            case orders.End():
+                for key in self._unnamed or ():
+                    self._carrier.remove(key)
+                self._unnamed = None
+                return orders.Done(len(self._carrier))
+            case orders.AskTraffic(first):
+                return self._carrier.traffic(first, feed.TRAFFIC_PAGE)
+            case _:
+                return orders.Refused(f"{type(message).__name__} is an answer, and this end gives the answers")
+        return None
+
+    def _configure(self, wanted: orders.Configure) -> orders.Answer:
+        if self._carrier is not None and self._wanted is not None:
+            if wanted.fixed() != self._wanted.fixed():
+                return orders.Refused(
+                    "mode, device, address, port and number of workers are fixed while the process runs", restart=True
+                )
+            self._carrier.configure(wanted)
+        else:
+            try:
+                self._carrier = self._make(wanted)
+            except (TunError, WireError) as error:
+                return orders.Refused(str(error))
+        self._wanted = wanted
+        return orders.Done(len(self._carrier))

@@ -1,0 +1,170 @@
+"""Several processes that move packets, where one core is not enough; the process that makes them only passes orders on.
+
+    agent == control socket ==> datapath.py == a socket pair each ==> member: lanes, directory, relays
+                                     Clerk -> Crew                        Clerk -> Worker
+
+Device and sockets are opened once, and each member gets its lanes of them. Every member has the whole table. A member
+that dies ends the crew, and with it the process: the agent starts all of it anew, which is what one death deserves.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Never, TypeVar
+
+from flanneld_py.encap import feed, orders
+from flanneld_py.encap.clerk import Clerk
+from flanneld_py.encap.relay import DeviceGone
+from flanneld_py.encap.turns import Turns
+from flanneld_py.encap.worker import Lane, Watched, Worker
+
+PATIENCE = 5.0
+"""Seconds within which a member answers; the agent's own patience is longer."""
+
+Answer = TypeVar("Answer", bound=orders.Answer)
+
+
+class MemberLost(Exception):
+    """A member died, or does not answer."""
+
+
+class Crew:
+    """The members, as one carrier. Forks: it takes a process without threads. `now` tells seconds that go forward."""
+
+    def __init__(self, wanted: orders.Configure, lanes: Sequence[Lane], members: int, now: Callable[[], float]) -> None:
+        self._keys: dict[str, None] = {}
+        self._members: list[socket.socket] = []
+        for number in range(members):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            if os.fork() == 0:
+                _live(theirs, wanted, lanes[number::members], now)
+            theirs.close()
+            ours.settimeout(PATIENCE)
+            self._members.append(ours)
+        for tun, wire in lanes:
+            tun.close()
+            wire.close()
+
+    def watched(self) -> Watched:
+        """Return what to wait for, and whom to call then: a member says nothing unasked, so it is its end."""
+        for member in self._members:
+            yield member.fileno(), self._mourn
+
+    def close(self) -> None:
+        """End the members."""
+        for member in self._members:
+            member.close()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def configure(self, wanted: orders.Configure) -> None:
+        """Take in a configuration with the same fixed part."""
+        self._ask(wanted, orders.Done)
+
+    def keys(self) -> set[str]:
+        """Return the keys of all peers."""
+        return set(self._keys)
+
+    def put(self, peers: Iterable[orders.Peer]) -> None:
+        """Add peers, or change them."""
+        known = list(peers)
+        self._keys.update(dict.fromkeys(peer.key for peer in known))
+        for message in feed.encode_peers(known):
+            self._tell(message)
+
+    def remove(self, key: str) -> None:
+        """Remove a peer; nothing if there is none."""
+        if self._keys.pop(key, self) is None:
+            self._tell(feed.encode(orders.Remove(key)))
+
+    def status(self) -> orders.Status:
+        """Return the state and the totals of all together."""
+        statuses = self._ask(orders.AskStatus(), orders.Status)
+        counters: Counter[str] = Counter()
+        for status in statuses:
+            counters.update(status.counters)
+        return replace(
+            statuses[0],
+            pid=os.getpid(),
+            segmentation=all(status.segmentation for status in statuses),
+            counters=dict(counters),
+        )
+
+    def traffic(self, first: int, most: int) -> orders.Traffic:
+        """Return the counters of up to `most` peers from a position on; all members list them in one order."""
+        pages = self._ask(orders.AskTraffic(first), orders.Traffic)
+        rows = tuple(
+            orders.PeerTraffic(
+                same[0].key,
+                sum(row.sent for row in same),
+                sum(row.sent_bytes for row in same),
+                sum(row.received for row in same),
+                sum(row.received_bytes for row in same),
+            )
+            for same in zip(*(page.peers[:most] for page in pages), strict=True)
+        )
+        return orders.Traffic(pages[0].following, rows)
+
+    def _tell(self, message: bytes) -> None:
+        for member in self._members:
+            try:
+                member.send(message)
+            except OSError as error:
+                raise MemberLost(f"a data-plane worker does not take orders: {error}") from error
+
+    def _ask(self, request: orders.Request, kind: type[Answer]) -> list[Answer]:
+        self._tell(feed.encode(request))
+        answers: list[Answer] = []
+        for member in self._members:
+            try:
+                answer = feed.decode(member.recv(feed.MAX_MESSAGE + 1))
+            except (OSError, feed.Malformed) as error:
+                raise MemberLost(f"a data-plane worker does not answer: {error}") from error
+            if not isinstance(answer, kind):
+                raise MemberLost(f"a data-plane worker answered {type(answer).__name__}, not {kind.__name__}")
+            answers.append(answer)
+        return answers
+
+    def _mourn(self) -> Never:
+        raise MemberLost("a data-plane worker died")
+
+
+def _live(
+    orders_from: socket.socket, wanted: orders.Configure, lanes: Sequence[Lane], now: Callable[[], float]
+) -> Never:
+    """Be a member until the maker of the crew ends."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker = Worker(wanted, lanes, now)
+    watched = dict(worker.watched())
+    keep = {0, 1, 2, orders_from.fileno(), *watched, *(wire.sender_fileno() for _, wire in lanes)}
+    # Others' lanes, the control socket, the agent's connection: while we held them their end would not be seen.
+    for fd in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        if fd not in keep:
+            with suppress(OSError):  # the folder's own is closed by now
+                os.close(fd)
+    turns = Turns()
+    clerk = Clerk(lambda _: worker)
+    clerk.obey(wanted)
+
+    def obey() -> None:
+        if not clerk.take(orders_from):
+            turns.stop()
+
+    turns.watch(orders_from.fileno(), obey)
+    for fd, serve in watched.items():
+        turns.watch(fd, serve)
+    try:
+        turns.run()
+    except DeviceGone:
+        os._exit(1)
+    os._exit(0)

@@ -1,0 +1,121 @@
+"""Who is where, for one data plane: the peers as sending and admitting need them, and what was counted for each.
+
+Fed with orders.Peer; asked by every Relay. Not here: packets (relay.py), decisions on them (forward.py, admission.py).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from itertools import islice
+
+from flanneld_py.encap import orders
+from flanneld_py.encap.admission import Admission
+from flanneld_py.encap.forward import Own, Remote, Table
+from flanneld_py.encap.frame import vxlan_header
+from flanneld_py.encap.tally import Tally
+
+Endpoint = tuple[str, int]
+"""Address and UDP port, as sockets show them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hop(Remote):
+    """A peer with what sending to it takes, made once: socket address, bytes before an inner packet, counters."""
+
+    endpoint: Endpoint
+    prefix4: bytes
+    prefix6: bytes
+    tally: Tally = field(compare=False)
+
+
+class Directory:
+    """The peers that were put.
+
+    `table` says who is behind a destination, `sources` which packed address a sender's text is, `admission` who may
+    send what; `drops` counts what did not pass, by reason.
+    """
+
+    def __init__(self, wanted: orders.Configure) -> None:
+        self.table = Table()
+        self.sources: dict[str, bytes] = {}
+        self.drops: Counter[str] = Counter()
+        self._peers: dict[str, orders.Peer] = {}
+        self._tallies: dict[str, Tally] = {}
+        self._departed = Tally()
+        self.configure(wanted)
+
+    def configure(self, wanted: orders.Configure) -> None:
+        """Take in a configuration with the same fixed part."""
+        self.wanted = wanted
+        self.mtu = wanted.mtu
+        self._vxlan = (wanted.vni, wanted.mac) if wanted.mode is orders.Mode.VXLAN else None
+        bases = {subnet.version: subnet.network_address.packed for subnet in reversed(wanted.subnets)}
+        subnets = tuple((subnet.network_address.packed, subnet.prefixlen) for subnet in wanted.subnets)
+        self.admission = Admission(self.table, Own(subnets, bases.get(4), bases.get(6)), self._vxlan)
+        for peer in self._peers.values():
+            self._install(peer)
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def keys(self) -> set[str]:
+        """Return the keys of all peers."""
+        return set(self._peers)
+
+    def put(self, peers: Iterable[orders.Peer]) -> None:
+        """Add peers, or change them: their counters stay."""
+        for peer in peers:
+            before = self._peers.get(peer.key)
+            if before != peer:
+                self._peers[peer.key] = peer
+                self._tallies.setdefault(peer.key, Tally())
+                self._install(peer)
+                if before is not None and before.address != peer.address:
+                    self._forget_source(before.address)
+
+    def remove(self, key: str) -> None:
+        """Remove a peer; nothing if there is none."""
+        peer = self._peers.pop(key, None)
+        if peer is not None:
+            self.table.remove(key)
+            self.admission.forget()
+            self._departed.add(self._tallies.pop(key))
+            self._forget_source(peer.address)
+
+    def total(self) -> Tally:
+        """Return what all peers together sent and received."""
+        total = Tally()
+        total.add(self._departed)
+        for tally in self._tallies.values():
+            total.add(tally)
+        return total
+
+    def traffic(self, first: int, most: int) -> orders.Traffic:
+        """Return the counters of up to `most` peers from a position on."""
+        rows = tuple(
+            orders.PeerTraffic(key, tally.sent, tally.sent_bytes, tally.received, tally.received_bytes)
+            for key, tally in islice(self._tallies.items(), first, first + most)
+        )
+        following = first + len(rows)
+        return orders.Traffic(following if following < len(self._tallies) else 0, rows)
+
+    def _install(self, peer: orders.Peer) -> None:
+        host = str(ip_address(peer.address))
+        prefixes = (b"", b"")
+        if self._vxlan is not None:
+            vni, own_mac = self._vxlan
+            prefixes = (vxlan_header(vni, peer.mac, own_mac, 4), vxlan_header(vni, peer.mac, own_mac, 6))
+        endpoint = (host, self.wanted.port)
+        tally = self._tallies[peer.key]
+        self.table.set(
+            peer.key, Hop(peer.subnet, peer.prefix_length, peer.address, peer.mac, endpoint, *prefixes, tally)
+        )
+        self.admission.forget()
+        self.sources[host] = peer.address
+
+    def _forget_source(self, address: bytes) -> None:
+        if not self.table.from_address(address):
+            self.sources.pop(str(ip_address(address)), None)

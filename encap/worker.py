@@ -1,0 +1,117 @@
+"""What moves the packets of one process: a directory of peers and a relay for each of its lanes.
+
+A lane is a queue of the TUN device with a UDP socket. The kernel spreads flows over the lanes, each flow on one: so a
+flow's packets stay in order, and a ping does not wait behind a bulk transfer, unless both fall on one lane.
+
+With several workers each is a process of its own (crew.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import ip_address
+
+from flanneld_py.encap import orders
+from flanneld_py.encap.bucket import Bucket
+from flanneld_py.encap.directory import Directory
+from flanneld_py.encap.relay import Relay
+from flanneld_py.encap.tun import Tun
+from flanneld_py.encap.wire import Wire, open_wires
+
+LANES = 4
+"""Lanes of each worker."""
+
+ANSWERS_PER_SECOND, ANSWERS_AT_ONCE = 100, 50
+"""ICMP errors: enough for whoever probes a path, and no work to speak of when somebody sends into nowhere."""
+
+Lane = tuple[Tun, Wire]
+Watched = Iterable[tuple[int, Callable[[], None]]]
+"""File descriptors, and what to call when one is readable."""
+
+
+def open_lanes(wanted: orders.Configure, count: int) -> list[Lane]:
+    """Make the device and bind the sockets. Raises TunError, WireError."""
+    tuns: list[Tun] = []
+    try:
+        for _ in range(count):
+            tuns.append(Tun(wanted.device))
+        spread = wanted.mode is orders.Mode.VXLAN
+        wires = open_wires(ip_address(wanted.local), wanted.port, len(tuns), spread=spread)
+    except BaseException:
+        for tun in tuns:
+            tun.close()
+        raise
+    return list(zip(tuns, wires, strict=True))
+
+
+class Worker:
+    """Carry packets over lanes that are open. `now` tells seconds that only go forward."""
+
+    def __init__(self, wanted: orders.Configure, lanes: Sequence[Lane], now: Callable[[], float]) -> None:
+        self._now = now
+        self._answers = Bucket(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE)
+        self._directory = Directory(wanted)
+        self._relays = [Relay(self._directory, tun, wire, self._may_answer) for tun, wire in lanes]
+
+    def watched(self) -> Watched:
+        """Return what to wait for, and whom to call then."""
+        for relay in self._relays:
+            yield relay.tun.fileno(), relay.outward
+            yield relay.wire.fileno(), relay.inward
+
+    def close(self) -> None:
+        """Close device and sockets."""
+        for relay in self._relays:
+            relay.tun.close()
+            relay.wire.close()
+
+    def __len__(self) -> int:
+        return len(self._directory)
+
+    def configure(self, wanted: orders.Configure) -> None:
+        """Take in a configuration with the same fixed part."""
+        self._directory.configure(wanted)
+
+    def keys(self) -> set[str]:
+        """Return the keys of all peers."""
+        return self._directory.keys()
+
+    def put(self, peers: Iterable[orders.Peer]) -> None:
+        """Add peers, or change them."""
+        self._directory.put(peers)
+
+    def remove(self, key: str) -> None:
+        """Remove a peer; nothing if there is none."""
+        self._directory.remove(key)
+
+    def status(self) -> orders.Status:
+        """Return the state and the totals of this process."""
+        total = self._directory.total()
+        counters = {
+            "sent": total.sent,
+            "sent-bytes": total.sent_bytes,
+            "received": total.received,
+            "received-bytes": total.received_bytes,
+            **self._directory.drops,
+        }
+        first = self._relays[0]
+        return orders.Status(
+            pid=os.getpid(),
+            configured=True,
+            peers=len(self._directory),
+            device=first.tun.device,
+            offloads=first.tun.offloads,
+            segmentation=all(relay.wire.segmentation for relay in self._relays),
+            coalescing=first.wire.coalescing,
+            receive_buffer=first.wire.receive_buffer,
+            counters=counters,
+        )
+
+    def traffic(self, first: int, most: int) -> orders.Traffic:
+        """Return the counters of up to `most` peers from a position on."""
+        return self._directory.traffic(first, most)
+
+    def _may_answer(self) -> bool:
+        allowed, self._answers = self._answers.take(self._now())
+        return allowed
