@@ -1,0 +1,103 @@
+"""Several data-plane processes for one device, against the real kernel: lanes, orders, and what a death does.
+
+h1c1 -- h1 (2 workers, 8 lanes) -- core -- h2 (1 worker, 4 lanes) -- h2c1      (the hosts: tests/lab/__init__.py)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from flanneld_py.encap import orders
+from tests.lab.lab import Lab
+from tests.lab.measure import ping, ping_through, throughput
+from tests.netns.conftest import MakeLab
+from tests.netns.test_datapath import links, transfer, until
+from tests.netns.test_userspace import datapath_pids
+from tests.netns.userspace import DEVICE, Userspace, peer
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def lab(make_lab: MakeLab) -> Lab:
+    return make_lab(2, overlay="manual")
+
+
+@pytest.fixture
+def crew(lab: Lab) -> Iterator[Userspace]:
+    """Host 1 with two workers."""
+    one = Userspace(lab, 1)
+    one.configuration = replace(one.configuration, workers=2)
+    one.start()
+    yield one
+    one.hang_up()
+
+
+@pytest.fixture
+def other(lab: Lab) -> Iterator[Userspace]:
+    """Host 2 with one."""
+    other = Userspace(lab, 2)
+    other.start()
+    yield other
+    other.hang_up()
+
+
+def test_both_directions_are_carried_whole_by_all_of_them(lab: Lab, crew: Userspace, other: Userspace) -> None:
+    a, b = lab.containers
+    assert len(datapath_pids(crew.host)) == 3, "two members and who made them"
+    for source, target in ((a, b), (b, a)):
+        assert ping(source, target).loss == 0
+        transfer(source, target)
+        assert throughput(source, target, streams=8) > 0
+    status, traffic = crew.status(), crew.ask(orders.AskTraffic(0))
+    assert isinstance(traffic, orders.Traffic)
+    (row,) = traffic.peers
+    assert row.key == peer(other.own).key
+    assert (row.sent_bytes, row.received_bytes) == (status.counters["sent-bytes"], status.counters["received-bytes"])
+    assert min(row.sent_bytes, row.received_bytes) > 100_000
+    assert not [name for name in status.counters if name.startswith(("in-", "out-"))]
+
+
+def test_peers_come_and_go_in_all_members(lab: Lab, crew: Userspace, other: Userspace) -> None:
+    with ping_through(*lab.containers) as stream:
+        stream.wait_replies(5)
+        assert crew.fill(map(peer, crew.others)) == orders.Done(1)
+        stream.wait_replies(5)
+        assert (passage := stream.stop()).received == passage.sent
+    key = peer(other.own).key
+    crew.tell(orders.Remove(key))
+    assert crew.ask(orders.AskTraffic(0)) == orders.Traffic(0, ())
+    assert crew.status().peers == 0
+    for address in range(1, 9):  # Addresses enough for every lane.
+        target = f"{other.own.subnet.network_address + address}"
+        crew.host.namespace.run(["ping", "-c1", "-W0.1", target], check=False)
+    assert crew.count("out-no-route") >= 8
+    crew.tell(orders.Put((peer(other.own),)))
+    assert ping(*lab.containers).loss == 0
+
+
+def test_the_number_of_workers_is_fixed_while_it_runs(crew: Userspace) -> None:
+    answer = crew.ask(replace(crew.configuration, workers=3))
+    assert isinstance(answer, orders.Refused)
+    assert answer.restart
+    assert crew.ask(replace(crew.configuration, subnets=())) == orders.Done(1)
+
+
+@pytest.mark.parametrize("victim", ["a member", "who made them"])
+def test_the_death_of_one_is_the_end_of_all(crew: Userspace, victim: str) -> None:
+    maker = crew.status().pid
+    member = next(pid for pid in datapath_pids(crew.host) if pid != maker)
+    os.kill(member if victim == "a member" else maker, signal.SIGKILL)
+    until(lambda: not datapath_pids(crew.host), "no process is left")
+    until(lambda: DEVICE not in links(crew), "the device is gone")
+
+
+def test_stop_ends_all_and_takes_the_device_away(crew: Userspace) -> None:
+    crew.stop()
+    until(lambda: not datapath_pids(crew.host), "no process is left")
+    assert DEVICE not in links(crew)
