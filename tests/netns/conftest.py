@@ -16,6 +16,9 @@ FAILED = pytest.StashKey[bool]()
 MakeLab = Callable[..., Lab]
 """`make_lab(hosts=2, **plan) -> Lab`: the arguments are Plan's."""
 
+LEASED = {"SubnetMin": "10.42.100.0", "SubnetMax": "10.42.199.0"}
+"""Where agents draw their subnets: away from those that tests write into the registry by hand."""
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -32,6 +35,7 @@ def make_lab(request: pytest.FixtureRequest) -> Iterator[MakeLab]:
     with ExitStack() as labs:
 
         def make(hosts: int = 2, **plan: Any) -> Lab:
+            plan.setdefault("config", LEASED)
             lab = labs.enter_context(Lab(Plan(hosts=hosts, **plan)))
             labs.callback(_show_logs_if_failed, request.node, lab)
             return lab

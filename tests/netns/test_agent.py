@@ -234,7 +234,7 @@ def test_the_mac_is_the_hosts_own_also_without_device_and_lease(two: Lab) -> Non
 def test_what_flannels_daemon_left_is_adopted_without_losing_a_packet(make_lab: MakeLab) -> None:
     """Device, MAC, subnet and entries of another daemon are taken over host by host, under a running ping."""
     lab = make_lab(hosts=2, overlay="none")
-    networks = [IPv4Network("10.42.21.0/24"), IPv4Network("10.42.22.0/24")]
+    networks = [IPv4Network("10.42.121.0/24"), IPv4Network("10.42.122.0/24")]
     vteps = [Vtep(h.address, mac(h.address, first=0x06), n) for h, n in zip(lab.hosts, networks, strict=True)]
     for host, own in zip(lab.hosts, vteps, strict=True):
         program(host.namespace, own, [peer for peer in vteps if peer is not own], 1500)

@@ -152,7 +152,7 @@ def test_two_labs_run_side_by_side(make_lab: MakeLab) -> None:
 def test_a_lab_of_agents_starts_them_and_attaches_the_containers_to_their_subnets(
     make_lab: MakeLab, stand_in: Path
 ) -> None:
-    lab = make_lab(containers=2, flanneld=stand_in, agent_args=("--number", "{host}"))
+    lab = make_lab(containers=2, flanneld=stand_in, agent_args=("--number", "{host}"), config={})
     assert lab.etcd is not None
     stored = lab.etcd.ctl("get", "--print-value-only", "/coreos.com/network/config")
     assert json.loads(stored) == {"Network": "10.42.0.0/16", "Backend": {"Type": "vxlan"}}
