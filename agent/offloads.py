@@ -18,13 +18,15 @@ MEANINGS = {
     "udp-segment": "datagrams are sent one by one; the kernel cuts none where the underlay interface sums nothing "
     "(ethtool -K <interface> tx on), or IPsec is on the way",
     "udp-gro": "datagrams are received one by one; Linux before 5.0 cannot do otherwise",
+    "accelerator": "packets are cut and merged in Python: install again where gcc and Python's headers are",
 }
-"""All there are, by the name that operators see, and what it means to lack one: those of the TUN device, the wire's."""
+"""All there are, by the name that operators see, and what it means to lack one: the device's, the wire's, our own."""
 
 
 def in_use(status: Status) -> tuple[str, ...]:
     """Return the offloads that the process uses, in the order of MEANINGS."""
-    there = {*status.offloads, *("udp-segment",) * status.segmentation, *("udp-gro",) * status.coalescing}
+    ours = {"udp-segment": status.segmentation, "udp-gro": status.coalescing, "accelerator": status.accelerated}
+    there = {*status.offloads, *(name for name, used in ours.items() if used)}
     return tuple(name for name in MEANINGS if name in there)
 
 

@@ -70,6 +70,7 @@ def userspace(report: Report | None, trouble: str) -> Document:
         "served": True,
         "trouble": trouble,
         "pid": status.pid,
+        "workers": status.workers,
         "offloads": {"in_use": in_use(status), "lacking": lacking(status)},
         "segmentation": status.segmentation,
         "coalescing": status.coalescing,

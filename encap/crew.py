@@ -95,6 +95,7 @@ class Crew:
             statuses[0],
             pid=os.getpid(),
             segmentation=all(status.segmentation for status in statuses),
+            workers=len(self._members),
             counters=dict(counters),
         )
 

@@ -40,6 +40,8 @@ try:
 except ImportError:
     accelerator = None  # type: ignore[assignment]
 
+__all__ = ["accelerator", "segment", "segment_in_python"]
+
 _KIND = {(GSO_TCPV4, 4): TCP, (GSO_TCPV6, 6): TCP, (GSO_UDP_L4, 4): UDP, (GSO_UDP_L4, 6): UDP}
 
 

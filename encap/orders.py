@@ -105,7 +105,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of the process. `counters` by reason, in packets as they crossed the TUN device or the wire."""
+    """The state of the process; `accelerated` if C cuts and merges.
+
+    `counters` by reason, in packets as they crossed the TUN device or the wire.
+    """
 
     pid: int
     configured: bool
@@ -115,6 +118,8 @@ class Status:
     segmentation: bool = False
     coalescing: bool = False
     receive_buffer: int = 0
+    workers: int = 1
+    accelerated: bool = False
     counters: dict[str, int] = field(default_factory=dict)
 
 

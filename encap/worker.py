@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from flanneld_py.encap import orders
 from flanneld_py.encap.bucket import Bucket
 from flanneld_py.encap.directory import Directory
+from flanneld_py.encap.offload import accelerator
 from flanneld_py.encap.relay import Relay
 from flanneld_py.encap.tun import Tun
 from flanneld_py.encap.wire import Wire, open_wires
@@ -105,6 +106,7 @@ class Worker:
             segmentation=all(relay.wire.segmentation for relay in self._relays),
             coalescing=first.wire.coalescing,
             receive_buffer=first.wire.receive_buffer,
+            accelerated=accelerator is not None,
             counters=counters,
         )
 

@@ -8,7 +8,7 @@ from flanneld_py.agent.offloads import MEANINGS, Offloads, in_use, lacking
 from flanneld_py.encap.orders import Status
 from flanneld_py.encap.tun import LADDER
 
-ALL = Status(1, True, 0, "flannel.1", LADDER[0][1], segmentation=True, coalescing=True)
+ALL = Status(1, True, 0, "flannel.1", LADDER[0][1], segmentation=True, coalescing=True, accelerated=True)
 
 
 def test_every_offload_of_the_device_has_a_meaning() -> None:
