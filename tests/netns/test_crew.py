@@ -64,7 +64,8 @@ def test_both_directions_are_carried_whole_by_all_of_them(lab: Lab, crew: Usersp
 
 
 def test_peers_come_and_go_in_all_members(lab: Lab, crew: Userspace, other: Userspace) -> None:
-    with ping_through(*lab.containers) as stream:
+    source, target = lab.containers
+    with ping_through(source, target) as stream:
         stream.wait_replies(5)
         assert crew.fill(map(peer, crew.others)) == orders.Done(1)
         stream.wait_replies(5)
@@ -74,11 +75,11 @@ def test_peers_come_and_go_in_all_members(lab: Lab, crew: Userspace, other: User
     assert crew.ask(orders.AskTraffic(0)) == orders.Traffic(0, ())
     assert crew.status().peers == 0
     for address in range(1, 9):  # Addresses enough for every lane.
-        target = f"{other.own.subnet.network_address + address}"
-        crew.host.namespace.run(["ping", "-c1", "-W0.1", target], check=False)
+        nobody = str(other.own.subnet.network_address + address)
+        crew.host.namespace.run(["ping", "-c1", "-W0.1", nobody], check=False)
     assert crew.count("out-no-route") >= 8
     crew.tell(orders.Put((peer(other.own),)))
-    assert ping(*lab.containers).loss == 0
+    assert ping(source, target).loss == 0
 
 
 def test_the_number_of_workers_is_fixed_while_it_runs(crew: Userspace) -> None:

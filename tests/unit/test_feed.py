@@ -25,7 +25,9 @@ CONFIGURE = orders.Configure(
 )
 PEER = orders.Peer("10.5.2.0-24", bytes([10, 5, 2, 0]), 24, bytes([10, 0, 0, 2]), bytes.fromhex("020000000002"))
 PEER6 = orders.Peer("fd05:2::-64", bytes.fromhex("fd050002") + bytes(12), 64, bytes(15) + b"\x01")
-STATUS = orders.Status(7, True, 2, "flannel.1", ("csum", "tso4"), True, True, 8 << 20, {"sent": 1, "in-source": 3})
+STATUS = orders.Status(
+    7, True, 2, "flannel.1", ("csum", "tso4"), True, True, 8 << 20, counters={"sent": 1, "in-source": 3}
+)
 
 counter = st.integers(0, 2**64 - 1)
 keys = st.text(min_size=1, max_size=60)
