@@ -12,7 +12,11 @@ with something else makes a slow figure, not a failure.
     cluster.py    one real host among them, from tests/lab
     gateway.py    etcd over HTTP: the client that is timed costs nothing
     witness.py    the kernel's own count of routes, and its events
-    process.py    memory and CPU of a process  looplag.py  how long the daemon's event loop was busy at a stretch
+    process.py    memory and CPU of a process; who listens on a socket
+    looplag.py    how long the daemon's event loop was busy at a stretch
 
-    load.py joins.py latency.py repair.py start.py idle.py throughput.py      the benchmarks, one each
+    paths.py      packet paths, by kernel or by process     passes.py     one round on one of them, and goals
+    packets.py    small UDP packets, offered and delivered  generator.py  the program that sends them
+
+    load.py joins.py latency.py repair.py start.py idle.py throughput.py userspace.py      the benchmarks, one each
 """

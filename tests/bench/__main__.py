@@ -19,9 +19,10 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from tests.bench import idle, joins, latency, load, machine, repair, start, throughput
+from tests.bench import idle, joins, latency, load, machine, repair, start, throughput, userspace
 from tests.bench.chart import chart
 from tests.bench.figures import GOAL_PEERS, OURS, Daemon, Figure, Setting
+from tests.bench.paths import FLANNEL_UDP, PATHS
 from tests.bench.peers import MOST
 from tests.bench.report import document, table
 from tests.lab.lab import DEFAULT_FLANNELD
@@ -35,7 +36,9 @@ BENCHMARKS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "start": start.run,
     "idle": idle.run,
     "throughput": throughput.run,
+    "userspace": userspace.run,
 }
+PATH_NAMES = ", ".join(path.name for path in PATHS)
 RESULTS = Path(__file__).parent / "results"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -46,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}: there are {', '.join(BENCHMARKS)}")
+    if unknown := set(options.only) - {path.name for path in PATHS}:
+        parser.error(f"no packet path {', '.join(sorted(unknown))}: there are {PATH_NAMES}")
+    if FLANNEL_UDP.name in options.only and options.flanneld is None:
+        parser.error(f"the packet path {FLANNEL_UDP.name} is another daemon's: give it with --flanneld")
     if options.rounds < 1 or not 1 <= options.peers <= MOST:
         parser.error(f"expected 1 round or more and 1 to {MOST} peers")
     daemons = [Daemon(OURS, DEFAULT_FLANNELD)]
@@ -59,7 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("the benchmarks make network namespaces and need root: run them with sudo")
     for number in STOP_SIGNALS:
         signal.signal(number, _stop)
-    setting = Setting(options.rounds, options.peers, tuple(daemons), say=lambda line: print(f"    {line}", flush=True))
+    setting = Setting(
+        options.rounds,
+        options.peers,
+        tuple(daemons),
+        say=lambda line: print(f"    {line}", flush=True),
+        only=options.only,
+    )
     return _measure(options.names or list(BENCHMARKS), setting, options.json)
 
 
@@ -71,7 +84,16 @@ def _parser() -> argparse.ArgumentParser:
         "--peers", type=int, default=GOAL_PEERS, metavar="N", help=f"size of the large cluster (default {GOAL_PEERS})"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write, the picture beside it as .svg")
-    parser.add_argument("--flanneld", type=Path, metavar="PATH", help="another daemon, measured beside ours")
+    parser.add_argument(
+        "--flanneld", "--peer-flanneld", type=Path, metavar="PATH", help="another daemon, measured beside ours"
+    )
+    parser.add_argument(
+        "--only",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="NAME,...",
+        help=f"the packet paths that `userspace` measures: {PATH_NAMES} (default all)",
+    )
     return parser
 
 

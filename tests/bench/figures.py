@@ -57,12 +57,13 @@ class Daemon:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What was asked for. `daemons` begins with ours; `say` prints one line of progress."""
+    """What was asked for. `daemons` begins with ours; `say` prints one line of progress; `only` names paths."""
 
     rounds: int
     peers: int
     daemons: Sequence[Daemon]
     say: Callable[[str], None]
+    only: Sequence[str] = ()
 
     @property
     def ours(self) -> Daemon:

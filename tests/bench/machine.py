@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from tests.bench.figures import Daemon
@@ -28,6 +29,8 @@ def facts(daemons: Sequence[Daemon]) -> dict[str, object]:
         "network_namespaces": namespaces(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in ("grpcio", "protobuf", "pyroute2")},
+        # Without it the userspace data plane is another one.
+        "accelerator": find_spec("flanneld_py.encap.accelerator") is not None,
         "commit": _first_line("git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"),
         "etcd": _first_line("etcd", "--version"),
         "iproute2": _first_line("ip", "-V"),

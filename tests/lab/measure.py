@@ -27,6 +27,7 @@ ROUND_TRIP = re.compile(r"rtt min/avg/max/mdev = [\d.]+/([\d.]+)/")
 ON_ITS_WAY = 0.1
 """Seconds that a packet may take there and back."""
 REPLY = re.compile(r"^\[(\d+\.\d+)\] .*icmp_seq=(\d+) ttl=", re.MULTILINE)
+TRIP = re.compile(r"^\[(\d+\.\d+)\] .*icmp_seq=\d+ ttl=\d+ time=([\d.]+) ms", re.MULTILINE)
 
 
 class Station(Protocol):
@@ -109,6 +110,10 @@ class PingStream:
                 raise LabError(f"ping got no {more} replies within {timeout:g} s: {self._text()[-500:]}")
             time.sleep(0.01)
 
+    def round_trips(self) -> list[tuple[float, float]]:
+        """The replies until now: when each came, in wall clock seconds, and how long it took in milliseconds."""
+        return parse_round_trips(self._text())
+
     def stop(self) -> Passage:
         """End the ping and tell how it fared."""
         stopped = time.time()
@@ -152,6 +157,11 @@ def parse_passage(text: str, stopped: float) -> Passage:
     return Passage(
         last if stopped - last_at < ON_ITS_WAY else sent, len({sequence for _, sequence in replies}), max(0.0, *gaps)
     )
+
+
+def parse_round_trips(text: str) -> list[tuple[float, float]]:
+    """Read the output of `ping -D`: of each reply the wall clock time in seconds and the milliseconds it took."""
+    return [(float(at), float(took)) for at, took in TRIP.findall(text)]
 
 
 def throughput(source: Station, target: Station, seconds: int = 1, *, streams: int = 1, port: int = 5201) -> float:

@@ -5,7 +5,7 @@ import tempfile
 
 import pytest
 
-from tests.lab.measure import Passage, Ping, PingStream, parse_iperf, parse_passage, parse_ping
+from tests.lab.measure import Passage, Ping, PingStream, parse_iperf, parse_passage, parse_ping, parse_round_trips
 
 ANSWERED = """\
 --- 10.42.2.2 ping statistics ---
@@ -56,6 +56,10 @@ def test_a_reply_that_came_twice_counts_once() -> None:
 
 def test_a_stream_without_a_reply_is_one_endless_gap() -> None:
     assert parse_passage("7 packets transmitted, 0 received", 100.0) == Passage(7, 0, float("inf"))
+
+
+def test_each_round_trip_is_told_with_its_time() -> None:
+    assert parse_round_trips(stream([(100.0, 1), (100.01, 2)], 2)) == [(100.0, 0.04), (100.01, 0.04)]
 
 
 def test_iperf_counts_what_the_receiver_got() -> None:
