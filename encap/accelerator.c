@@ -1,14 +1,16 @@
-/* What costs most per byte in the userspace data plane, in C: cut super-packets, merge datagrams.
+/* What costs most per byte in the userspace data plane, in C: read, cut, merge.
 
-   Optional: offload.py and merge.py do the same in Python, and tests hold the two against each other.
+   Optional: gather.py, offload.py and merge.py do the same in Python, and tests hold the two against each other.
    Not here: which packet may pass (forward.py), sockets, devices. Nothing is kept between two calls, and nothing is
    read or written outside the buffers that were handed in. The stable ABI of Python 3.11 is all that it needs. */
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
+#include <errno.h>
 #include <stdint.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef uint8_t byte;
 
@@ -107,6 +109,17 @@ static void put_lengths(byte *packet, const struct layout *is, size_t length)
         put16(packet + is->transport + 4, (unsigned)(length - is->transport));
 }
 
+/* Append an item that is ours alone, or NULL, to a list; return the list, NULL if that failed. */
+static PyObject *append(PyObject *list, PyObject *item)
+{
+    if (!item || PyList_Append(list, item)) {
+        Py_DECREF(list);
+        list = NULL;
+    }
+    Py_XDECREF(item);
+    return list;
+}
+
 /* Cutting */
 
 /* Tell whether virtio header and packet fit together, and where things are. The kernel made both. */
@@ -151,13 +164,14 @@ static void cut(byte *inner, const byte *packet, const struct layout *is, size_t
     finish(field, add(pseudo(inner, is, length), transport, length), is->protocol == UDP);
 }
 
-static PyObject *segment_super(const struct vnet *vnet, const Py_buffer *packet, const Py_buffer *prefix)
+static PyObject *nothing(void) { return Py_BuildValue("(y#n)", "", (Py_ssize_t)0, (Py_ssize_t)0); }
+
+static PyObject *segment_super(const struct vnet *vnet, const byte *from, size_t length, const Py_buffer *prefix)
 {
     struct layout is;
-    const byte *from = packet->buf;
-    if (!packet->len || !read_super(from, packet->len, vnet, vnet->type & ~GSO_ECN, &is))
-        return Py_BuildValue("(y#n)", "", (Py_ssize_t)0, (Py_ssize_t)0);
-    size_t payload = packet->len - is.header, each = vnet->size < payload ? vnet->size : payload;
+    if (!length || !read_super(from, length, vnet, vnet->type & ~GSO_ECN, &is))
+        return nothing();
+    size_t payload = length - is.header, each = vnet->size < payload ? vnet->size : payload;
     size_t count = (payload + each - 1) / each, lead = prefix->len + is.header;
     PyObject *datagrams = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(count * lead + payload));
     if (!datagrams)
@@ -172,43 +186,102 @@ static PyObject *segment_super(const struct vnet *vnet, const Py_buffer *packet,
     return Py_BuildValue("(Nn)", datagrams, (Py_ssize_t)(lead + each));
 }
 
-static PyObject *segment_plain(const struct vnet *vnet, const Py_buffer *packet, const Py_buffer *prefix)
+static PyObject *segment_plain(const struct vnet *vnet, const byte *from, size_t count, size_t each,
+                               const Py_buffer *prefix)
 {
-    size_t at = (size_t)vnet->start + vnet->offset;
+    size_t at = (size_t)vnet->start + vnet->offset, length = each - sizeof *vnet, size = prefix->len + length;
     int unfinished = vnet->flags & NEEDS_CSUM;
-    if (unfinished && at + 2 > (size_t)packet->len)
-        return Py_BuildValue("(y#n)", "", (Py_ssize_t)0, (Py_ssize_t)0);
-    PyObject *datagram = PyBytes_FromStringAndSize(NULL, prefix->len + packet->len);
-    if (!datagram)
+    if (unfinished && at + 2 > length)
+        return nothing();
+    PyObject *datagrams = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(count * size));
+    if (!datagrams)
         return NULL;
-    byte *to = (byte *)PyBytes_AsString(datagram);
-    memcpy(to, prefix->buf, prefix->len);
-    memcpy(to + prefix->len, packet->buf, packet->len);
-    if (unfinished) {
-        to += prefix->len;
-        finish(to + at, add(0, to + vnet->start, packet->len - vnet->start), 1);
+    byte *to = (byte *)PyBytes_AsString(datagrams);
+    for (; count; count--, from += each, to += size) {
+        byte *packet = to + prefix->len;
+        memcpy(to, prefix->buf, prefix->len);
+        memcpy(packet, from, length);
+        if (unfinished)
+            finish(packet + at, add(0, packet + vnet->start, length - vnet->start), 1);
     }
-    return Py_BuildValue("(Nn)", datagram, prefix->len + packet->len);
+    return Py_BuildValue("(Nn)", datagrams, (Py_ssize_t)size);
 }
 
 static PyObject *segment(PyObject *self, PyObject *args)
 {
-    Py_buffer header, packet, prefix;
+    Py_buffer train, prefix;
+    Py_ssize_t each;
     struct vnet vnet;
     PyObject *result = NULL;
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*y*", &header, &packet, &prefix))
+    if (!PyArg_ParseTuple(args, "y*ny*", &train, &each, &prefix))
         return NULL;
-    if (header.len != sizeof vnet) {
-        PyErr_SetString(PyExc_ValueError, "a virtio header has 10 bytes");
+    if (each < (Py_ssize_t)sizeof vnet || train.len < each || train.len % each) {
+        PyErr_SetString(PyExc_ValueError, "a train is packets of one size with a virtio header each");
     } else {
-        memcpy(&vnet, header.buf, sizeof vnet);
-        int plain = (vnet.type & ~GSO_ECN) == GSO_NONE;
-        result = plain ? segment_plain(&vnet, &packet, &prefix) : segment_super(&vnet, &packet, &prefix);
+        const byte *from = (const byte *)train.buf + sizeof vnet;
+        memcpy(&vnet, train.buf, sizeof vnet);
+        if ((vnet.type & ~GSO_ECN) == GSO_NONE)
+            result = segment_plain(&vnet, from, (size_t)(train.len / each), (size_t)each, &prefix);
+        else
+            result = segment_super(&vnet, from, (size_t)each - sizeof vnet, &prefix);
     }
-    PyBuffer_Release(&header);
-    PyBuffer_Release(&packet);
+    PyBuffer_Release(&train);
     PyBuffer_Release(&prefix);
+    return result;
+}
+
+/* Gathering */
+
+/* Tell whether two packets of one size from the device have one fate: right ones to one address, nothing to be cut. */
+static int same_fate(const byte *a, const byte *b, size_t size)
+{
+    const byte *x = a + sizeof(struct vnet), *y = b + sizeof(struct vnet);
+    size_t length = size - sizeof(struct vnet);
+    if (size < sizeof(struct vnet) + 20 || memcmp(a, b, sizeof(struct vnet)) || a[1] != GSO_NONE || x[0] != y[0])
+        return 0;
+    if (x[0] == 0x45)
+        return get16(x + 2) == length && get16(y + 2) == length && x[8] && y[8] && !memcmp(x + 16, y + 16, 4);
+    return x[0] >> 4 == 6 && length >= 40 && get16(x + 4) + 40u == length && get16(y + 4) + 40u == length && x[7] &&
+           y[7] && !memcmp(x + 24, y + 24, 16);
+}
+
+static PyObject *gather_all(int fd, byte *buffer, size_t room, Py_ssize_t most)
+{
+    PyObject *trains = PyList_New(0);
+    size_t start = 0, at = 0, each = 0;
+    while (trains && most-- > 0 && room - at >= sizeof(struct vnet) + MAX_PACKET) {
+        ssize_t size = read(fd, buffer + at, sizeof(struct vnet) + MAX_PACKET);
+        if (size <= 0) {
+            if (size == 0 || errno == EAGAIN || at)
+                break;
+            Py_DECREF(trains);
+            return PyErr_SetFromErrno(PyExc_OSError);
+        }
+        if (at == start || (size_t)size != each || !same_fate(buffer + start, buffer + at, each)) {
+            if (at != start)
+                trains = append(trains, Py_BuildValue("(nnn)", (Py_ssize_t)start, (Py_ssize_t)at, (Py_ssize_t)each));
+            start = at;
+            each = (size_t)size;
+        }
+        at += (size_t)size;
+    }
+    if (trains && at != start)
+        trains = append(trains, Py_BuildValue("(nnn)", (Py_ssize_t)start, (Py_ssize_t)at, (Py_ssize_t)each));
+    return trains;
+}
+
+static PyObject *gather(PyObject *self, PyObject *args)
+{
+    Py_buffer buffer;
+    Py_ssize_t most;
+    int fd;
+    PyObject *result;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iw*n", &fd, &buffer, &most))
+        return NULL;
+    result = gather_all(fd, buffer.buf, (size_t)buffer.len, most);
+    PyBuffer_Release(&buffer);
     return result;
 }
 
@@ -376,12 +449,8 @@ static PyObject *coalesce_all(byte *buffer, size_t end, size_t size, size_t offs
         } else {
             stop = at + offset + length;
         }
-        PyObject *write = Py_BuildValue("(y#nn)", &vnet, (Py_ssize_t)sizeof vnet, (Py_ssize_t)at, (Py_ssize_t)stop);
-        if (!write || PyList_Append(writes, write)) {
-            Py_DECREF(writes);
-            writes = NULL;
-        }
-        Py_XDECREF(write);
+        writes = append(
+            writes, Py_BuildValue("(y#nn)", &vnet, (Py_ssize_t)sizeof vnet, (Py_ssize_t)at, (Py_ssize_t)stop));
         at = next;
     }
     return writes;
@@ -405,8 +474,9 @@ static PyObject *coalesce(PyObject *self, PyObject *args)
 }
 
 static PyMethodDef methods[] = {
-    {"segment", segment, METH_VARARGS, "segment(header, packet, prefix) -> (datagrams, size): see offload.segment."},
-    {"coalesce", coalesce, METH_VARARGS, "coalesce(buffer, size, offset, mtu, udp) -> writes: see merge.coalesce."},
+    {"segment", segment, METH_VARARGS, "segment(train, each, prefix) -> (datagrams, size): see offload.py."},
+    {"gather", gather, METH_VARARGS, "gather(fd, buffer, most) -> trains: see gather.py."},
+    {"coalesce", coalesce, METH_VARARGS, "coalesce(buffer, size, offset, mtu, udp) -> writes: see merge.py."},
     {NULL, NULL, 0, NULL},
 };
 

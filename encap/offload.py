@@ -16,7 +16,8 @@ Not here: whether a packet may pass (frame.py, forward.py).
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 
 from flanneld_py.encap.checksum import Buffer, complement, pseudo_sum, total
 from flanneld_py.encap.layout import Layout, put_lengths
@@ -33,6 +34,7 @@ from flanneld_py.encap.virtio import (
     TCP,
     UDP,
     VNET,
+    VNET_HEADER,
 )
 
 try:
@@ -45,19 +47,22 @@ __all__ = ["accelerator", "segment", "segment_in_python"]
 _KIND = {(GSO_TCPV4, 4): TCP, (GSO_TCPV6, 6): TCP, (GSO_UDP_L4, 4): UDP, (GSO_UDP_L4, 6): UDP}
 
 
-def segment_in_python(header: Buffer, packet: Buffer, prefix: bytes) -> tuple[bytes, int]:
+def segment_in_python(train: Buffer, each: int, prefix: bytes) -> tuple[bytes, int]:
     """Return (datagrams back to back, their size in bytes; the last may be shorter), (b"", 0) if it cannot be cut.
 
-    `header` is the virtio header, `packet` what follows it on the TUN device, `prefix` what goes before each inner
-    packet on the wire. The caller cuts the result at multiples of the size if it is too much for one UDP_SEGMENT send
-    (64 segments, 65507 bytes). The packet is the kernel's own: what is checked is that nothing is read beyond it.
+    `train` is a super-packet, or packets of one fate (gather.py), `each` bytes with its virtio header; `prefix` goes
+    before each inner packet on the wire. The caller cuts the result at multiples of the size if it is too much for one
+    UDP_SEGMENT send (64 segments, 65507 bytes). The packets are the kernel's own: what is checked is that nothing is
+    read beyond them.
     """
-    flags, gso_type, _, size, start, offset = VNET.unpack_from(header)
+    flags, gso_type, _, size, start, offset = VNET.unpack_from(train)
     gso_type &= ~GSO_ECN  # says the same as CWR in the TCP header
     if gso_type == GSO_NONE:
+        packets = (train[at + VNET_HEADER : at + each] for at in range(0, len(train), each))
         if flags & NEEDS_CSUM:
-            return _finished(packet, prefix, start, start + offset)
-        return prefix + packet, len(prefix) + len(packet)
+            return _finished(packets, each - VNET_HEADER, prefix, start, start + offset)
+        return b"".join(chain.from_iterable((prefix, packet) for packet in packets)), len(prefix) + each - VNET_HEADER
+    packet = train[VNET_HEADER:]
     layout = _read(packet, gso_type, start) if size else None
     if layout is None:
         return b"", 0
@@ -71,19 +76,22 @@ def segment_in_python(header: Buffer, packet: Buffer, prefix: bytes) -> tuple[by
     return bytes(datagrams), len(prefix) + min(layout.header + size, len(packet))
 
 
-segment: Callable[[Buffer, Buffer, bytes], tuple[bytes, int]]
+segment: Callable[[Buffer, int, bytes], tuple[bytes, int]]
 segment = segment_in_python if accelerator is None else accelerator.segment
 
 
-def _finished(packet: Buffer, prefix: bytes, start: int, at: int) -> tuple[bytes, int]:
-    """Return one datagram whose checksum is completed: the field at `at` holds the sum of the pseudo-header already."""
-    if at > len(packet) - 2:
+def _finished(packets: Iterable[Buffer], length: int, prefix: bytes, start: int, at: int) -> tuple[bytes, int]:
+    """Return datagrams whose checksum is completed: the field at `at` holds the sum of the pseudo-header already."""
+    if at > length - 2:
         return b"", 0
-    datagram = bytearray(prefix)
-    datagram += packet
-    # To UDP 0 means "no checksum"; to all others 0xffff is the same number.
-    struct.pack_into("!H", datagram, len(prefix) + at, complement(total(packet, start, len(packet))) or 0xFFFF)
-    return bytes(datagram), len(datagram)
+    datagrams = bytearray()
+    for packet in packets:
+        field = len(datagrams) + len(prefix) + at
+        datagrams += prefix
+        datagrams += packet
+        # To UDP 0 means "no checksum"; to all others 0xffff is the same number.
+        struct.pack_into("!H", datagrams, field, complement(total(packet, start, length)) or 0xFFFF)
+    return bytes(datagrams), len(prefix) + length
 
 
 def _read(packet: Buffer, gso_type: int, transport: int) -> Layout | None:

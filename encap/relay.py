@@ -20,7 +20,7 @@ from flanneld_py.encap.forward import Drop, Reply, Send, outbound
 from flanneld_py.encap.frame import Refused
 from flanneld_py.encap.merge import coalesce
 from flanneld_py.encap.offload import segment
-from flanneld_py.encap.tun import BUFFER_SIZE, Tun
+from flanneld_py.encap.tun import Tun
 from flanneld_py.encap.uncut import uncut
 from flanneld_py.encap.virtio import PLAIN, VNET_HEADER
 from flanneld_py.encap.wire import RECEIVE_SIZE, Wire
@@ -28,8 +28,11 @@ from flanneld_py.encap.wire import RECEIVE_SIZE, Wire
 SHARE = 1 << 18
 """Bytes per direction in one turn of the loop: some super-packets, some hundred microseconds."""
 
+MOST = 64
+"""Packets that are read in one turn: as many as fit one send."""
+
 PACKET_COST = 4096
-"""How many bytes the handling of a packet counts for, whatever its length."""
+"""How many bytes the handling of a received packet counts for, whatever its length."""
 
 GSO = struct.Struct("=xBxxH")
 """gso_type and gso_size of a virtio header."""
@@ -47,7 +50,7 @@ class Relay:
         self.wire = wire
         self._directory = directory
         self._may_answer = may_answer
-        self._from_tun = memoryview(bytearray(BUFFER_SIZE))
+        self._from_tun = memoryview(bytearray(SHARE))
         self._received = bytearray(RECEIVE_SIZE)
         self._from_wire = memoryview(self._received)
         self._batch = Batch(wire, self._lost)
@@ -55,44 +58,44 @@ class Relay:
 
     def outward(self) -> None:
         """Send what waits in the TUN device, up to a share. Raises DeviceGone."""
-        budget = SHARE
-        while budget > 0 and (size := self._take()):
-            budget -= size + PACKET_COST
-        self._batch.flush()
-
-    def _take(self) -> int:
-        """Take one packet from the device; return its length in bytes, 0 if there is none."""
         try:
-            size = self.tun.read_into(self._from_tun)
-        except BlockingIOError:
-            return 0
+            trains = self.tun.gather(self._from_tun, MOST)
         except OSError as error:
             self._refused_by_device("out", error)
-            return 0
-        header, packet = self._from_tun[:VNET_HEADER], self._from_tun[VNET_HEADER:size]
-        gso_type, gso_size = GSO.unpack_from(header)
-        match outbound(self._directory.table, packet, self._directory.mtu, gso_size if gso_type else 0):
-            case Send(remote):
-                assert isinstance(remote, Hop)
-                self._send(header, packet, remote)
+            return
+        table, mtu = self._directory.table, self._directory.mtu
+        for start, stop, each in trains:
+            train = self._from_tun[start:stop]
+            gso_type, gso_size = GSO.unpack_from(train)
+            verdict = outbound(table, train[VNET_HEADER:each], mtu, gso_size if gso_type else 0)
+            if isinstance(verdict, Send):
+                assert isinstance(verdict.remote, Hop)
+                self._send(train, each, verdict.remote)
+            else:
+                for at in range(0, len(train), each):
+                    self._turn_away(train[at + VNET_HEADER : at + each], gso_size if gso_type else 0)
+        self._batch.flush()
+
+    def _turn_away(self, packet: memoryview, gso_size: int) -> None:
+        match outbound(self._directory.table, packet, self._directory.mtu, gso_size):
             case Reply(reply, reason):
                 self._dropped("out", reason.value)
-                if not self._may_answer():
-                    self._dropped("out", "icmp-rate")
-                else:
+                if self._may_answer():
                     self._write((PLAIN, reply))
+                else:
+                    self._dropped("out", "icmp-rate")
             case Drop(reason):
                 self._dropped("out", reason.value)
-        return size
 
-    def _send(self, header: memoryview, packet: memoryview, hop: Hop) -> None:
-        datagrams, size = segment(header, packet, hop.prefix4 if packet[0] >> 4 == 4 else hop.prefix6)
+    def _send(self, train: memoryview, each: int, hop: Hop) -> None:
+        datagrams, size = segment(train, each, hop.prefix4 if train[VNET_HEADER] >> 4 == 4 else hop.prefix6)
         if not size:
             self._dropped("out", Refused.OFFLOAD.value)
             return
         self._batch.add(datagrams, size, hop.endpoint)
-        hop.tally.sent += 1
-        hop.tally.sent_bytes += len(packet)
+        count = len(train) // each
+        hop.tally.sent += count
+        hop.tally.sent_bytes += len(train) - count * VNET_HEADER
 
     def _lost(self, error: OSError) -> None:
         self._dropped("out-wire", _name(error))

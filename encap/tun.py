@@ -21,8 +21,8 @@ import os
 import struct
 from collections.abc import Sequence
 
-VNET_HEADER_SIZE = 10
-BUFFER_SIZE = VNET_HEADER_SIZE + 65535
+from flanneld_py.encap.gather import Train, gather
+from flanneld_py.encap.virtio import VNET_HEADER
 
 # linux/if_tun.h
 TUNSETIFF = 0x400454CA
@@ -74,9 +74,9 @@ class Tun:
         """Close it: with its last queue the device disappears."""
         os.close(self._fd)
 
-    def read_into(self, buffer: memoryview) -> int:
-        """Read one virtio header and packet; return their length in bytes. Raises BlockingIOError if there is none."""
-        return os.readv(self._fd, (buffer,))
+    def gather(self, buffer: memoryview, most: int) -> list[Train]:
+        """Read up to `most` packets with their virtio headers (gather.py). Raises OSError."""
+        return gather(self._fd, buffer, most)
 
     def write(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
         """Write one virtio header and packet in parts. Raises OSError: EIO if the device is down, EINVAL if refused."""
@@ -86,7 +86,7 @@ class Tun:
         request = struct.pack("16sH22x", device.encode(), IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE)
         try:
             fcntl.ioctl(self._fd, TUNSETIFF, request)
-            fcntl.ioctl(self._fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_SIZE))
+            fcntl.ioctl(self._fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER))
         except OSError as error:
             reason = {
                 errno.EBUSY: "another process holds it: stop that one first",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from tests.bench.process import Cpu, cpu, listener, megabytes
+from tests.bench.process import Cpu, children, cpu, listener, megabytes
 from tests.lab.host import Container, Host
 from tests.lab.lab import Lab
 from tests.lab.namespace import LabError
@@ -89,8 +89,8 @@ def opened(path: PacketPath, daemon: Path) -> Iterator[OpenPath]:
     with Lab(Plan(hosts=2, overlay="none", backend=path.backend, flanneld=daemon)) as lab:
         carriers = list(zip(lab.hosts, (path.sender, path.receiver), strict=True))
         for host, carrier in carriers:
+            # One after the other: flannel's daemon misses the lease of another that starts at the same time.
             host.agent.start(*carrier.value)
-        for host in lab.hosts:
             host.agent.wait_ready()
             lab.attach(host)
         if lab.wait_connected():
@@ -108,4 +108,5 @@ def _processes(host: Host, carrier: Carrier) -> list[int]:
             return [host.agent.pid]
         case Carrier.USERSPACE:
             # The agent holds the control connection, and a second one would replace it: hence no connecting.
-            return [listener(host.namespace, control) for control in host.directory.glob("datapath-*.sock")]
+            makers = [listener(host.namespace, control) for control in host.directory.glob("datapath-*.sock")]
+            return [pid for maker in makers for pid in (maker, *children(maker))]

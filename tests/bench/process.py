@@ -54,6 +54,11 @@ def listener(namespace: Namespace, path: Path) -> int:
     return pid
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has made: the workers of a data plane."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def parse_listener(text: str, path: Path) -> int | None:
     """Read what `ss --listening --processes` says."""
     for line in text.splitlines():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flanneld_py.encap.checksum import complement, total
 from flanneld_py.encap.merge import Coalesce
 from flanneld_py.encap.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VNET
-from tests.engines import COALESCERS, CUTTERS, Cutter
+from tests.engines import COALESCERS, CUTTERS, Cutter, alone
 from tests.packets import ACK, CWR, FIN, PSH, SYN, TCP, UDP, Segment, cut, encode, sound, words
 
 MTU = 1450
@@ -130,14 +130,14 @@ def test_cutting_is_what_the_oracle_says(
 ) -> None:
     packet = replace(packet, flags=packet.flags | flags, payload=packet.payload[: MOST * size])
     whole = memoryview(bytearray(encode(packet, finished=False)))
-    datagrams, length = segment(vnet(packet, size), whole, prefix)
+    datagrams, length = segment(*alone(vnet(packet, size), whole), prefix)
     assert split(datagrams, length) == [prefix + part for part in cut(packet, size)]
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=120), st.binary(min_size=10, max_size=10), cutters)
 def test_cutting_anything_stays_within_it(packet: bytes, header: bytes, segment: Cutter) -> None:
-    datagrams, length = segment(memoryview(header), memoryview(bytearray(packet)), b"")
+    datagrams, length = segment(*alone(header, packet), b"")
     assert bool(datagrams) == bool(length) or not packet
 
 
@@ -287,5 +287,5 @@ def test_c_cuts_what_python_cuts(packet: Segment, size: int, prefix: bytes, flag
     whole = bytearray(encode(replace(packet, flags=packet.flags | flags), finished=False))
     header = vnet(packet, size)
     whole[where % len(whole)] ^= flip
-    outcomes = [segment(header, memoryview(whole), prefix) for segment in CUTTERS]
+    outcomes = [segment(*alone(header, whole), prefix) for segment in CUTTERS]
     assert outcomes[0] == outcomes[-1]

@@ -13,7 +13,7 @@ from scapy.layers.inet6 import IPv6
 
 from flanneld_py.encap.merge import Coalesce
 from flanneld_py.encap.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, PLAIN, VNET, VNET_HEADER
-from tests.engines import COALESCERS, CUTTERS, Cutter
+from tests.engines import COALESCERS, CUTTERS, Cutter, alone
 from tests.packets import ACK, CWR, FIN, PSH, UDP, Segment, cut, encode
 
 MTU = 1450
@@ -62,7 +62,7 @@ def test_the_accelerator_is_there() -> None:
 def test_segments_are_what_scapy_would_make(version: int, kind: int, layer: type, segment: Cutter) -> None:
     packet = replace(BULK, version=version, flags=ACK | PSH | CWR)
     header = VNET.pack(NEEDS_CSUM, kind | 0x80, packet.header, SIZE, packet.network, 16)
-    datagrams, size = segment(header, memoryview(bytearray(encode(packet, finished=False))), b"prefix")
+    datagrams, size = segment(*alone(header, encode(packet, finished=False)), b"prefix")
     assert size == 6 + packet.header + SIZE
     assert len(datagrams) == 45 * size
     parsed = [layer(datagrams[at + 6 : at + size]) for at in range(0, len(datagrams), size)]
@@ -79,13 +79,13 @@ def test_segments_are_what_scapy_would_make(version: int, kind: int, layer: type
 
 def test_a_plain_packet_gets_only_its_prefix(segment: Cutter) -> None:
     packet = encode(Segment(b"data"))
-    assert segment(PLAIN, memoryview(packet), b"prefix") == (b"prefix" + packet, 6 + len(packet))
+    assert segment(*alone(PLAIN, packet), b"prefix") == (b"prefix" + packet, 6 + len(packet))
 
 
 @pytest.mark.parametrize("packet", [Segment(b"data"), Segment(b"odd", version=6), Segment(b"data!", protocol=UDP)])
 def test_an_unfinished_checksum_is_finished(packet: Segment, segment: Cutter) -> None:
     header = VNET.pack(NEEDS_CSUM, 0, 0, 0, packet.network, 6 if packet.protocol == UDP else 16)
-    datagram, size = segment(header, memoryview(bytearray(encode(packet, finished=False))), b"prefix")
+    datagram, size = segment(*alone(header, encode(packet, finished=False)), b"prefix")
     assert datagram == b"prefix" + encode(packet)
     assert size == len(datagram)
 
@@ -96,7 +96,7 @@ def test_a_udp_checksum_of_zero_is_written_as_ffff(segment: Cutter) -> None:
     packet = replace(packet, payload=value)  # now the sum of all is 0xffff
     assert encode(packet)[26:28] == b"\xff\xff"
     header = VNET.pack(NEEDS_CSUM, 0, 0, 0, 20, 6)
-    assert segment(header, memoryview(bytearray(encode(packet, finished=False))), b"")[0] == encode(packet)
+    assert segment(*alone(header, encode(packet, finished=False)), b"")[0] == encode(packet)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_udp_checksum_of_zero_is_written_as_ffff(segment: Cutter) -> None:
     ],
 )
 def test_what_cannot_be_cut_is_nothing(header: bytes, segment: Cutter) -> None:
-    assert segment(header, memoryview(bytearray(encode(Segment(bytes(400))))), b"prefix") == (b"", 0)
+    assert segment(*alone(header, encode(Segment(bytes(400)))), b"prefix") == (b"", 0)
 
 
 # Merging
