@@ -42,7 +42,7 @@ def send_stream(address: str, port: int, size: int, stopped: Callable[[], bool])
     digest, rng, sent = hashlib.sha256(), random.Random(port), 0
     with socket.create_connection((address, port), timeout=20) as connection:
         while (sent < size or not size) and not stopped():
-            data = rng.randbytes(min(size - sent or 1 << 20, rng.choice((1, 700, 1398, 50_000, 1_000_000))))
+            data = rng.randbytes(min(size - sent if size else 1 << 20, rng.choice((1, 700, 1398, 50_000, 1_000_000))))
             connection.sendall(data)
             digest.update(data)
             sent += len(data)
