@@ -108,12 +108,12 @@ class Userspace:
         self.control: Path = self.host.directory / "datapath.sock"
         self._connection: socket.socket | None = None
 
-    def start(self) -> None:
-        """Start the process, configure, set up the device and feed all peers."""
+    def start(self, prefix: Sequence[str | Path] = ()) -> None:
+        """Start the process (by a command before its own), configure, set up the device and feed all peers."""
         self.host.namespace.run(["ip", "link", "del", self.own.device], check=False)
         with (self.host.directory / "datapath.log").open("ab") as log:
             command: list[str | Path] = [sys.executable, "-m", "flanneld_py.encap.datapath", "--control", self.control]
-            starter = self.host.namespace.popen(command, stderr=log)
+            starter = self.host.namespace.popen([*prefix, *command], stderr=log)
         assert starter.wait(10) == 0, (self.host.directory / "datapath.log").read_text()
         self.connect()
         assert self.ask(self.configuration) == orders.Done(0)
