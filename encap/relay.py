@@ -22,7 +22,7 @@ from flanneld_py.encap.merge import coalesce
 from flanneld_py.encap.offload import segment
 from flanneld_py.encap.tun import Tun
 from flanneld_py.encap.uncut import uncut
-from flanneld_py.encap.virtio import PLAIN, VNET_HEADER
+from flanneld_py.encap.virtio import PLAIN, VNET_HEADER, pieces, segments
 from flanneld_py.encap.wire import RECEIVE_SIZE, Wire
 
 SHARE = 1 << 18
@@ -116,9 +116,9 @@ class Relay:
             budget -= total + PACKET_COST
             source = sources.get(sender[0])
             if source is None:
-                self._dropped("in", Refused.UNKNOWN_PEER.value)
+                self._dropped("in", Refused.UNKNOWN_PEER.value, pieces(total, size))
             elif size <= offset:
-                self._dropped("in", Refused.SHORT.value)
+                self._dropped("in", Refused.SHORT.value, pieces(total, size))
             else:
                 datagrams = self._from_wire[:total]
                 whole = uncut(datagrams, size, offset) if self._udp else None
@@ -129,7 +129,7 @@ class Relay:
         admission = self._directory.admission
         hop = admission.admit(source, datagram)
         if isinstance(hop, Refused):
-            self._dropped("in", hop.value)
+            self._dropped("in", hop.value, segments(header, len(datagram) - admission.offset))
             return
         packet = datagram[admission.offset :]
         if self._write((header, packet)):
@@ -153,8 +153,8 @@ class Relay:
             ) from error
         self._dropped(f"{direction}-device", _name(error))
 
-    def _dropped(self, where: str, reason: str) -> None:
-        self._directory.drops[f"{where}-{reason}"] += 1
+    def _dropped(self, where: str, reason: str, count: int = 1) -> None:
+        self._directory.drops[f"{where}-{reason}"] += count
 
 
 def _name(error: OSError) -> str:

@@ -33,3 +33,14 @@ UDP = 17
 
 FIN, PSH, ACK, CWR = 0x01, 0x08, 0x10, 0x80
 """TCP flags (RFC 9293 section 3.1)."""
+
+
+def segments(header: bytes, length: int) -> int:
+    """Return how many packets a packet of `length` bytes stands for, by its virtio header."""
+    _, gso_type, network, size, _, _ = VNET.unpack(header)
+    return pieces(length - network, size) if gso_type else 1
+
+
+def pieces(total: int, size: int) -> int:
+    """Return how many pieces of `size` bytes make `total` bytes, the last of them shorter; nothing is one."""
+    return -(-total // size) if total and size else 1

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import IO, Protocol
 
 from tests.lab.namespace import LabError, Namespace
@@ -38,7 +38,7 @@ class Station(Protocol):
     @property
     def namespace(self) -> Namespace: ...
     @property
-    def address(self) -> IPv4Address: ...
+    def address(self) -> IPv4Address | IPv6Address: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +72,15 @@ def ping(
     interval: float = 0.01,
     payload: int = 56,
     patience: float = 1,
+    fragment: bool = False,
 ) -> Ping:
-    """Ping with fragmentation forbidden.
+    """Ping with fragmentation forbidden, unless `fragment`.
 
     `interval` and `patience` (how long the last reply is waited for) in seconds, `payload` in bytes: the packet is
-    28 longer. Raises LabError if ping itself does not work.
+    28 longer (IPv6: 48). Raises LabError if ping itself does not work.
     """
-    options = ["-n", "-q", "-c", str(count), "-i", str(interval), "-W", str(patience), "-s", str(payload), "-M", "do"]
+    options = ["-n", "-q", "-c", str(count), "-i", str(interval), "-W", str(patience), "-s", str(payload)]
+    options += ["-M", "dont" if fragment else "do"]
     done = source.namespace.run(["ping", *options, str(target.address)], check=False, timeout=count * interval + 15)
     try:
         return parse_ping(done.stdout)

@@ -16,8 +16,9 @@ from flanneld_py.encap import orders
 from tests.lab.lab import Lab
 from tests.lab.measure import ping, ping_through, throughput
 from tests.netns.conftest import MakeLab
-from tests.netns.test_datapath import links, transfer, until
+from tests.netns.test_datapath import links, until
 from tests.netns.test_userspace import datapath_pids
+from tests.netns.transfer import transfer
 from tests.netns.userspace import DEVICE, Userspace, peer
 
 pytestmark = pytest.mark.root
@@ -52,7 +53,7 @@ def test_both_directions_are_carried_whole_by_all_of_them(lab: Lab, crew: Usersp
     assert len(datapath_pids(crew.host)) == 3, "two members and who made them"
     for source, target in ((a, b), (b, a)):
         assert ping(source, target).loss == 0
-        transfer(source, target)
+        transfer(source, target, 24 << 20)
         assert throughput(source, target, streams=8) > 0
     until(lambda: totals(crew) == of_peers(crew), "the connections' last packets are counted in both")
     assert min(totals(crew)) > 100_000

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import struct
 import subprocess
@@ -29,64 +28,13 @@ from tests.lab.measure import Station, parse_ping, ping, ping_through, throughpu
 from tests.lab.namespace import Namespace
 from tests.lab.processes import start_time
 from tests.netns.conftest import MakeLab
+from tests.netns.transfer import REPOSITORY, datagrams, transfer
 from tests.netns.userspace import DEVICE, PORT, Userspace, ends, packed_mac
 
 pytestmark = pytest.mark.root
 
 ICMP_AND_IP = 28
-REPOSITORY = Path(__file__).parents[2]
 TRANSFER = 24 << 20
-
-RECEIVE = """
-import hashlib, socket, sys
-with socket.create_server((sys.argv[1], 7000)) as server:
-    print("listening", flush=True)
-    connection, _ = server.accept()
-    digest, size = hashlib.sha256(), 0
-    while data := connection.recv(1 << 20):
-        digest.update(data)
-        size += len(data)
-print(size, digest.hexdigest())
-"""
-
-SEND = """
-import hashlib, random, socket, sys
-digest, rng = hashlib.sha256(), random.Random(int(sys.argv[3]))
-with socket.create_connection((sys.argv[1], 7000), timeout=20) as connection:
-    left = int(sys.argv[2])
-    while left:
-        data = rng.randbytes(min(left, rng.choice((1, 700, 1398, 50_000, 1_000_000))))
-        connection.sendall(data)
-        digest.update(data)
-        left -= len(data)
-print(sys.argv[2], digest.hexdigest())
-"""
-
-SEND_DATAGRAMS = """
-import socket, sys
-UDP_SEGMENT = 103
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
-    out.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1300)
-    out.connect((sys.argv[1], 7000))
-    for first in range(0, int(sys.argv[2]), 10):
-        out.send(b"".join(n.to_bytes(4, "big") * 325 for n in range(first, first + 10)))
-"""
-
-RECEIVE_DATAGRAMS = """
-import socket, sys
-SO_RCVBUFFORCE = 33
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inlet:
-    inlet.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
-    inlet.bind((sys.argv[1], 7000))
-    inlet.settimeout(5)
-    print("listening", flush=True)
-    seen = set()
-    while len(seen) < int(sys.argv[2]):
-        data = inlet.recv(65535)
-        assert len(data) == 1300 and data == data[:4] * 325 and data[:4] not in seen
-        seen.add(data[:4])
-print(len(seen), "whole")
-"""
 
 INJECT = """
 import socket, sys
@@ -132,39 +80,6 @@ def until(condition: Callable[[], object], what: str, timeout: float = 10) -> No
         time.sleep(0.01)
 
 
-def transfer(source: Station, target: Station, size: int = TRANSFER) -> None:
-    """Send random bytes in writes of many lengths over TCP; what arrives has the digest of what was sent."""
-    receiver = target.namespace.popen(
-        [sys.executable, "-c", RECEIVE, str(target.address)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    try:
-        assert receiver.stdout is not None
-        assert receiver.stdout.readline() == b"listening\n"
-        seed = random.randrange(1 << 30)
-        command = [sys.executable, "-c", SEND, str(target.address), str(size), str(seed)]
-        sent = source.namespace.run(command, timeout=60)
-        arrived, _ = receiver.communicate(timeout=20)
-    finally:
-        receiver.kill()
-        receiver.communicate()
-    assert arrived.decode() == sent.stdout, f"seed {seed}"
-
-
-def datagrams(source: Station, target: Station, count: int = 400) -> None:
-    """Send numbered datagrams in UDP super-packets; each arrives once and whole."""
-    receive = [sys.executable, "-c", RECEIVE_DATAGRAMS, str(target.address), str(count)]
-    receiver = target.namespace.popen(receive, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        assert receiver.stdout is not None
-        assert receiver.stdout.readline() == b"listening\n"
-        source.namespace.run([sys.executable, "-c", SEND_DATAGRAMS, str(target.address), str(count)])
-        said, _ = receiver.communicate(timeout=20)
-    finally:
-        receiver.kill()
-        receiver.communicate()
-    assert said.decode() == f"{count} whole\n"
-
-
 def udp_loss(source: Station, target: Station, rate: str) -> float:
     """Send UDP through iperf3 for a second; return the part that was lost."""
     listen = ["iperf3", "--server", "--one-off", "--forceflush", "--bind", str(target.address)]
@@ -201,8 +116,10 @@ def test_two_userspace_hosts_carry_what_the_mtu_allows(
         assert ping(source, target).loss == 0
         assert ping(source, target, payload=largest).loss == 0
         assert ping(source, target, payload=largest + 1, count=2, patience=0.2).received == 0
-        transfer(source, target)
-        datagrams(source, target)
+        transfer(source, target, TRANSFER)
+        arrivals = datagrams(source, target, 400)
+        assert (arrivals.broken, arrivals.repeated) == (0, 0)
+        assert arrivals.whole > 360
         assert udp_loss(source, target, "10M") < 0.02
 
 
@@ -220,8 +137,10 @@ def test_userspace_and_kernel_vxlan_understand_each_other(
     for source, target in ((a, b), (b, a)):
         assert ping(source, target).loss == 0
         assert ping(source, target, payload=1450 - ICMP_AND_IP).loss == 0
-        transfer(source, target)
-        datagrams(source, target)
+        transfer(source, target, TRANSFER)
+        arrivals = datagrams(source, target, 400)
+        assert (arrivals.broken, arrivals.repeated) == (0, 0)
+        assert arrivals.whole > 360
         assert udp_loss(source, target, "10M") < 0.02
     dropped = {name: count for name, count in one.status().counters.items() if name.startswith(("in-", "out-"))}
     assert not dropped

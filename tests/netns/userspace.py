@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from itertools import islice
 from pathlib import Path
 
 from flanneld_py.encap import feed, orders
@@ -22,16 +23,27 @@ from tests.lab.topology import mac
 DEVICE = "flannel.1"
 PORT = 8472
 RAW_OVERHEAD = 28
-VXLAN_OVERHEAD = 50
+VXLAN_OVERHEAD = {4: 50, 6: 70}
+UNDERLAY6 = IPv6Network("fd00:30::/64")
+NETWORK6 = IPv6Network("fd00:42::/48")
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One host's end of the overlay."""
+    """One host's end of the overlay. IPv6 is carried over IPv6 and by a device of its own, as flannel does it."""
 
-    underlay: IPv4Address
+    underlay: IPv4Address | IPv6Address
     mac: str
-    subnet: IPv4Network
+    subnet: IPv4Network | IPv6Network
+
+    @property
+    def device(self) -> str:
+        return DEVICE if self.subnet.version == 4 else "flannel-v6.1"
+
+    @property
+    def mtu(self) -> int:
+        """The device's over VXLAN."""
+        return 1500 - VXLAN_OVERHEAD[self.underlay.version]
 
     def __str__(self) -> str:
         return f"{self.underlay} {self.mac} {self.subnet}"
@@ -39,7 +51,7 @@ class End:
     @classmethod
     def parse(cls, text: str) -> End:
         underlay, ether, subnet = text.split()
-        return cls(IPv4Address(underlay), ether, IPv4Network(subnet))
+        return cls(ip_address(underlay), ether, ip_network(subnet))
 
 
 def ends(lab: Lab) -> list[End]:
@@ -50,13 +62,22 @@ def ends(lab: Lab) -> list[End]:
     ]
 
 
+def ends6(lab: Lab) -> list[End]:
+    """The same in IPv6; whoever uses them has to set them up (ipv6.py)."""
+    subnets = list(islice(NETWORK6.subnets(new_prefix=64), len(lab.hosts) + 1))
+    return [
+        End(UNDERLAY6[number + 10], mac(host.address, first=0x0A), subnets[number])
+        for number, host in enumerate(lab.hosts, 1)
+    ]
+
+
 def packed_mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
 
 
 def configuration(own: End, mode: orders.Mode = orders.Mode.VXLAN) -> orders.Configure:
-    mtu = 1500 - (VXLAN_OVERHEAD if mode is orders.Mode.VXLAN else RAW_OVERHEAD)
-    return orders.Configure(mode, DEVICE, own.underlay.packed, PORT, mtu, (own.subnet,), 1, packed_mac(own.mac))
+    mtu = own.mtu if mode is orders.Mode.VXLAN else 1500 - RAW_OVERHEAD
+    return orders.Configure(mode, own.device, own.underlay.packed, PORT, mtu, (own.subnet,), 1, packed_mac(own.mac))
 
 
 def peer(end: End) -> orders.Peer:
@@ -64,33 +85,35 @@ def peer(end: End) -> orders.Peer:
     return orders.Peer(str(end.subnet), base, end.subnet.prefixlen, end.underlay.packed, packed_mac(end.mac))
 
 
-def device_lines(own: End, others: Sequence[End], mtu: int = 1450) -> list[str]:
-    """What the agent does through netlink, as lines of `ip`."""
+def device_lines(own: End, others: Sequence[End], mtu: int | None = None) -> list[str]:
+    """What the agent does through netlink, as lines of `ip`; `mtu` in bytes, by default that for VXLAN."""
+    base, device = own.subnet.network_address, own.device
     return [
-        f"link set {DEVICE} addrgenmode none",  # no router solicitations of the kernel's own
-        f"link set {DEVICE} mtu {mtu} up",
-        f"addr replace {own.subnet.network_address}/32 dev {DEVICE}",
-        *(f"route replace {end.subnet} dev {DEVICE} src {own.subnet.network_address}" for end in others),
+        f"link set {device} addrgenmode none",  # no router solicitations of the kernel's own
+        f"link set {device} mtu {mtu or own.mtu} up",
+        f"addr replace {base}/{base.max_prefixlen} dev {device} nodad",
+        *(f"route replace {end.subnet} dev {device} src {base}" for end in others),
     ]
 
 
 class Userspace:
     """The data plane of one host, by hand. `start` replaces the kernel's VXLAN device of the lab."""
 
-    def __init__(self, lab: Lab, number: int, mode: orders.Mode = orders.Mode.VXLAN) -> None:
+    def __init__(self, lab: Lab, number: int, mode: orders.Mode = orders.Mode.VXLAN, version: int = 4) -> None:
         self.host: Host = lab.hosts[number - 1]
-        self.own = ends(lab)[number - 1]
-        self.others = [end for end in ends(lab) if end != self.own]
+        every = ends(lab) if version == 4 else ends6(lab)
+        self.own = every[number - 1]
+        self.others = [end for end in every if end != self.own]
         self.configuration = configuration(self.own, mode)
         self.control: Path = self.host.directory / "datapath.sock"
         self._connection: socket.socket | None = None
 
-    def start(self) -> None:
-        """Start the process, configure, set up the device and feed all peers."""
-        self.host.namespace.run(["ip", "link", "del", DEVICE], check=False)
+    def start(self, prefix: Sequence[str | Path] = ()) -> None:
+        """Start the process (by a command before its own), configure, set up the device and feed all peers."""
+        self.host.namespace.run(["ip", "link", "del", self.own.device], check=False)
         with (self.host.directory / "datapath.log").open("ab") as log:
             command: list[str | Path] = [sys.executable, "-m", "flanneld_py.encap.datapath", "--control", self.control]
-            starter = self.host.namespace.popen(command, stderr=log)
+            starter = self.host.namespace.popen([*prefix, *command], stderr=log)
         assert starter.wait(10) == 0, (self.host.directory / "datapath.log").read_text()
         self.connect()
         assert self.ask(self.configuration) == orders.Done(0)
