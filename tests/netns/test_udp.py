@@ -22,7 +22,7 @@ from tests.lab.measure import ping, ping_through, throughput
 from tests.lab.namespace import Namespace
 from tests.netns.conftest import MakeLab
 from tests.netns.test_agent import nothing_lost
-from tests.netns.test_userspace import datapath_pids
+from tests.netns.test_userspace import datapath_pids, shown
 
 pytestmark = pytest.mark.root
 
@@ -72,6 +72,15 @@ def test_the_registry_and_the_device_are_as_flannel_has_them(lab: Lab) -> None:
         base = host.agent.subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0/32")
         assert f"inet {base} " in words(host, "ip", "-4", "addr", "show", "dev", "flannel0")
         assert words(host, "ip", "route", "show", "dev", "flannel0").split()[:3] == ["10.42.0.0/16", "proto", "84"]
+
+
+def test_the_status_shows_what_carries_the_packets_and_to_whom(lab: Lab) -> None:
+    document = shown(lab.hosts[0])
+    assert (document["backend"], document["device"], document["peers"]) == ("udp", "flannel0", 2)
+    assert document["datapath"] == {"kind": "userspace", "reason": "the udp backend always is"}
+    assert [document["userspace"]["pid"]] == datapath_pids(lab.hosts[0])
+    assert all(peer["sent_packets"] and peer["received_bytes"] for peer in document["userspace"]["peers"])
+    assert "offloads of the data plane in use" in lab.hosts[0].agent.log.read_text()
 
 
 def test_an_agent_that_is_killed_and_restarted_loses_no_packet(lab: Lab) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -36,7 +36,8 @@ class Cluster:
         self.store = MemoryStore(self.clock.now)
         self._folder = folder
         self._kernels: dict[int, FakeKernel] = {}
-        self._launch: Callable[[FakeProcess], None] | None = None
+        self._processes: asyncio.TaskGroup | None = None
+        self._running: dict[int, asyncio.Task[None]] = {}
         self.datapaths: dict[int, FakeProcess] = {}
         """The data-plane process of each host that ever needed one."""
 
@@ -103,17 +104,21 @@ class Cluster:
     @asynccontextmanager
     async def processes(self) -> AsyncIterator[None]:
         """Let hosts have data-plane processes until the block ends; they outlive the agents in it."""
-        async with asyncio.TaskGroup() as tasks:
-            running: list[asyncio.Task[None]] = []
-            self._launch = lambda process: running.append(tasks.create_task(process.run()))
+        async with asyncio.TaskGroup() as self._processes:
             try:
                 yield
             finally:
-                for task in running:
-                    task.cancel()
+                for number in self.datapaths:
+                    await self.crash(number)
+
+    async def crash(self, number: int) -> None:
+        """End a host's data-plane process, and with it its device."""
+        task = self._running[number]
+        task.cancel()
+        await asyncio.wait([task])
 
     async def _start_datapath(self, number: int, control: Path) -> None:
-        assert self._launch is not None, "an agent that needs a data plane runs inside processes()"
+        assert self._processes is not None, "an agent that needs a data plane runs inside processes()"
         kernel = self.kernel(number)
 
         def tell(configured: orders.Configure | None) -> None:
@@ -124,7 +129,7 @@ class Cluster:
                 kernel.meddle_delete_link(name)
 
         self.datapaths[number] = FakeProcess(control, tell=tell)
-        self._launch(self.datapaths[number])
+        self._running[number] = self._processes.create_task(self.datapaths[number].run())
 
     async def settle(self, agent: Agent, seconds: float = 60) -> None:
         """Let an agent work until it is ready and has nothing to do, and some time beyond every backoff."""

@@ -8,6 +8,7 @@ import pytest
 
 from flanneld_py.encap import orders
 from flanneld_py.encap.state import Address, Route, TunLink
+from flanneld_py.registry.lifetime import TTL
 from flanneld_py.registry.model import Lease
 from tests.sim.cluster import Cluster
 
@@ -104,3 +105,37 @@ async def test_a_lost_subnet_means_a_new_one_in_kernel_and_data_plane(cluster: C
         assert peers(cluster, 1) == {(str(lost.subnets.v4.network_address), "192.0.2.77")}
         addresses = {key[2] for key in cluster.kernel(1).tables if key[0] == "address"}
         assert addresses == {mine.subnets.v4.network_address.packed}
+
+
+async def test_an_emptied_registry_takes_no_peer_from_a_data_plane_for_a_day(cluster: Cluster) -> None:
+    for number in (8, 9):
+        await cluster.put_raw(f"10.5.{number}.0-24", LEASE.replace(b"2.9", b"2.%d" % number))
+    both = {("10.5.8.0", "192.0.2.8"), ("10.5.9.0", "192.0.2.9")}
+    async with cluster.processes(), cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        cluster.store.replace()
+        await cluster.settle(agent)
+        assert len(agent.view.leases()) == 1, "our own lease is back"
+        assert peers(cluster, 1) == both
+        await cluster.put_raw("10.5.9.0-24", LEASE)
+        await cluster.settle(agent)
+        await cluster.delete("10.5.9.0-24")
+        await cluster.settle(agent)
+        assert peers(cluster, 1) == {("10.5.8.0", "192.0.2.8")}, "a peer that came back and left is an ordinary one"
+        await cluster.crash(1)
+        await cluster.settle(agent)
+        assert peers(cluster, 1) == {("10.5.8.0", "192.0.2.8")}, "another process is told of it too"
+
+
+async def test_a_restart_finds_an_empty_registry_and_takes_no_peer_from_a_data_plane(cluster: Cluster) -> None:
+    await cluster.put_raw("10.5.9.0-24", LEASE)
+    async with cluster.processes():
+        async with cluster.agent(1) as agent:
+            await cluster.settle(agent)
+        cluster.store.replace()
+        await cluster.configure(CONFIG)
+        async with cluster.agent(1) as agent:
+            await cluster.put_raw("10.5.8.0-24", LEASE.replace(b"2.9", b"2.8"))
+            await cluster.settle(agent)
+            assert peers(cluster, 1) == {("10.5.8.0", "192.0.2.8"), ("10.5.9.0", "192.0.2.9")}
+            await cluster.clock.run_until(lambda: peers(cluster, 1) == {("10.5.8.0", "192.0.2.8")}, TTL + 60)

@@ -107,6 +107,34 @@ async def test_changes_follow_the_table(tmp_path: Path) -> None:
         await until(lambda: world.processes[0].peers == {moved.key: moved, peer(4).key: peer(4)})
 
 
+async def test_who_leaves_while_peers_are_held_goes_when_they_are_released(tmp_path: Path) -> None:
+    async with world_at(tmp_path) as world:
+        world.supervisor.update((peer(n).key, peer(n)) for n in (2, 3, 4))
+        await world.supervisor.fed.wait()
+        process = world.processes[0]
+        assert world.supervisor.hold() == 3
+        world.supervisor.update(
+            [(peer(2).key, None), (peer(3).key, None), (peer(3).key, peer(3)), (peer(5).key, peer(5))]
+        )
+        await until(lambda: set(process.peers) == {peer(n).key for n in (2, 3, 4, 5)})
+        world.supervisor.update([(peer(3).key, None)])
+        await until(lambda: set(process.peers) == {peer(n).key for n in (2, 4, 5)})
+        world.supervisor.release()
+        await until(lambda: set(process.peers) == {peer(n).key for n in (4, 5)})
+
+
+async def test_what_a_running_one_has_is_held_as_well(tmp_path: Path) -> None:
+    async with world_at(tmp_path) as world:
+        await world.start(world.control)
+        world.processes[0].peers = {peer(9).key: peer(9)}
+        world.supervisor.hold()
+        world.supervisor.update([(peer(2).key, peer(2))])
+        await world.supervisor.fed.wait()
+        assert set(world.processes[0].peers) == {peer(2).key, peer(9).key}
+        world.supervisor.release()
+        await until(lambda: set(world.processes[0].peers) == {peer(2).key})
+
+
 async def test_one_that_dies_is_replaced_and_gets_everything(tmp_path: Path) -> None:
     async with world_at(tmp_path) as world:
         world.supervisor.update([(peer(2).key, peer(2))])
