@@ -11,12 +11,12 @@ Not here: the process around it (daemon.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from flanneld_py.agent import status, subnetfile
 from flanneld_py.agent.backoff import Backoff
@@ -27,12 +27,13 @@ from flanneld_py.agent.follow import Follower
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.keep import Keeper
 from flanneld_py.agent.log import OnChange, facts, log
-from flanneld_py.agent.reconcile import Reconciler, Wanted
+from flanneld_py.agent.reconcile import Reconciler
+from flanneld_py.agent.wanted import Wanted
+from flanneld_py.encap import backends
+from flanneld_py.encap.backend import Backend, Found, Underlay
 from flanneld_py.encap.kernel import Kernel
 from flanneld_py.encap.peers import Own
-from flanneld_py.encap.state import VxlanLink
-from flanneld_py.encap.vxlan import BACKEND_TYPE, Underlay, Vxlan, choose_mac, parse_mac, publishes
-from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
+from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.model import Lease, LeaseAttrs
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import RegistryError
@@ -40,7 +41,6 @@ from flanneld_py.registry.view import LeaseView
 
 if TYPE_CHECKING:
     from flanneld_py.agent.supervise import Supervisor
-    from flanneld_py.encap import orders
 
 
 class Broken(Exception):
@@ -56,7 +56,7 @@ class Settings:
 
     subnet_file: Path
     margin: float = 3600.0
-    datapath: Literal["auto", "kernel", "userspace"] = "auto"
+    datapath: backends.Choice = "auto"
     control: Path = Path("/run/flannel")
 
 
@@ -65,14 +65,14 @@ class Network:
     """The network config and the backend made of it."""
 
     config: NetworkConfig
-    backend: Vxlan
+    backend: Backend
 
 
 class Agent:
     """See the module's docstring.
 
     `tell` hears a sentence on the agent's state whenever it changes; `take_device` is asked for our device before it is
-    touched, and raises Broken if another agent has it.
+    touched, and raises Broken if another agent has it; `start_datapath` is line.start_process.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Agent:
         rng: Random,
         tell: Callable[[str], None],
         take_device: Callable[[str], None],
+        start_datapath: Callable[[Path], Awaitable[None]],
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -96,8 +97,8 @@ class Agent:
         self._rng = rng
         self._tell = tell
         self._take_device = take_device
+        self._start_datapath = start_datapath
         self._status = ""
-        self._why = ""
         self._wanted: Wanted | None = None
         self._supervisor: Supervisor | None = None
         self.view = LeaseView()
@@ -115,7 +116,7 @@ class Agent:
         previous = subnetfile.previous_subnet(self._settings.subnet_file)
         wanted = await self._acquire(network, previous)
         self._wanted = wanted
-        supervisor = self._supervisor = self._make_supervisor(wanted) if network.backend.userspace else None
+        supervisor = self._supervisor = self._make_supervisor(wanted)
         carrier = UserspaceCarrier(supervisor) if supervisor is not None else KernelCarrier()
         reconciler = self._reconciler = Reconciler(self._kernel, self.view, wanted, self._clock, self._rng, carrier)
         self._take_device(wanted.link.name)
@@ -126,8 +127,8 @@ class Agent:
             log.error("another host holds our subnet now; taking a new one", **facts(lost=lost.subnets))
             new = self._wanted = await self._acquire(network, None)
             reconciler.want(new)
-            if supervisor is not None:
-                supervisor.configure(configuration(new, self._underlay))
+            if supervisor is not None and new.datapath is not None:
+                supervisor.configure(new.datapath)
             self._write_subnet_file(new)
             log.error(
                 "the subnet of this host has changed: restart the container engine and its containers",
@@ -152,8 +153,7 @@ class Agent:
         document = status.starting(self._status)
         document |= {"ready": self.ready.is_set(), "registry_connected": self._connected}
         if self._wanted is not None:
-            kind = "userspace" if self._wanted.backend.userspace else "kernel"
-            document |= status.network(self._wanted, kind, self._why)
+            document |= status.network(self._wanted, self._settings.datapath)
         if self._reconciler is not None:
             document |= status.peers(self._reconciler)
         if self._supervisor is not None:
@@ -174,72 +174,45 @@ class Agent:
                 self._say(f"waiting for a network config: {error}")
             await self._clock.sleep(backoff.next())
 
-    async def _backend(self, config: NetworkConfig) -> Vxlan:
-        """Make the backend that the config names. Raises ConfigInvalid if it cannot be had."""
-        if config.ipv4 is None or config.ipv6 is not None:
-            raise ConfigInvalid("IPv6 is not supported yet: EnableIPv6 must be false and EnableIPv4 true")
-        if config.backend_type != BACKEND_TYPE:
-            raise ConfigInvalid(
-                f"Backend.Type is {config.backend_type!r}, and only 'vxlan' is supported yet"
-                " (without a Backend section flannel's default is 'udp')"
-            )
-        lacking = await self._kernel.why_no_vxlan() if self._settings.datapath == "auto" else ""
-        userspace = bool(lacking) or self._settings.datapath == "userspace"
-        nexthop_objects = self._kernel.nexthop_objects
-        backend = Vxlan(config, self._underlay, nexthop_objects=nexthop_objects, userspace=userspace)
-        self._why = lacking or f"--datapath {self._settings.datapath}"
-        if lacking:
-            log.warning("packets are carried in userspace: the kernel cannot", **facts(reason=lacking))
-        else:
-            log.info(f"packets are carried {'in userspace, as asked for' if userspace else 'by the kernel'}")
+    async def _backend(self, config: NetworkConfig) -> Backend:
+        """Make the backend that the config names. Raises ConfigInvalid."""
+        backend = await backends.make(config, self._underlay, self._kernel, self._settings.datapath)
+        carrier = f"in userspace: {backend.why_userspace}" if backend.why_userspace else "by the kernel"
+        log.info(f"packets are carried {carrier}", **facts(backend=config.backend_type, device=backend.device))
         return backend
 
-    def _make_supervisor(self, wanted: Wanted) -> Supervisor:
+    def _make_supervisor(self, wanted: Wanted) -> Supervisor | None:
         """Make what keeps the userspace data plane running. Imported here: most hosts never need it."""
-        from flanneld_py.agent.line import start_process
+        if wanted.datapath is None:
+            return None
         from flanneld_py.agent.supervise import Supervisor
 
         async def prepared() -> None:
             if self._reconciler is not None:
                 self._reconciler.mark()
 
-        control = self._settings.control / f"datapath-{wanted.backend.device}.sock"
-        return Supervisor(
-            control, start_process, prepared, configuration(wanted, self._underlay), self._clock, self._rng
-        )
+        control = self._settings.control / f"datapath-{wanted.link.name}.sock"
+        return Supervisor(control, self._start_datapath, prepared, wanted.datapath, self._clock, self._rng)
 
     async def _acquire(self, network: Network, previous: IPv4Network | None) -> Wanted:
         """Get a lease and work out what it means for the kernel."""
 
+        backend = network.backend
+
         def attrs(had: Lease | None) -> LeaseAttrs:
-            return network.backend.attrs(self._mac(network.backend, had))
+            ours = had.subnets if had is not None else None
+            others = [lease for lease in self.view.leases().values() if lease.subnets != ours]
+            return backend.attrs(Found(self._identity.name, had, self._kernel.link(backend.device), others))
 
         lease = await self._keeper.acquire(network.config, attrs, previous)
-        assert isinstance(lease.attrs.backend_data, dict)
-        mac = parse_mac(lease.attrs.backend_data["VtepMAC"])
         own = Own(self._registry.key(lease.subnets), lease.subnets, lease.attrs.public_ip, self._underlay.address)
-        return Wanted(network.config, network.backend, own, network.backend.link(mac), mac)
-
-    def _mac(self, backend: Vxlan, had: Lease | None) -> bytes:
-        """Choose the MAC to publish, given the lease that we had so far."""
-        device = self._kernel.link(backend.device)
-        ours = had.subnets if had is not None else None
-
-        def taken(mac: bytes) -> bool:
-            return any(publishes(lease, mac) and lease.subnets != ours for lease in self.view.leases().values())
-
-        return choose_mac(
-            device.mac if isinstance(device, VxlanLink) else None,
-            had.attrs.backend_data if had is not None else None,
-            self._identity.name,
-            taken,
-        )
+        return Wanted(network.config, backend, own, backend.link(lease), backend.datapath(lease))
 
     def _write_subnet_file(self, wanted: Wanted) -> None:
         assert wanted.config.ipv4 is not None
         path = self._settings.subnet_file
         content = subnetfile.SubnetFile(
-            wanted.config.ipv4.network, wanted.own.subnets.v4, wanted.link.mtu, ipmasq=False
+            wanted.config.ipv4.network, wanted.own.subnets.v4, wanted.backend.mtu, ipmasq=False
         )
         try:
             subnetfile.write(path, content)
@@ -267,19 +240,3 @@ class Agent:
         if sentence != self._status:
             self._status = sentence
             self._tell(sentence)
-
-
-def configuration(wanted: Wanted, underlay: Underlay) -> orders.Configure:
-    """Return what the userspace data plane is to be."""
-    from flanneld_py.encap import orders
-
-    return orders.Configure(
-        orders.Mode.VXLAN,
-        wanted.backend.device,
-        underlay.address.packed,
-        wanted.backend.port,
-        wanted.link.mtu,
-        (wanted.own.subnets.v4,),
-        wanted.backend.vni,
-        wanted.mac,
-    )

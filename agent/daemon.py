@@ -23,8 +23,8 @@ from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.notify import Notifier
 from flanneld_py.agent.options import Options, UsageError
 from flanneld_py.agent.status import Document, starting
+from flanneld_py.encap.backend import Underlay
 from flanneld_py.encap.netlink import Netlink
-from flanneld_py.encap.vxlan import Underlay
 from flanneld_py.registry.etcd import Credentials, EtcdStore, Tls
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import RegistryError, Store
@@ -107,12 +107,20 @@ class Daemon:
             Random(),
             lambda status: self._notifier.tell(STATUS=status),
             lambda device: self._locks.append(lock_device(device)),
+            start_datapath,
         )
 
 
 def datapaths(folder: Path) -> list[Path]:
     """List the control sockets of userspace data planes."""
     return sorted(folder.glob("datapath-*.sock"))
+
+
+async def start_datapath(control: Path) -> None:
+    """Start a userspace data plane that listens there. Imported here: most hosts never need it."""
+    from flanneld_py.agent.line import start_process
+
+    await start_process(control)
 
 
 async def stop_datapath(folder: Path) -> None:
@@ -175,7 +183,8 @@ def lock_device(name: str) -> socket.socket:
     except OSError as error:
         lock.close()
         raise Broken(
-            f"another flanneld-py on this host has device {name}; give one of the networks another Backend.VNI"
+            f"another flanneld-py on this host has device {name}; stop that one, "
+            "or give the two networks device names of their own: vxlan with another Backend.VNI"
         ) from error
     return lock
 

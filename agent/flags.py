@@ -54,7 +54,12 @@ FLAGS = (
     Flag("ip-blackhole-route", "switch", "false", "not supported yet"),
     Flag("healthz-ip", "text", "0.0.0.0", "address of the health server"),
     Flag("healthz-port", "number", "0", "port of `/healthz`, `/readyz` and `/status`; 0 is off"),
-    Flag("datapath", "text", "auto", "`kernel` VXLAN, `userspace`, or `auto`: kernel if it has VXLAN devices"),
+    Flag(
+        "datapath",
+        "text",
+        "auto",
+        "`kernel` VXLAN, `userspace`, or `auto`: kernel if it has VXLAN devices; `udp` is always userspace",
+    ),
     Flag("datapath-stop", "switch", "false", "end the userspace data plane, which outlives the agent, and exit"),
     Flag("log-json", "switch", "false", "log JSON objects instead of text"),
     Flag("v", "number", "0", "1 and more: log details"),

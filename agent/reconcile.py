@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import Never
 
@@ -26,12 +25,12 @@ from flanneld_py.agent.hold import Hold
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.refusals import Refusals
 from flanneld_py.agent.repairs import Repairs
+from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap.delta import Tracker
 from flanneld_py.encap.kernel import Event, Gone, Kernel, KernelError, LinkChanged, Lost, Seen
-from flanneld_py.encap.peers import Own, Peers
-from flanneld_py.encap.state import ForeignLink, OurLink, VxlanLink, describe
-from flanneld_py.encap.vxlan import LinkStep, Vxlan, link_step
-from flanneld_py.registry.config import NetworkConfig
+from flanneld_py.encap.linkstep import LinkStep, link_step
+from flanneld_py.encap.peers import Peers
+from flanneld_py.encap.state import ForeignLink, VxlanLink, describe
 from flanneld_py.registry.view import LeaseView
 
 SETTLE = 0.002
@@ -48,17 +47,6 @@ ENTRY_PORTION = 100
 
 OWN = "own"
 """The tracker's group for what is there without any peer; no lease key looks like this."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the registry and the configuration say about this host."""
-
-    config: NetworkConfig
-    backend: Vxlan
-    own: Own
-    link: OurLink
-    mac: bytes
 
 
 class Reconciler:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flanneld_py.agent.reconcile import Reconciler, Wanted
+    from flanneld_py.agent.reconcile import Reconciler
     from flanneld_py.agent.supervise import Report
+    from flanneld_py.agent.wanted import Wanted
+    from flanneld_py.encap.backends import Choice
     from flanneld_py.encap.orders import PeerTraffic, Status
 
 Document = dict[str, object]
@@ -40,13 +42,14 @@ def starting(state: str) -> Document:
     }
 
 
-def network(wanted: Wanted, datapath: str, reason: str) -> Document:
-    """Return what this host is; `datapath` is `kernel` or `userspace`, `reason` why."""
+def network(wanted: Wanted, choice: Choice) -> Document:
+    """Return what this host is; `choice` is the operator's of who carries the packets."""
+    why = wanted.backend.why_userspace
     return {
         "subnet": str(wanted.own.subnets.v4),
         "device": wanted.link.name,
         "backend": wanted.config.backend_type,
-        "datapath": {"kind": datapath, "reason": reason},
+        "datapath": {"kind": "userspace" if why else "kernel", "reason": why or f"--datapath {choice}"},
     }
 
 

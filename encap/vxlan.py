@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING
 
-from flanneld_py.encap.kernel import KernelError
+from flanneld_py.encap.backend import Found, Underlay, container_mtu, number, switch
 from flanneld_py.encap.peers import Own, Peer, Unusable
 from flanneld_py.encap.state import (
     ROUTE_PROTOCOL,
     Address,
     Entry,
     FdbEntry,
-    ForeignLink,
-    Link,
     Neighbour,
     Nexthop,
     OurLink,
@@ -36,6 +33,9 @@ from flanneld_py.registry.codec import show
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
 from flanneld_py.registry.model import Json, Lease, LeaseAttrs
 
+if TYPE_CHECKING:
+    from flanneld_py.encap import orders
+
 BACKEND_TYPE = "vxlan"
 DEFAULT_VNI = 1
 DEFAULT_PORT = 8472
@@ -44,70 +44,67 @@ DEFAULT_PORT = 8472
 OVERHEAD = 50
 """Bytes per packet over IPv4: inner Ethernet 14, VXLAN 8, UDP 8, IP 20 (RFC 7348 section 5)."""
 
-MIN_MTU = 68
-"""The least that IPv4 allows (RFC 791)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Underlay:
-    """The interface that carries the tunnel: its MTU in bytes, its own address, and the address peers should use."""
-
-    interface: str
-    mtu: int
-    address: IPv4Address
-    public_ip: IPv4Address
-
 
 class Vxlan:
     """Kernel VXLAN for one network on one host. Raises ConfigInvalid for a Backend section that cannot be."""
 
     def __init__(
-        self, config: NetworkConfig, underlay: Underlay, *, nexthop_objects: bool, userspace: bool = False
+        self, config: NetworkConfig, underlay: Underlay, *, nexthop_objects: bool, why_userspace: str = ""
     ) -> None:
         assert config.ipv4 is not None
         options = config.backend
-        self.userspace = userspace
+        self.why_userspace = why_userspace
         self._network = IPv4Network(config.ipv4.network)
         self._underlay = underlay
         self._nexthop_objects = nexthop_objects
-        self.vni = _number(options.get("vni"), "VNI", DEFAULT_VNI, 1, 2**24 - 1)
-        self.port = _number(options.get("port"), "Port", 0, 0, 65535) or DEFAULT_PORT
-        outer_mtu = _number(options.get("mtu"), "MTU", 0, 0, 65535) or underlay.mtu
-        self.mtu = outer_mtu - OVERHEAD
-        if self.mtu < MIN_MTU:
-            raise ConfigInvalid(
-                f"the MTU {outer_mtu} of {underlay.interface} or Backend.MTU leaves {self.mtu} bytes to containers; "
-                f"it must be at least {MIN_MTU + OVERHEAD}"
-            )
-        self.gbp = _switch(options.get("gbp"), "GBP")
-        self.learning = _switch(options.get("learning"), "Learning")
-        if _switch(options.get("directrouting"), "DirectRouting"):
+        self.vni = number(options.get("vni"), "VNI", DEFAULT_VNI, 1, 2**24 - 1)
+        self.port = number(options.get("port"), "Port", 0, 0, 65535) or DEFAULT_PORT
+        self.mtu = container_mtu(config, underlay, OVERHEAD)
+        self.gbp = switch(options.get("gbp"), "GBP")
+        self.learning = switch(options.get("learning"), "Learning")
+        if switch(options.get("directrouting"), "DirectRouting"):
             raise ConfigInvalid("Backend.DirectRouting is not supported yet: remove it or set it to false")
         self.device = f"flannel.{self.vni}"
         self.parent = underlay.interface
 
     # Ourselves
 
-    def attrs(self, mac: bytes) -> LeaseAttrs:
-        """Return what we publish with our lease."""
-        data: Json = {"VNI": self.vni, "VtepMAC": text(mac)}
+    def attrs(self, found: Found) -> LeaseAttrs:
+        """Return what we publish with our lease: VNI and MAC; see choose_mac."""
+        device = found.device.mac if isinstance(found.device, VxlanLink) else None
+        published = found.lease.attrs.backend_data if found.lease is not None else None
+
+        def taken(mac: bytes) -> bool:
+            return any(publishes(lease, mac) for lease in found.others)
+
+        data: Json = {"VNI": self.vni, "VtepMAC": text(choose_mac(device, published, found.identity, taken))}
         return LeaseAttrs(self._underlay.public_ip, None, BACKEND_TYPE, data)
 
-    def link(self, mac: bytes) -> OurLink:
-        """Return the device as it should be."""
-        if self.userspace:
+    def link(self, lease: Lease) -> OurLink:
+        """Return the device as it should be, with the MAC in our lease."""
+        if self.why_userspace:
             return TunLink(self.device, self.mtu)
         return VxlanLink(
             name=self.device,
             vni=self.vni,
             port=self.port,
             mtu=self.mtu,
-            mac=mac,
+            mac=self._vtep(lease.attrs.backend_data),
             parent=self._underlay.interface,
             local=self._underlay.address.packed,
             learning=self.learning,
             gbp=self.gbp,
         )
+
+    def datapath(self, lease: Lease) -> orders.Configure | None:
+        """Return what the data-plane process is to be, given our lease; None if the kernel carries the packets."""
+        if not self.why_userspace:
+            return None
+        from flanneld_py.encap import orders  # Most hosts never need it.
+
+        mac = self._vtep(lease.attrs.backend_data)
+        local, subnets = self._underlay.address.packed, (lease.subnets.v4,)
+        return orders.Configure(orders.Mode.VXLAN, self.device, local, self.port, self.mtu, subnets, self.vni, mac)
 
     def own_entries(self, own: Own) -> tuple[Entry, ...]:
         """Return the entries that are there without any peer: our base address, /32 so that no route comes with it."""
@@ -141,7 +138,7 @@ class Vxlan:
         entries: tuple[Entry, ...] = (Route(self.device, base, length, base),)
         if self._nexthop_objects:
             entries = (*entries, Nexthop(self.device, base))
-        if not self.userspace:
+        if not self.why_userspace:
             destination = lease.attrs.public_ip.packed
             entries = (Neighbour(self.device, base, mac), FdbEntry(self.device, mac, destination), *entries)
         return Peer(lease, mac, entries)
@@ -200,59 +197,3 @@ def publishes(lease: Lease, mac: bytes) -> bool:
     """Tell whether a lease says that its VTEP has this MAC, as a host that wrote it in the usual form would."""
     data = lease.attrs.backend_data
     return isinstance(data, dict) and data.get("VtepMAC") == text(mac)
-
-
-class LinkStep(Enum):
-    """What brings an existing device, or none, to what is wanted."""
-
-    NOTHING = "nothing"
-    CREATE = "create"
-    CHANGE = "change"
-    RECREATE = "recreate"
-    MAKE_ROOM = "make room"
-    AWAIT = "await"
-
-
-def link_step(have: Link | None, want: OurLink) -> LinkStep:
-    """Decide how to get the wanted device without losing what is on it. Raises KernelError for a foreign device.
-
-    The kernel fixes VNI, port, GBP and whether there is a parent at creation; all else is changed in place.
-    """
-    if isinstance(have, ForeignLink):
-        raise KernelError(
-            f"device {want.name} exists and is of kind {have.kind or 'unknown'!r}, not vxlan: "
-            f"remove it (ip link del {want.name}) or choose another Backend.VNI"
-        )
-    if isinstance(want, TunLink):
-        return _tun_step(have, want)
-    if have is None:
-        return LinkStep.CREATE
-    if isinstance(have, TunLink):
-        return LinkStep.RECREATE
-    fixed = [(link.vni, link.port, link.gbp, link.group, link.parent is None) for link in (have, want)]
-    if fixed[0] != fixed[1]:
-        return LinkStep.RECREATE
-    return LinkStep.NOTHING if have == want else LinkStep.CHANGE
-
-
-def _tun_step(have: OurLink | None, want: TunLink) -> LinkStep:
-    """A TUN device is made by its process: a kernel device in its place makes room, and then it is waited for."""
-    if have is None:
-        return LinkStep.AWAIT
-    if isinstance(have, VxlanLink):
-        return LinkStep.MAKE_ROOM
-    return LinkStep.NOTHING if have == want else LinkStep.CHANGE
-
-
-def _number(value: Json, name: str, default: int, least: int, most: int) -> int:
-    if value is None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ConfigInvalid(f"Backend.{name} is {value!r}; it must be a number from {least} to {most}")
-    return value
-
-
-def _switch(value: Json, name: str) -> bool:
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    raise ConfigInvalid(f"Backend.{name} is {value!r}; it must be true or false")

@@ -20,6 +20,7 @@ from flanneld_py.encap.state import (
     Address,
     Entry,
     Failure,
+    ForeignLink,
     Key,
     Link,
     Nexthop,
@@ -192,7 +193,7 @@ class FakeKernel:
 
     def meddle_delete_link(self, name: str, *, told: bool = True) -> None:
         """Delete a device and all that is on it; `told` False for the moment before its own event comes."""
-        if isinstance(self.links.pop(name), VxlanLink):
+        if not isinstance(self.links.pop(name), ForeignLink):
             self._vanish(name, ("nexthop", "route"), silently=True)
             self._vanish(name, ("address", "fdb", "neighbour"), silently=False)
         if told:

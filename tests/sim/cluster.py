@@ -11,13 +11,15 @@ from random import Random
 
 from flanneld_py.agent.agent import Agent, Settings
 from flanneld_py.agent.identity import Identity
-from flanneld_py.encap.state import Entry, FdbEntry, Key, Neighbour, Nexthop, Route, VxlanLink
-from flanneld_py.encap.vxlan import Underlay
+from flanneld_py.encap import orders
+from flanneld_py.encap.backend import Underlay
+from flanneld_py.encap.state import Entry, FdbEntry, Key, Neighbour, Nexthop, Route, TunLink, VxlanLink
 from flanneld_py.registry.codec import encode_attrs
 from flanneld_py.registry.memory import MemoryStore
 from flanneld_py.registry.model import Lease, LeaseAttrs
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import Delete, Put, Unavailable
+from tests.fake_datapath import FakeProcess
 from tests.fake_kernel import FakeKernel
 from tests.manual_clock import ManualClock
 
@@ -34,6 +36,10 @@ class Cluster:
         self.store = MemoryStore(self.clock.now)
         self._folder = folder
         self._kernels: dict[int, FakeKernel] = {}
+        self._processes: asyncio.TaskGroup | None = None
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self.datapaths: dict[int, FakeProcess] = {}
+        """The data-plane process of each host that ever needed one."""
 
     async def _write(self, operation: Put | Delete) -> None:
         """Write as somebody does whom the store's faults do not keep from it."""
@@ -69,8 +75,10 @@ class Cluster:
     async def agent(self, number: int) -> AsyncIterator[Agent]:
         """Run an agent on a host until the block ends; it is not waited for."""
         address = IPv4Address(f"192.0.2.{number}")
+        control = self._folder / str(number)
+        control.mkdir(exist_ok=True)
         agent = Agent(
-            Settings(self._folder / f"{number}.env"),
+            Settings(self._folder / f"{number}.env", control=control),
             Registry(self.store, PREFIX),
             self.kernel(number),
             Underlay("eth0", 1500, address, address),
@@ -79,6 +87,7 @@ class Cluster:
             Random(number),
             lambda _: None,
             lambda _: None,
+            lambda control: self._start_datapath(number, control),
         )
 
         async def live() -> None:
@@ -91,6 +100,36 @@ class Cluster:
                 yield agent
             finally:
                 life.cancel()
+
+    @asynccontextmanager
+    async def processes(self) -> AsyncIterator[None]:
+        """Let hosts have data-plane processes until the block ends; they outlive the agents in it."""
+        async with asyncio.TaskGroup() as self._processes:
+            try:
+                yield
+            finally:
+                for number in self.datapaths:
+                    await self.crash(number)
+
+    async def crash(self, number: int) -> None:
+        """End a host's data-plane process, and with it its device."""
+        task = self._running[number]
+        task.cancel()
+        await asyncio.wait([task])
+
+    async def _start_datapath(self, number: int, control: Path) -> None:
+        assert self._processes is not None, "an agent that needs a data plane runs inside processes()"
+        kernel = self.kernel(number)
+
+        def tell(configured: orders.Configure | None) -> None:
+            if configured is not None:
+                kernel.meddle_create_link(TunLink(configured.device, 1500, up=False))
+                return
+            for name in [name for name, link in kernel.links.items() if isinstance(link, TunLink)]:
+                kernel.meddle_delete_link(name)
+
+        self.datapaths[number] = FakeProcess(control, tell=tell)
+        self._running[number] = self._processes.create_task(self.datapaths[number].run())
 
     async def settle(self, agent: Agent, seconds: float = 60) -> None:
         """Let an agent work until it is ready and has nothing to do, and some time beyond every backoff."""

@@ -9,11 +9,13 @@ from ipaddress import IPv4Address, IPv4Network
 from random import Random
 
 from flanneld_py.agent.carrier import Changes
-from flanneld_py.agent.reconcile import Reconciler, Wanted
+from flanneld_py.agent.reconcile import Reconciler
 from flanneld_py.agent.roster import Roster
+from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap import orders
+from flanneld_py.encap.backend import Found, Underlay
 from flanneld_py.encap.peers import Own
-from flanneld_py.encap.vxlan import Underlay, Vxlan
+from flanneld_py.encap.vxlan import Vxlan
 from flanneld_py.registry.config import parse_config
 from flanneld_py.registry.lifetime import TTL
 from flanneld_py.registry.model import Lease, LeaseAttrs, Page, Subnets
@@ -23,7 +25,6 @@ from tests.manual_clock import ManualClock
 
 CONFIG = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}')
 UNDERLAY = Underlay("eth0", 1500, IPv4Address("192.0.2.1"), IPv4Address("192.0.2.1"))
-MAC = bytes([2, 0, 0, 0, 0, 1])
 
 
 class Process:
@@ -63,8 +64,9 @@ class Host:
         self.process = Process()
         self.view = LeaseView()
         backend = Vxlan(CONFIG, UNDERLAY, nexthop_objects=True)
-        own = Own("k/10.5.1.0-24", Subnets(IPv4Network("10.5.1.0/24")), UNDERLAY.address, UNDERLAY.address)
-        self._wanted = Wanted(CONFIG, backend, own, backend.link(MAC), MAC)
+        ours = Lease(Subnets(IPv4Network("10.5.1.0/24")), backend.attrs(Found("host")))
+        own = Own("k/10.5.1.0-24", ours.subnets, UNDERLAY.address, UNDERLAY.address)
+        self._wanted = Wanted(CONFIG, backend, own, backend.link(ours), None)
 
     @asynccontextmanager
     async def agent(self, *listed: int) -> AsyncIterator[Reconciler]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,7 +15,8 @@ import pytest
 from flanneld_py.agent.clock import SystemClock
 from flanneld_py.agent.line import DatapathError, stop_process
 from flanneld_py.agent.supervise import Supervisor
-from flanneld_py.encap import feed, orders
+from flanneld_py.encap import orders
+from tests.fake_datapath import FakeProcess
 
 CONFIGURE = orders.Configure(
     orders.Mode.RAW, "flannel0", bytes([10, 0, 0, 1]), 8285, 1472, (IPv4Network("10.5.1.0/24"),)
@@ -25,71 +25,6 @@ CONFIGURE = orders.Configure(
 
 def peer(number: int) -> orders.Peer:
     return orders.Peer(f"10.5.{number}.0-24", bytes([10, 5, number, 0]), 24, bytes([10, 0, 0, number]))
-
-
-class FakeProcess:
-    """A data plane without packets. `refusal` is its answer to a configuration."""
-
-    def __init__(self, control: Path, refusal: orders.Refused | None = None) -> None:
-        control.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.setblocking(False)
-        self._listener.bind(str(control))
-        self._listener.listen()
-        self._connection: socket.socket | None = None
-        self.refusal = refusal
-        self.configured: orders.Configure | None = None
-        self.peers: dict[str, orders.Peer] = {}
-        self.stopped = False
-        self.segmentation = False
-
-    async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            while not self.stopped:
-                self._connection, _ = await loop.sock_accept(self._listener)
-                unnamed: set[str] = set()
-                while not self.stopped and (data := await loop.sock_recv(self._connection, feed.MAX_MESSAGE)):
-                    answer = self._answer(feed.decode(data), unnamed)
-                    if answer is not None:
-                        await loop.sock_sendall(self._connection, feed.encode(answer))
-                self._connection.close()
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        self._listener.close()
-        if self._connection is not None:
-            self._connection.close()
-
-    def _answer(self, message: orders.Message, unnamed: set[str]) -> orders.Answer | None:
-        match message:
-            case orders.Configure():
-                if self.refusal is not None:
-                    return self.refusal
-                self.configured = message
-                return orders.Done(len(self.peers))
-            case orders.Begin():
-                unnamed.update(self.peers)
-            case orders.Put(peers):
-                self.peers.update((one.key, one) for one in peers)
-                unnamed.difference_update(one.key for one in peers)
-            case orders.Remove(key):
-                self.peers.pop(key, None)
-            case orders.End():
-                for key in unnamed:
-                    del self.peers[key]
-                unnamed.clear()
-                return orders.Done(len(self.peers))
-            case orders.AskStatus():
-                return orders.Status(1, True, len(self.peers), segmentation=self.segmentation)
-            case orders.AskTraffic(first):
-                rows = [orders.PeerTraffic(key, 1, 2, 3, 4) for key in self.peers]
-                page = tuple(rows[first : first + 2])
-                return orders.Traffic(first + 2 if len(rows) > first + 2 else 0, page)
-            case orders.Stop():
-                self.stopped = True
-        return None
 
 
 class World:
@@ -170,6 +105,34 @@ async def test_changes_follow_the_table(tmp_path: Path) -> None:
         moved = replace(peer(2), address=bytes([10, 0, 0, 200]))
         world.supervisor.update([(moved.key, moved), (peer(3).key, None), (peer(4).key, peer(4))])
         await until(lambda: world.processes[0].peers == {moved.key: moved, peer(4).key: peer(4)})
+
+
+async def test_who_leaves_while_peers_are_held_goes_when_they_are_released(tmp_path: Path) -> None:
+    async with world_at(tmp_path) as world:
+        world.supervisor.update((peer(n).key, peer(n)) for n in (2, 3, 4))
+        await world.supervisor.fed.wait()
+        process = world.processes[0]
+        assert world.supervisor.hold() == 3
+        world.supervisor.update(
+            [(peer(2).key, None), (peer(3).key, None), (peer(3).key, peer(3)), (peer(5).key, peer(5))]
+        )
+        await until(lambda: set(process.peers) == {peer(n).key for n in (2, 3, 4, 5)})
+        world.supervisor.update([(peer(3).key, None)])
+        await until(lambda: set(process.peers) == {peer(n).key for n in (2, 4, 5)})
+        world.supervisor.release()
+        await until(lambda: set(process.peers) == {peer(n).key for n in (4, 5)})
+
+
+async def test_what_a_running_one_has_is_held_as_well(tmp_path: Path) -> None:
+    async with world_at(tmp_path) as world:
+        await world.start(world.control)
+        world.processes[0].peers = {peer(9).key: peer(9)}
+        world.supervisor.hold()
+        world.supervisor.update([(peer(2).key, peer(2))])
+        await world.supervisor.fed.wait()
+        assert set(world.processes[0].peers) == {peer(2).key, peer(9).key}
+        world.supervisor.release()
+        await until(lambda: set(world.processes[0].peers) == {peer(2).key})
 
 
 async def test_one_that_dies_is_replaced_and_gets_everything(tmp_path: Path) -> None:

@@ -1,25 +1,24 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from flanneld_py.encap.kernel import KernelError
+from flanneld_py.encap import orders
+from flanneld_py.encap.backend import Found, Underlay
 from flanneld_py.encap.peers import Own
 from flanneld_py.encap.state import (
     RTPROT_BOOT,
     Address,
     Entry,
     FdbEntry,
-    ForeignLink,
-    Link,
     Neighbour,
     Nexthop,
     Route,
+    TunLink,
     VxlanLink,
 )
-from flanneld_py.encap.vxlan import LinkStep, Underlay, Vxlan, choose_mac, link_step
+from flanneld_py.encap.vxlan import Vxlan, choose_mac
 from flanneld_py.registry.codec import encode_attrs
 from flanneld_py.registry.config import ConfigInvalid, parse_config
 from flanneld_py.registry.model import Lease, LeaseAttrs, Subnets
@@ -33,21 +32,28 @@ def backend(options: str = "", *, nexthop_objects: bool = True) -> Vxlan:
     return Vxlan(config, UNDERLAY, nexthop_objects=nexthop_objects)
 
 
+def own_lease(options: str = "") -> Lease:
+    """Our lease, as it is when the device has the MAC already."""
+    device = VxlanLink("flannel.1", 1, 8472, 1450, MAC, "eth0", None)
+    attrs = backend(options).attrs(Found("id", device=device))
+    return Lease(Subnets(IPv4Network("10.5.1.0/24")), attrs)
+
+
 def vxlan_link(options: str = "") -> VxlanLink:
-    link = backend(options).link(MAC)
+    link = backend(options).link(own_lease(options))
     assert isinstance(link, VxlanLink)
     return link
 
 
 def test_what_we_publish_is_what_flannel_publishes() -> None:
-    assert encode_attrs(backend().attrs(MAC)) == (
+    assert encode_attrs(own_lease().attrs) == (
         b'{"PublicIP":"198.51.100.1","PublicIPv6":null,"BackendType":"vxlan",'
         b'"BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:aa"}}'
     )
 
 
 def test_the_device_by_default() -> None:
-    assert backend().link(MAC) == VxlanLink(
+    assert vxlan_link() == VxlanLink(
         name="flannel.1",
         vni=1,
         port=8472,
@@ -152,31 +158,19 @@ def test_a_clone_gets_another_mac() -> None:
     assert choose_mac(original, None, "id", original.__eq__) == original, "never under a device that is there"
 
 
-WANT = vxlan_link()
+def test_a_mac_that_another_lease_has_is_not_published_again() -> None:
+    first = own_lease()
+    again = backend().attrs(Found("id", lease=first, others=[first]))
+    assert again != first.attrs, "a clone has its original's lease in mind"
+    assert backend().attrs(Found("id", lease=first)) == first.attrs
 
 
-@pytest.mark.parametrize(
-    ("have", "step"),
-    [
-        (None, LinkStep.CREATE),
-        (WANT, LinkStep.NOTHING),
-        (replace(WANT, mtu=1400), LinkStep.CHANGE),
-        (replace(WANT, mac=bytes(6)), LinkStep.CHANGE),
-        (replace(WANT, up=False), LinkStep.CHANGE),
-        (replace(WANT, learning=True), LinkStep.CHANGE),
-        (replace(WANT, local=bytes([192, 0, 2, 77])), LinkStep.CHANGE),
-        (replace(WANT, parent="eth7"), LinkStep.CHANGE),
-        (replace(WANT, parent=None), LinkStep.RECREATE),
-        (replace(WANT, port=4789), LinkStep.RECREATE),
-        (replace(WANT, vni=2), LinkStep.RECREATE),
-        (replace(WANT, gbp=True), LinkStep.RECREATE),
-        (replace(WANT, group=bytes([239, 1, 1, 1])), LinkStep.RECREATE),
-    ],
-)
-def test_a_device_is_changed_in_place_wherever_the_kernel_can(have: Link | None, step: LinkStep) -> None:
-    assert link_step(have, WANT) is step
-
-
-def test_a_foreign_device_of_our_name_is_left_alone() -> None:
-    with pytest.raises(KernelError, match="not vxlan"):
-        link_step(ForeignLink("flannel.1", "bridge"), WANT)
+def test_in_userspace_the_device_is_a_tun_and_the_process_has_the_macs() -> None:
+    config = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}')
+    userspace = Vxlan(config, UNDERLAY, nexthop_objects=True, why_userspace="asked for")
+    lease = own_lease()
+    assert userspace.link(lease) == TunLink("flannel.1", 1450)
+    assert userspace.datapath(lease) == orders.Configure(
+        orders.Mode.VXLAN, "flannel.1", bytes([192, 0, 2, 1]), 8472, 1450, (lease.subnets.v4,), 1, MAC
+    )
+    assert backend().datapath(lease) is None

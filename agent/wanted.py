@@ -1,0 +1,25 @@
+"""What the registry and the configuration say about this host: what the Reconciler and the Supervisor bring about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flanneld_py.encap.backend import Backend
+from flanneld_py.encap.peers import Own
+from flanneld_py.encap.state import OurLink
+from flanneld_py.registry.config import NetworkConfig
+
+if TYPE_CHECKING:
+    from flanneld_py.encap import orders
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """This host as it should be. `datapath` is None if the kernel carries the packets."""
+
+    config: NetworkConfig
+    backend: Backend
+    own: Own
+    link: OurLink
+    datapath: orders.Configure | None

@@ -1,0 +1,114 @@
+"""What the agent needs of a backend, whichever it is; and what backends share. Which there are: backends.py.
+
+    config, underlay --> Backend
+    attrs      what we publish with our lease        link, own_entries   our device, and what is on it without peers
+    peer       a lease of another host: its entries  owns                what on the device is ours
+    datapath   what the data-plane process is to be, where the packets are carried in userspace
+
+A backend decides and does nothing: the Reconciler brings device and entries about, the Supervisor the process.
+Everything that follows from our lease is worked out from the lease as it was written, so all hosts see what we do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Protocol
+
+from flanneld_py.encap.peers import Own, Peer
+from flanneld_py.encap.state import Entry, Link, OurLink
+from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
+from flanneld_py.registry.model import Json, Lease, LeaseAttrs
+
+if TYPE_CHECKING:
+    from flanneld_py.encap import orders
+
+MIN_MTU = 68
+"""The least that IPv4 allows (RFC 791)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Underlay:
+    """The interface that carries the tunnel: its MTU in bytes, its own address, and the address peers should use."""
+
+    interface: str
+    mtu: int
+    address: IPv4Address
+    public_ip: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What may be worth keeping when we publish ourselves: this host's identity, our lease and our device so far.
+
+    `others` are the leases of all other hosts.
+    """
+
+    identity: str
+    lease: Lease | None = None
+    device: Link | None = None
+    others: Iterable[Lease] = ()
+
+
+class Backend(Protocol):
+    """One network on one host. `mtu`, in bytes, is for containers; `parent` the underlay interface of the device.
+
+    `why_userspace` says why the data-plane process carries the packets; "" if the kernel does.
+    """
+
+    device: str
+    parent: str
+    mtu: int
+    why_userspace: str
+
+    def attrs(self, found: Found) -> LeaseAttrs:
+        """Return what we publish with our lease."""
+        ...
+
+    def link(self, lease: Lease) -> OurLink:
+        """Return the device as it should be, given our lease."""
+        ...
+
+    def datapath(self, lease: Lease) -> orders.Configure | None:
+        """Return what the data-plane process is to be, given our lease; None if the kernel carries the packets."""
+        ...
+
+    def own_entries(self, own: Own) -> tuple[Entry, ...]:
+        """Return the entries that are there without any peer."""
+        ...
+
+    def owns(self, entry: Entry) -> bool:
+        """Tell whether an entry found on our device is ours: made by us, by an earlier run, or by flannel's daemon."""
+        ...
+
+    def peer(self, lease: Lease) -> Peer:
+        """Return what a lease of another host needs in the kernel. Raises Unusable."""
+        ...
+
+
+def container_mtu(config: NetworkConfig, underlay: Underlay, overhead: int) -> int:
+    """Return the bytes that the wire format's overhead leaves to containers. Raises ConfigInvalid if too few."""
+    outer = number(config.backend.get("mtu"), "MTU", 0, 0, 65535) or underlay.mtu
+    if outer - overhead < MIN_MTU:
+        raise ConfigInvalid(
+            f"the MTU {outer} of {underlay.interface} or Backend.MTU leaves {outer - overhead} bytes to containers; "
+            f"it must be at least {MIN_MTU + overhead}"
+        )
+    return outer - overhead
+
+
+def number(value: Json, name: str, default: int, least: int, most: int) -> int:
+    """Read a number among a backend's options. Raises ConfigInvalid."""
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ConfigInvalid(f"Backend.{name} is {value!r}; it must be a number from {least} to {most}")
+    return value
+
+
+def switch(value: Json, name: str) -> bool:
+    """Read a switch, off by default, among a backend's options. Raises ConfigInvalid."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise ConfigInvalid(f"Backend.{name} is {value!r}; it must be true or false")

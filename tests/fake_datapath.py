@@ -1,0 +1,88 @@
+"""A data-plane process without packets: it takes orders at its control socket as the real one does."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from flanneld_py.encap import feed, orders
+
+
+class FakeProcess:
+    """See the module's docstring. `refusal` is its answer to a configuration.
+
+    `tell` hears of the first configuration, and None at the end: the life of the device.
+    """
+
+    def __init__(
+        self,
+        control: Path,
+        refusal: orders.Refused | None = None,
+        tell: Callable[[orders.Configure | None], None] = lambda _: None,
+    ) -> None:
+        control.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.setblocking(False)
+        self._listener.bind(str(control))
+        self._listener.listen()
+        self._connection: socket.socket | None = None
+        self.refusal = refusal
+        self.configured: orders.Configure | None = None
+        self.peers: dict[str, orders.Peer] = {}
+        self.stopped = False
+        self.segmentation = False
+        self._tell = tell
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while not self.stopped:
+                self._connection, _ = await loop.sock_accept(self._listener)
+                unnamed: set[str] = set()
+                while not self.stopped and (data := await loop.sock_recv(self._connection, feed.MAX_MESSAGE)):
+                    answer = self._answer(feed.decode(data), unnamed)
+                    if answer is not None:
+                        await loop.sock_sendall(self._connection, feed.encode(answer))
+                self._connection.close()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self._listener.close()
+        if self.configured is not None:
+            self._tell(None)
+        if self._connection is not None:
+            self._connection.close()
+
+    def _answer(self, message: orders.Message, unnamed: set[str]) -> orders.Answer | None:
+        match message:
+            case orders.Configure():
+                if self.refusal is not None:
+                    return self.refusal
+                if self.configured is None:
+                    self._tell(message)
+                self.configured = message
+                return orders.Done(len(self.peers))
+            case orders.Begin():
+                unnamed.update(self.peers)
+            case orders.Put(peers):
+                self.peers.update((one.key, one) for one in peers)
+                unnamed.difference_update(one.key for one in peers)
+            case orders.Remove(key):
+                self.peers.pop(key, None)
+            case orders.End():
+                for key in unnamed:
+                    del self.peers[key]
+                unnamed.clear()
+                return orders.Done(len(self.peers))
+            case orders.AskStatus():
+                return orders.Status(1, True, len(self.peers), segmentation=self.segmentation)
+            case orders.AskTraffic(first):
+                rows = [orders.PeerTraffic(key, 1, 2, 3, 4) for key in self.peers]
+                page = tuple(rows[first : first + 2])
+                return orders.Traffic(first + 2 if len(rows) > first + 2 else 0, page)
+            case orders.Stop():
+                self.stopped = True
+        return None
