@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -113,7 +112,7 @@ class Agent:
         """Get a lease, start all tasks in the group, and return when the agent is ready. Raises Broken."""
         network = await self._network()
         self._say("waiting for a lease")
-        previous = subnetfile.previous_subnet(self._settings.subnet_file)
+        previous = subnetfile.previous_subnets(self._settings.subnet_file)
         wanted = await self._acquire(network, previous)
         self._wanted = wanted
         supervisor = self._supervisor = self._make_supervisor(wanted)
@@ -125,7 +124,7 @@ class Agent:
         async def take_another(lost: Lease) -> None:
             """Another host has our subnet: get a new one, and say loudly what has to follow."""
             log.error("another host holds our subnet now; taking a new one", **facts(lost=lost.subnets))
-            new = self._wanted = await self._acquire(network, None)
+            new = self._wanted = await self._acquire(network, ())
             reconciler.want(new)
             if supervisor is not None and new.datapath is not None:
                 supervisor.configure(new.datapath)
@@ -194,7 +193,7 @@ class Agent:
         control = self._settings.control / f"datapath-{wanted.link.name}.sock"
         return Supervisor(control, self._start_datapath, prepared, wanted.datapath, self._clock, self._rng)
 
-    async def _acquire(self, network: Network, previous: IPv4Network | None) -> Wanted:
+    async def _acquire(self, network: Network, previous: tuple[subnetfile.Network, ...]) -> Wanted:
         """Get a lease and work out what it means for the kernel."""
 
         backend = network.backend
@@ -209,11 +208,10 @@ class Agent:
         return Wanted(network.config, backend, own, backend.link(lease), backend.datapath(lease))
 
     def _write_subnet_file(self, wanted: Wanted) -> None:
-        assert wanted.config.ipv4 is not None
         path = self._settings.subnet_file
-        content = subnetfile.SubnetFile(
-            wanted.config.ipv4.network, wanted.own.subnets.v4, wanted.backend.mtu, ipmasq=False
-        )
+        networks = [family.network for family in (wanted.config.ipv4, wanted.config.ipv6) if family is not None]
+        families = tuple(zip(networks, wanted.own.subnets.families, strict=True))
+        content = subnetfile.SubnetFile(families, wanted.backend.mtu, ipmasq=False)
         try:
             subnetfile.write(path, content)
         except OSError as error:

@@ -59,7 +59,7 @@ class Host:
         return LeaseAttrs(self.address, backend_type="vxlan", backend_data={"VNI": 1, "VtepMAC": self.mac})
 
     async def acquire(self, config: NetworkConfig = CONFIG, previous: str = "") -> Lease:
-        return await self.keeper.acquire(config, self.attrs, IPv4Network(previous) if previous else None)
+        return await self.keeper.acquire(config, self.attrs, (IPv4Network(previous),) if previous else ())
 
     @asynccontextmanager
     async def running(self, config: NetworkConfig = CONFIG) -> AsyncIterator[None]:
@@ -105,14 +105,13 @@ async def put_lease(store: MemoryStore, subnet: str, public_ip: str, mac: str = 
     return lease_id
 
 
-async def test_a_new_host_writes_its_lease_and_its_owner_and_nothing_else(
-    store: MemoryStore, clock: ManualClock
-) -> None:
+async def test_a_new_host_writes_its_lease_and_beside_it_only_ext(store: MemoryStore, clock: ManualClock) -> None:
     host = Host(store, clock, 1)
     lease = await host.acquire()
     (page,) = [page async for page in store.pages(PREFIX)]
     assert [entry.key for entry in page.entries] == [
         f"{PREFIX}/ext/hosts/host-1",
+        f"{PREFIX}/ext/subnets/{str(lease.subnets.v4).replace('/', '-')}",
         f"{PREFIX}/subnets/{str(lease.subnets.v4).replace('/', '-')}",
     ]
     assert {entry.lease_id for entry in page.entries} == {lease.lease_id}, "both expire together"
