@@ -3,84 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
-from random import Random
 
 import pytest
 
-from flanneld_py.agent.claim import Claimer
-from flanneld_py.agent.follow import Follower
-from flanneld_py.agent.identity import Identity
-from flanneld_py.agent.keep import Keeper
 from flanneld_py.agent.log import TextFormatter
 from flanneld_py.registry.codec import encode_attrs
-from flanneld_py.registry.config import NetworkConfig, parse_config
+from flanneld_py.registry.config import parse_config
 from flanneld_py.registry.lifetime import PERIOD, TTL
 from flanneld_py.registry.memory import MemoryStore
-from flanneld_py.registry.model import Lease, LeaseAttrs, Owner, Subnets
-from flanneld_py.registry.registry import Registry
+from flanneld_py.registry.model import LeaseAttrs, Owner, Subnets
 from flanneld_py.registry.store import Delete, Expect, Put, Unavailable
-from flanneld_py.registry.view import LeaseView
+from tests.lease_host import PREFIX, Host, identity
 from tests.manual_clock import ManualClock
 
-PREFIX = "/coreos.com/network"
-CONFIG = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}')
 SMALL = parse_config(b'{"Network": "10.5.0.0/22", "SubnetLen": 24, "Backend": {"Type": "vxlan"}}')
 SUBNET = Subnets(IPv4Network("10.5.7.0/24"))
-
-
-def identity(number: int) -> Identity:
-    return Identity(f"host-{number}", f"boot-{number}", f"web-{number}")
-
-
-class Host:
-    """One agent's share in the registry: follower, view and keeper."""
-
-    def __init__(
-        self, store: MemoryStore, clock: ManualClock, number: int, public_ip: str = "", margin: float = 3600
-    ) -> None:
-        self.registry = Registry(store, PREFIX)
-        self.view = LeaseView()
-        self.address = IPv4Address(public_ip or f"192.0.2.{number}")
-        self.mac = f"02:00:00:00:00:{number:02x}"
-        self.lost: list[Lease] = []
-        self.followed = Follower(self.registry, self.view, clock, Random(number), lambda: self.keeper.mark())
-        self.claimer = Claimer(
-            self.registry, self.view, self.followed.list, clock, Random(number), identity(number), self.address
-        )
-        self.keeper = Keeper(
-            self.registry, self.view, self.followed.list, clock, Random(number), self.claimer, margin=margin
-        )
-
-    def attrs(self, _: Lease | None) -> LeaseAttrs:
-        return LeaseAttrs(self.address, backend_type="vxlan", backend_data={"VNI": 1, "VtepMAC": self.mac})
-
-    async def acquire(self, config: NetworkConfig = CONFIG, previous: str = "") -> Lease:
-        return await self.keeper.acquire(config, self.attrs, (IPv4Network(previous),) if previous else ())
-
-    @asynccontextmanager
-    async def running(self, config: NetworkConfig = CONFIG) -> AsyncIterator[None]:
-        async def take_another(lost: Lease) -> None:
-            self.lost.append(lost)
-            await self.acquire(config)
-
-        async with asyncio.TaskGroup() as tasks:
-            started = [tasks.create_task(self.followed.run()), tasks.create_task(self.keeper.keep(take_another))]
-            yield
-            for task in started:
-                task.cancel()
-
-    @property
-    def lease(self) -> Lease:
-        assert self.keeper._held is not None
-        return self.keeper._held.lease
-
-    @property
-    def key(self) -> str:
-        return self.registry.key(self.lease.subnets)
 
 
 @pytest.fixture
