@@ -18,14 +18,14 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from flanneld_py.agent import status, subnetfile
-from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.carrier import KernelCarrier, UserspaceCarrier
 from flanneld_py.agent.claim import Claimer
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.follow import Follower
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.keep import Keeper
-from flanneld_py.agent.log import OnChange, facts, log
+from flanneld_py.agent.log import facts, log
+from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.reconcile import Reconciler
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap import backends
@@ -35,7 +35,6 @@ from flanneld_py.encap.peers import Own
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.model import Lease, LeaseAttrs
 from flanneld_py.registry.registry import Registry
-from flanneld_py.registry.store import RegistryError
 from flanneld_py.registry.view import LeaseView
 
 if TYPE_CHECKING:
@@ -161,17 +160,12 @@ class Agent:
         return document
 
     async def _network(self) -> Network:
-        """Read the network config, waiting until there is a valid one; says what is wrong, once for each reason."""
-        backoff = Backoff(0.2, 5.0, self._rng)
-        trouble = OnChange()
-        while True:
-            try:
-                config = await self._registry.config()
-                return Network(config, await self._backend(config))
-            except RegistryError as error:
-                trouble.warn("no network config that can be used yet, waiting for one", error)
-                self._say(f"waiting for a network config: {error}")
-            await self._clock.sleep(backoff.next())
+        """Read the network config, waiting until there is one that we have a backend for."""
+
+        async def use(config: NetworkConfig) -> Network:
+            return Network(config, await self._backend(config))
+
+        return await wait_for_network(self._registry, use, self._clock, self._rng, self._say)
 
     async def _backend(self, config: NetworkConfig) -> Backend:
         """Make the backend that the config names. Raises ConfigInvalid."""
