@@ -138,7 +138,7 @@ def _by_default(host: Host, asked: Asked, *, ipv4: bool) -> Iterator[Candidate]:
 
 
 def _by_address(host: Host, wanted: str, beside: Sequence[IPAddress]) -> Iterator[Candidate]:
-    """Find the interface that holds an address; of the other family, one of `beside` is taken if it is there as well."""
+    """Find the interface that holds an address; of the other family, one of `beside` is taken if it is there too."""
     try:
         address = ip_address(wanted)
     except ValueError:
