@@ -104,17 +104,22 @@ class Daemon:
             registry, use, self._clock, rng, lambda status: self._notifier.tell(STATUS=status)
         )
         choice = await choose_underlay(options, config)
-        assert choice.address is not None
-        assert choice.public_ip is not None
-        if not forwards():
-            log.warning(
-                "this host does not forward packets, so its containers reach nobody: sysctl net.ipv4.ip_forward=1"
-            )
+        for name, on in (("net/ipv4/ip_forward", config.ipv4), ("net/ipv6/conf/all/forwarding", config.ipv6)):
+            if on is not None and not forwards(name):
+                switch = name.replace("/", ".")
+                log.warning(f"this host does not forward packets, so its containers reach nobody: sysctl {switch}=1")
         return Agent(
             Settings(options.subnet_file, options.margin, options.datapath, options.subnet_file.parent),
             registry,
             kernel,
-            Underlay(choice.interface.name, choice.interface.mtu, choice.address, choice.public_ip),
+            Underlay(
+                choice.interface.name,
+                choice.interface.mtu,
+                choice.address,
+                choice.public_ip,
+                choice.address6,
+                choice.public_ip6,
+            ),
             read_identity(choice.interface.mac),
             self._clock,
             rng,
@@ -178,10 +183,10 @@ async def choose_underlay(options: Options, config: NetworkConfig) -> Choice:
     return choice
 
 
-def forwards() -> bool:
+def forwards(name: str) -> bool:
     """Tell whether the kernel routes packets between interfaces; container engines usually switch it on."""
     try:
-        return Path("/proc/sys/net/ipv4/ip_forward").read_text(encoding="ascii").strip() == "1"
+        return Path("/proc/sys", name).read_text(encoding="ascii").strip() == "1"
     except OSError:
         return True
 
