@@ -145,8 +145,8 @@ def test_what_others_do_to_the_ipv6_device_is_repaired(make_lab: MakeLab) -> Non
     for host in lab.hosts:
         inhabit(host)
     both_ways(lab, "FLANNEL_IPV6_SUBNET")
-    one, _ = lab.hosts
-    one.namespace.run(["ip", "-6", "route", "flush", "dev", "flannel-v6.1", "proto", "84"])
+    one, two = lab.hosts
+    one.namespace.ip(f"route del {IPv6Interface(two.agent.subnet_env()['FLANNEL_IPV6_SUBNET']).network}")
     one.namespace.run(["ip", "-6", "neigh", "flush", "dev", "flannel-v6.1", "nud", "permanent"])
     both_ways(lab, "FLANNEL_IPV6_SUBNET")
     one.namespace.ip("link del flannel-v6.1")
