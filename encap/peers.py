@@ -125,9 +125,9 @@ class Peers:
         return self._backend.peer(record)
 
     def _subnet(self, peer: Peer) -> Network:
-        subnet = self._family.subnet(peer.lease.subnets)
-        assert subnet is not None, "a lease without this family is no candidate"
-        return subnet
+        # A candidate has this family, and this runs several times for each of ten thousand: Family is not asked.
+        subnets = peer.lease.subnets
+        return subnets.v4 if self._bits == 32 or subnets.v6 is None else subnets.v6
 
     def _insert(self, key: str, peer: Peer, affected: dict[str, None]) -> None:
         subnet = self._subnet(peer)
