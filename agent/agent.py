@@ -3,7 +3,7 @@
     config (wait) -> lease (wait) -> TaskGroup:
         Follower    registry -> LeaseView
         Keeper      our own lease
-        Reconciler  LeaseView + kernel events -> kernel; its first pass done: subnet file, ready
+        Reconciler  LeaseView + kernel events -> kernel, one for each family; first pass done: subnet file, ready
 
 Not here: the process around it (daemon.py).
 """
@@ -11,32 +11,30 @@ Not here: the process around it (daemon.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
 from flanneld_py.agent import status, subnetfile
-from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.carrier import KernelCarrier, UserspaceCarrier
 from flanneld_py.agent.claim import Claimer
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.follow import Follower
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.keep import Keeper
-from flanneld_py.agent.log import OnChange, facts, log
+from flanneld_py.agent.log import facts, log
+from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.reconcile import Reconciler
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap import backends
 from flanneld_py.encap.backend import Backend, Found, Underlay
-from flanneld_py.encap.kernel import Kernel
+from flanneld_py.encap.kernel import Event, Kernel
 from flanneld_py.encap.peers import Own
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.model import Lease, LeaseAttrs
 from flanneld_py.registry.registry import Registry
-from flanneld_py.registry.store import RegistryError
 from flanneld_py.registry.view import LeaseView
 
 if TYPE_CHECKING:
@@ -62,10 +60,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """The network config and the backend made of it."""
+    """The network config and what was made of it: a backend for each family that is on, IPv4's first."""
 
     config: NetworkConfig
-    backend: Backend
+    backends: tuple[Backend, ...]
 
 
 class Agent:
@@ -99,13 +97,14 @@ class Agent:
         self._take_device = take_device
         self._start_datapath = start_datapath
         self._status = ""
-        self._wanted: Wanted | None = None
+        self._wanted: tuple[Wanted, ...] = ()
         self._supervisor: Supervisor | None = None
         self.view = LeaseView()
         self._follower = Follower(registry, self.view, clock, rng, self._changed)
-        claimer = Claimer(registry, self.view, self._follower.list, clock, rng, identity, underlay.public_ip)
+        addresses = (underlay.public_ip, underlay.public_ip6)
+        claimer = Claimer(registry, self.view, self._follower.list, clock, rng, identity, *addresses)
         self._keeper = Keeper(registry, self.view, self._follower.list, clock, rng, claimer, margin=settings.margin)
-        self._reconciler: Reconciler | None = None
+        self._reconcilers: tuple[Reconciler, ...] = ()
         self._connected = False
         self.ready = asyncio.Event()
 
@@ -113,107 +112,119 @@ class Agent:
         """Get a lease, start all tasks in the group, and return when the agent is ready. Raises Broken."""
         network = await self._network()
         self._say("waiting for a lease")
-        previous = subnetfile.previous_subnet(self._settings.subnet_file)
+        previous = subnetfile.previous_subnets(self._settings.subnet_file)
         wanted = await self._acquire(network, previous)
         self._wanted = wanted
-        supervisor = self._supervisor = self._make_supervisor(wanted)
+        supervisor = self._supervisor = self._make_supervisor(wanted[0])
         carrier = UserspaceCarrier(supervisor) if supervisor is not None else KernelCarrier()
-        reconciler = self._reconciler = Reconciler(self._kernel, self.view, wanted, self._clock, self._rng, carrier)
-        self._take_device(wanted.link.name)
-        self._kernel.listen([wanted.link.name], reconciler.on_events)
+        reconcilers = self._reconcilers = tuple(
+            Reconciler(self._kernel, self.view, each, self._clock, self._rng, carrier) for each in wanted
+        )
+        devices = [each.link.name for each in wanted]
+        for device in devices:
+            self._take_device(device)
+        self._kernel.listen(devices, self._on_events)
 
         async def take_another(lost: Lease) -> None:
             """Another host has our subnet: get a new one, and say loudly what has to follow."""
             log.error("another host holds our subnet now; taking a new one", **facts(lost=lost.subnets))
-            new = self._wanted = await self._acquire(network, None)
-            reconciler.want(new)
-            if supervisor is not None and new.datapath is not None:
-                supervisor.configure(new.datapath)
+            new = self._wanted = await self._acquire(network, ())
+            for reconciler, each in zip(reconcilers, new, strict=True):
+                reconciler.want(each)
+            if supervisor is not None and new[0].datapath is not None:
+                supervisor.configure(new[0].datapath)
             self._write_subnet_file(new)
             log.error(
                 "the subnet of this host has changed: restart the container engine and its containers",
-                **facts(old=lost.subnets, new=new.own.subnets),
+                **facts(old=lost.subnets, new=new[0].own.subnets),
             )
 
         tasks.create_task(self._follower.run(), name="follower")
         tasks.create_task(self._keeper.keep(take_another), name="keeper")
-        tasks.create_task(reconciler.run(), name="reconciler")
+        for reconciler, device in zip(reconcilers, devices, strict=True):
+            tasks.create_task(reconciler.run(), name=f"reconciler of {device}")
         if supervisor is not None:
-            await reconciler.surveyed.wait()  # A process that runs already would drop the peers it is not told of.
+            await reconcilers[0].surveyed.wait()  # A process that runs already would drop the peers it is not told of.
             tasks.create_task(supervisor.run(), name="data plane")
             await supervisor.fed.wait()
-        await reconciler.ready.wait()
+        for reconciler in reconcilers:
+            await reconciler.ready.wait()
         self._write_subnet_file(wanted)
         self.ready.set()
-        log.info("ready", **facts(subnet=wanted.own.subnets, device=wanted.link.name, peers=reconciler.peers))
+        log.info("ready", **facts(subnet=wanted[0].own.subnets, device=" and ".join(devices), peers=self._peers))
         self._changed()
 
     async def describe(self) -> status.Document:
         """Return the state of everything, for operators; see status.py."""
         document = status.starting(self._status)
         document |= {"ready": self.ready.is_set(), "registry_connected": self._connected}
-        if self._wanted is not None:
+        if self._wanted:
             document |= status.network(self._wanted, self._settings.datapath)
-        if self._reconciler is not None:
-            document |= status.peers(self._reconciler)
+        if self._reconcilers:
+            document |= status.peers(self._reconcilers)
         if self._supervisor is not None:
             report = await self._supervisor.report()
             document |= {"userspace": status.userspace(report, self._supervisor.trouble)}
         return document
 
     async def _network(self) -> Network:
-        """Read the network config, waiting until there is a valid one; says what is wrong, once for each reason."""
-        backoff = Backoff(0.2, 5.0, self._rng)
-        trouble = OnChange()
-        while True:
-            try:
-                config = await self._registry.config()
-                return Network(config, await self._backend(config))
-            except RegistryError as error:
-                trouble.warn("no network config that can be used yet, waiting for one", error)
-                self._say(f"waiting for a network config: {error}")
-            await self._clock.sleep(backoff.next())
+        """Read the network config, waiting until there is one that we have a backend for."""
 
-    async def _backend(self, config: NetworkConfig) -> Backend:
-        """Make the backend that the config names. Raises ConfigInvalid."""
-        backend = await backends.make(config, self._underlay, self._kernel, self._settings.datapath)
-        carrier = f"in userspace: {backend.why_userspace}" if backend.why_userspace else "by the kernel"
-        log.info(f"packets are carried {carrier}", **facts(backend=config.backend_type, device=backend.device))
-        return backend
+        async def use(config: NetworkConfig) -> Network:
+            return Network(config, await self._backends(config))
+
+        return await wait_for_network(self._registry, use, self._clock, self._rng, self._say)
+
+    async def _backends(self, config: NetworkConfig) -> tuple[Backend, ...]:
+        """Make the backend that the config names, for each family. Raises ConfigInvalid."""
+        made = await backends.make(config, self._underlay, self._kernel, self._settings.datapath)
+        for backend in made:
+            carrier = f"in userspace: {backend.why_userspace}" if backend.why_userspace else "by the kernel"
+            log.info(f"packets are carried {carrier}", **facts(backend=config.backend_type, device=backend.device))
+        return made
 
     def _make_supervisor(self, wanted: Wanted) -> Supervisor | None:
-        """Make what keeps the userspace data plane running. Imported here: most hosts never need it."""
+        """Make what keeps the userspace data plane running, for IPv4. Imported here: most hosts never need it."""
         if wanted.datapath is None:
             return None
         from flanneld_py.agent.supervise import Supervisor
 
         async def prepared() -> None:
-            if self._reconciler is not None:
-                self._reconciler.mark()
+            for reconciler in self._reconcilers:
+                reconciler.mark()
 
         control = self._settings.control / f"datapath-{wanted.link.name}.sock"
         return Supervisor(control, self._start_datapath, prepared, wanted.datapath, self._clock, self._rng)
 
-    async def _acquire(self, network: Network, previous: IPv4Network | None) -> Wanted:
-        """Get a lease and work out what it means for the kernel."""
-
-        backend = network.backend
+    async def _acquire(self, network: Network, previous: tuple[subnetfile.Network, ...]) -> tuple[Wanted, ...]:
+        """Get a lease and work out what it means for the kernel, for each family."""
 
         def attrs(had: Lease | None) -> LeaseAttrs:
             ours = had.subnets if had is not None else None
             others = [lease for lease in self.view.leases().values() if lease.subnets != ours]
-            return backend.attrs(Found(self._identity.name, had, self._kernel.link(backend.device), others))
+
+            def found(backend: Backend) -> Found:
+                return Found(self._identity.name, had, self._kernel.link(backend.device), others)
+
+            return backends.published([(backend, found(backend)) for backend in network.backends])
 
         lease = await self._keeper.acquire(network.config, attrs, previous)
-        own = Own(self._registry.key(lease.subnets), lease.subnets, lease.attrs.public_ip, self._underlay.address)
-        return Wanted(network.config, backend, own, backend.link(lease), backend.datapath(lease))
 
-    def _write_subnet_file(self, wanted: Wanted) -> None:
-        assert wanted.config.ipv4 is not None
+        def wanted(backend: Backend) -> Wanted:
+            address, _ = self._underlay.addresses(backend.family)
+            public_ip = backend.family.public(lease.attrs)
+            assert public_ip is not None, "we have published it"
+            own = Own(self._registry.key(lease.subnets), lease.subnets, public_ip, address)
+            return Wanted(network.config, backend, own, backend.link(lease), backend.datapath(lease))
+
+        return tuple(map(wanted, network.backends))
+
+    def _write_subnet_file(self, wanted: tuple[Wanted, ...]) -> None:
         path = self._settings.subnet_file
-        content = subnetfile.SubnetFile(
-            wanted.config.ipv4.network, wanted.own.subnets.v4, wanted.backend.mtu, ipmasq=False
-        )
+        config = wanted[0].config
+        networks = [family.network for family in (config.ipv4, config.ipv6) if family is not None]
+        families = tuple(zip(networks, wanted[0].own.subnets.families, strict=True))
+        content = subnetfile.SubnetFile(families, min(each.backend.mtu for each in wanted), ipmasq=False)
         try:
             subnetfile.write(path, content)
         except OSError as error:
@@ -227,14 +238,23 @@ class Agent:
         if self._follower.connected and not self._connected:
             self._keeper.check()
         self._connected = self._follower.connected
-        if self._reconciler is None:
-            return
-        self._reconciler.mark()
+        for reconciler in self._reconcilers:
+            reconciler.mark()
         if self.ready.is_set():
             state = "registry connected" if self._connected else "registry away, traffic goes on"
             if self._keeper.overdue:
                 state += ", OUR LEASE ENDS SOON"
-            self._say(f"{self._reconciler.peers} peers, {len(self._reconciler.rejected)} leases not used, {state}")
+            rejected = max(len(reconciler.rejected) for reconciler in self._reconcilers)
+            self._say(f"{self._peers} peers, {rejected} leases not used, {state}")
+
+    @property
+    def _peers(self) -> int:
+        """How many peers there are, counted in the family that has most of them."""
+        return max(reconciler.peers for reconciler in self._reconcilers)
+
+    def _on_events(self, events: Sequence[Event]) -> None:
+        for reconciler in self._reconcilers:
+            reconciler.on_events(events)
 
     def _say(self, sentence: str) -> None:
         if sentence != self._status:

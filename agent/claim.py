@@ -1,6 +1,11 @@
 """Claim a lease of our own: until there is one, whatever is in the way.
 
-    config -> list -> choose -> write by transaction; somebody was first: list and choose again
+    config -> list -> choose -> write by transaction -> list: does another lease overlap it after all?
+                ^                    | somebody was first          |
+                +--------------------+-----------------------------+
+
+Among ourselves the transaction decides, for each family (registry.py), and the lease created first goes before one of
+another size that overlaps it. Flannel's daemons look at nothing but their own key, and never give way: so we do.
 
 Who is who. A lease names no host, only a public address; two hosts can claim the same one (a cloned VM, Vagrant's
 10.0.2.15). So each of our hosts also writes an Owner, and where a lease seems ours but its Owner is somebody else,
@@ -12,14 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address
 from random import Random
 
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.log import OnChange, facts, log
-from flanneld_py.registry.allocate import Claim, Create, Reuse, choose
+from flanneld_py.registry.allocate import Claim, Create, Network, Reuse, choose, overlapping
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.lifetime import PERIOD, looks_alive
 from flanneld_py.registry.model import Lease, LeaseAttrs, Owner, Subnets
@@ -43,7 +48,8 @@ class Claimer:
         clock: Clock,
         rng: Random,
         identity: Identity,
-        public_ip: IPv4Address,
+        public_ip: IPv4Address | None,
+        public_ip6: IPv6Address | None = None,
     ) -> None:
         self._registry = registry
         self._view = view
@@ -52,18 +58,34 @@ class Claimer:
         self._rng = rng
         self._identity = identity
         self._public_ip = public_ip
+        self._public_ip6 = public_ip6
 
     async def claim(
-        self, config: NetworkConfig, attrs: Callable[[Lease | None], LeaseAttrs], previous: IPv4Network | None
-    ) -> Lease:
-        """Claim a lease, however long it takes; says what it waits for."""
+        self,
+        config: NetworkConfig,
+        attrs: Callable[[Lease | None], LeaseAttrs],
+        previous: tuple[Network, ...],
+        contested: Subnets | None = None,
+    ) -> tuple[Lease, bool]:
+        """Claim a lease, however long it takes; says what it waits for. Returns it, and whether it was made just now.
+
+        `contested` are the subnets of a lease of ours that has to give way to another one.
+        """
         backoff = Backoff(0.2, 10.0, self._rng)
         trouble = OnChange()
         conflicts = 0
+        began = None
         while True:
             try:
                 await self._list()
-                lease, how = await self._claim(config, attrs, previous)
+                began = self._view.revision if began is None else began
+                lease, how = await self._claim(config, attrs, previous, contested)
+                made = lease.create_revision > began
+                if made:
+                    await self._list()
+                    if (rival := await self.rival(lease)) is not None:
+                        contested = lease.subnets
+                        raise Conflict(f"{rival.subnets} of {rival.address} overlaps {lease.subnets} and goes first")
             except (Conflict, HistoryLost, LeaseGone) as error:
                 conflicts += 1
                 log.info("somebody was first, choosing again", **facts(reason=error))
@@ -74,10 +96,21 @@ class Claimer:
             else:
                 reservation = facts(subnet=lease.subnets, how=how, reservation=lease.lease_id == 0)
                 log.info("lease acquired", **reservation)
-                return lease
+                return lease, made
+
+    async def rival(self, lease: Lease) -> Lease | None:
+        """Return a lease that ours, made a moment ago, overlaps and has to give way to. Raises RegistryError."""
+        for other in overlapping(lease.subnets, self._view.leases().values()):
+            if other.create_revision < lease.create_revision or await self._registry.owner_of(other.subnets) is None:
+                return other
+        return None
 
     async def _claim(
-        self, config: NetworkConfig, attrs: Callable[[Lease | None], LeaseAttrs], previous: IPv4Network | None
+        self,
+        config: NetworkConfig,
+        attrs: Callable[[Lease | None], LeaseAttrs],
+        previous: tuple[Network, ...],
+        contested: Subnets | None,
     ) -> tuple[Lease, str]:
         """Make one attempt on the leases as just listed."""
         leases = self._view.leases()
@@ -89,7 +122,9 @@ class Claimer:
             over = garbled.mod_revision
             return await self._registry.create(owned, attrs(None), self.owner(owned), over=over), "kept by identity"
         blocked = [record.subnets for record in unreadable.values() if record.subnets is not None]
-        claim = Claim(self._public_ip, owned, previous)
+        if contested is not None and not overlapping(contested, leases.values()):
+            contested = None
+        claim = Claim(self._public_ip, owned, previous, self._public_ip6, contested)
         choice = choose(config, list(leases.values()), claim, self._rng, blocked)
         match choice:
             case Reuse(lease, by):
@@ -101,18 +136,19 @@ class Claimer:
                 wanted = replace(wanted, extra=lease.attrs.extra)
                 return await self._registry.update(lease, wanted, self.owner(lease.subnets)), f"kept by {by}"
             case Create(subnets, replaces):
-                if previous is not None and owner is None and replaces is None:
+                if previous and owner is None and replaces is None:
                     # This host had a subnet, and the registry knows nothing of it: it may have lost others as well.
                     self._view.doubt()
-                how = "previous subnet" if subnets.v4 == previous else "new subnet"
+                how = "previous subnet" if any(subnet in previous for subnet in subnets.families) else "new subnet"
                 lease = await self._registry.create(subnets, attrs(replaces), self.owner(subnets), replaces)
                 return lease, how
 
     async def _ours(self, owner: Owner, leases: dict[str, Lease]) -> Subnets | None:
         """Return the subnets that the owner record of our identity gives us, unless a living clone wrote it."""
-        same_machine = owner.boot_id == self._identity.boot_id or owner.public_ip == self._public_ip
+        addresses = (self._public_ip, self._public_ip6)
+        same_machine = owner.boot_id == self._identity.boot_id or owner.public_ip in addresses
         lease = leases.get(self._registry.key(owner.subnets))
-        if lease is not None and lease.attrs.public_ip not in (owner.public_ip, self._public_ip):
+        if lease is not None and lease.address not in (owner.public_ip, *addresses):
             return None  # Our record has outlived our lease, and somebody else has the subnet now.
         if same_machine or lease is None or not await self._alive(lease):
             return owner.subnets
@@ -127,8 +163,8 @@ class Claimer:
         if owner is None or owner.identity == self._identity.name or not await self._alive(lease):
             return
         raise DuplicateHost(
-            f"host {owner.hostname!r} is alive and advertises our address {self._public_ip} with {lease.subnets}; "
-            f"choose another address on one of them with --iface or --public-ip"
+            f"host {owner.hostname!r} is alive and advertises our address {lease.address} with {lease.subnets}; "
+            f"choose another address on one of them with --iface, --public-ip or --public-ipv6"
         )
 
     async def _alive(self, lease: Lease) -> bool:
@@ -151,4 +187,6 @@ class Claimer:
     def owner(self, subnets: Subnets) -> Owner:
         """Return what we write of ourselves beside a lease of these subnets."""
         who = self._identity
-        return Owner(who.name, subnets, self._public_ip, who.hostname, who.boot_id)
+        address = self._public_ip or self._public_ip6
+        assert address is not None
+        return Owner(who.name, subnets, address, who.hostname, who.boot_id)

@@ -1,6 +1,6 @@
 """The process around the agent: signals, service manager, health server, and the real collaborators.
 
-health server -> underlay -> Agent: config, lease, tasks -> READY=1
+health server -> config -> underlay, of the families that are on -> Agent: lease, tasks -> READY=1
 SIGTERM or SIGINT -> STOPPING=1, tasks end, exit 0; device, routes, lease and subnet file stay, traffic flows on
 """
 
@@ -16,15 +16,18 @@ from typing import Never
 
 from flanneld_py.agent.agent import Agent, Broken, Settings
 from flanneld_py.agent.clock import SystemClock
+from flanneld_py.agent.host import read_host
 from flanneld_py.agent.http import HealthServer
 from flanneld_py.agent.identity import read_identity
-from flanneld_py.agent.interface import Choice, choose, read_host
+from flanneld_py.agent.interface import Asked, Choice, choose
 from flanneld_py.agent.log import facts, log
+from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.notify import Notifier
 from flanneld_py.agent.options import Options, UsageError
 from flanneld_py.agent.status import Document, starting
 from flanneld_py.encap.backend import Underlay
 from flanneld_py.encap.netlink import Netlink
+from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.etcd import Credentials, EtcdStore, Tls
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import RegistryError, Store
@@ -92,19 +95,34 @@ class Daemon:
 
     async def _make_agent(self, registry: Registry, kernel: Netlink) -> Agent:
         options = self._options
-        choice = await choose_underlay(options)
-        if not forwards():
-            log.warning(
-                "this host does not forward packets, so its containers reach nobody: sysctl net.ipv4.ip_forward=1"
-            )
+        rng = Random()
+
+        async def use(config: NetworkConfig) -> NetworkConfig:
+            return config
+
+        config = await wait_for_network(
+            registry, use, self._clock, rng, lambda status: self._notifier.tell(STATUS=status)
+        )
+        choice = await choose_underlay(options, config)
+        for name, on in (("net/ipv4/ip_forward", config.ipv4), ("net/ipv6/conf/all/forwarding", config.ipv6)):
+            if on is not None and not forwards(name):
+                switch = name.replace("/", ".")
+                log.warning(f"this host does not forward packets, so its containers reach nobody: sysctl {switch}=1")
         return Agent(
             Settings(options.subnet_file, options.margin, options.datapath, options.subnet_file.parent),
             registry,
             kernel,
-            Underlay(choice.interface.name, choice.interface.mtu, choice.address, choice.public_ip),
+            Underlay(
+                choice.interface.name,
+                choice.interface.mtu,
+                choice.address,
+                choice.public_ip,
+                choice.address6,
+                choice.public_ip6,
+            ),
             read_identity(choice.interface.mac),
             self._clock,
-            Random(),
+            rng,
             lambda status: self._notifier.tell(STATUS=status),
             lambda device: self._locks.append(lock_device(device)),
             start_datapath,
@@ -147,19 +165,28 @@ def relax_garbage_collection() -> None:
     gc.set_threshold(50_000, 50, 100)
 
 
-async def choose_underlay(options: Options) -> Choice:
-    """Look at the host and choose the underlay interface. Raises NoInterface."""
+async def choose_underlay(options: Options, config: NetworkConfig) -> Choice:
+    """Look at the host and choose the underlay interface for the families that are on. Raises NoInterface."""
     host = await read_host(options.can_reach)
-    choice = choose(host, options.interfaces, options.interface_regexes, options.can_reach, options.public_ip)
-    chosen = facts(interface=choice.interface.name, address=choice.address, public_ip=choice.public_ip)
-    log.info("underlay chosen", **chosen)
+    asked = Asked(
+        options.interfaces, options.interface_regexes, options.can_reach, options.public_ip, options.public_ip6
+    )
+    choice = choose(host, asked, ipv4=config.ipv4 is not None, ipv6=config.ipv6 is not None)
+    chosen = {
+        "interface": choice.interface.name,
+        "address": choice.address,
+        "public_ip": choice.public_ip,
+        "address6": choice.address6,
+        "public_ip6": choice.public_ip6,
+    }
+    log.info("underlay chosen", **facts(**{name: value for name, value in chosen.items() if value is not None}))
     return choice
 
 
-def forwards() -> bool:
+def forwards(name: str) -> bool:
     """Tell whether the kernel routes packets between interfaces; container engines usually switch it on."""
     try:
-        return Path("/proc/sys/net/ipv4/ip_forward").read_text(encoding="ascii").strip() == "1"
+        return Path("/proc/sys", name).read_text(encoding="ascii").strip() == "1"
     except OSError:
         return True
 

@@ -42,7 +42,7 @@ FLAGS = (
     Flag("iface-regex", "list", "", "the same by regular expression on addresses, then names; after all `--iface`"),
     Flag("iface-can-reach", "text", "", "the interface that the kernel would use to reach this address; tried last"),
     Flag("public-ip", "text", "", "address that the other hosts send to, if not the interface's own (NAT)"),
-    Flag("public-ipv6", "text", "", "IPv6 is not supported yet"),
+    Flag("public-ipv6", "text", "", "the same for IPv6"),
     Flag("subnet-file", "text", "/run/flannel/subnet.env", "where the leased subnet is written for container engines"),
     Flag(
         "subnet-lease-renew-margin", "number", "60", "warn if the lease is not renewed this many minutes before it ends"

@@ -1,32 +1,33 @@
-"""Choose the underlay interface and address, as flannel does (its flags, its order); facts from the kernel by pyroute2.
+"""Choose the underlay interface and our addresses on it, as flannel does (its flags, its order).
 
     no --iface, --iface-regex or --iface-can-reach:
-        --public-ip given and on an interface: that one       (flannel fails if it is on none: NAT)
-        else the interface of the default route
+        --public-ip (else --public-ipv6) given and on an interface: that one       (flannel fails if it is on none: NAT)
+        else the interface of the default route, in dual stack of IPv4's
     otherwise the first that fits of: each --iface, each --iface-regex, --iface-can-reach
 
-`choose` is pure; `read_host` asks the kernel.
+An interface fits if it has an address of every family that the network config turns on. What names an address takes
+that one; of the other family, and where an interface is named, it is the best one.
+
+Pure; host.py asks the kernel.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
-from pathlib import Path
-from typing import Any
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TypeVar
 
-from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+IPAddress = IPv4Address | IPv6Address
+A = TypeVar("A", IPv4Address, IPv6Address)
 
 IFA_F_SECONDARY = 0x01  # linux/if_addr.h; for IPv4 "secondary", the same bit as IPv6's "temporary"
+IFA_F_DADFAILED = 0x08
 IFA_F_DEPRECATED = 0x20
 IFA_F_PERMANENT = 0x80
 SCOPE_GLOBAL = 0  # linux/rtnetlink.h: rt_scope_t
 SCOPE_LINK = 253
-RTF_UP = 0x0001  # linux/route.h
-RTF_REJECT = 0x0200
 
 
 class NoInterface(Exception):
@@ -37,7 +38,7 @@ class NoInterface(Exception):
 class InterfaceAddress:
     """An address of an interface; flags and scope as the kernel has them."""
 
-    address: IPv4Address
+    address: IPAddress
     scope: int = SCOPE_GLOBAL
     flags: int = IFA_F_PERMANENT
 
@@ -55,164 +56,151 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What selection needs to know: interfaces in index order, and where two routes lead, None where there is no such.
+    """What selection needs to know: interfaces in index order, and where some routes lead, None where there is no such.
 
-    `default` names the interface of the default route; `reach` is the index of the one that leads to
-    --iface-can-reach, with the source address the kernel would use.
+    `default` and `default6` name the interface of each family's default route; `reach` is the index of the one that
+    leads to --iface-can-reach, with the source address the kernel would use.
     """
 
     interfaces: tuple[Interface, ...]
     default: str | None
-    reach: tuple[int, IPv4Address | None] | None = None
+    reach: tuple[int, IPAddress | None] | None = None
+    default6: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the operator asks for: --iface, --iface-regex, --iface-can-reach, --public-ip, --public-ipv6."""
+
+    names: Sequence[str] = ()
+    regexes: Sequence[str] = ()
+    can_reach: IPAddress | None = None
+    public_ip: IPv4Address | None = None
+    public_ip6: IPv6Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The chosen interface, our address on it, and the address for the others to send to."""
+    """The chosen interface, our addresses on it, and those for the others to send to; a family that is off has None."""
 
     interface: Interface
-    address: IPv4Address
-    public_ip: IPv4Address
+    address: IPv4Address | None
+    public_ip: IPv4Address | None
+    address6: IPv6Address | None = None
+    public_ip6: IPv6Address | None = None
 
 
-def choose(
-    host: Host,
-    names: Sequence[str],
-    regexes: Sequence[str],
-    can_reach: IPv4Address | None,
-    public_ip: IPv4Address | None,
-) -> Choice:
-    """Choose the underlay. Raises NoInterface."""
-    for wanted in names:
-        found = _by_address(host, wanted) or _by_name(host, wanted)
-        if found is not None:
-            return _choice(*found, public_ip)
-    for pattern in regexes:
-        found = _by_regex(host, re.compile(pattern))
-        if found is not None:
-            return _choice(*found, public_ip)
-    if can_reach is not None and host.reach is not None:
+def choose(host: Host, asked: Asked, *, ipv4: bool = True, ipv6: bool = False) -> Choice:
+    """Choose the underlay for these families. Raises NoInterface."""
+    candidates = _asked_for(host, asked, (ipv4, ipv6)) if _asks(asked) else _by_default(host, asked, ipv4=ipv4)
+    for interface, named in candidates:
+        own4 = _on(interface, IPv4Address, named) if ipv4 else None
+        own6 = _on(interface, IPv6Address, named) if ipv6 else None
+        if (own4 is None and ipv4) or (own6 is None and ipv6):
+            continue
+        if interface.mtu == 0:
+            raise NoInterface(
+                f"interface {interface.name} has an MTU of 0; set one with: ip link set {interface.name} mtu 1500"
+            )
+        public4 = (asked.public_ip or own4) if ipv4 else None
+        public6 = (asked.public_ip6 or own6) if ipv6 else None
+        return Choice(interface, own4, public4, own6, public6)
+    raise NoInterface(_why(host, asked, ipv4=ipv4, ipv6=ipv6))
+
+
+Candidate = tuple[Interface, tuple[IPAddress, ...]]
+"""An interface, and the addresses on it that were asked for, or that a route would use."""
+
+
+def _asks(asked: Asked) -> bool:
+    return bool(asked.names or asked.regexes or asked.can_reach is not None)
+
+
+def _asked_for(host: Host, asked: Asked, families: tuple[bool, bool]) -> Iterator[Candidate]:
+    public = [address for address in (asked.public_ip, asked.public_ip6) if address is not None]
+    for wanted in asked.names:
+        yield from _by_address(host, wanted, public)
+        yield from ((interface, ()) for interface in host.interfaces if interface.name == wanted)
+    for pattern in asked.regexes:
+        yield from _by_regex(host, re.compile(pattern), families)
+    if asked.can_reach is not None and host.reach is not None:
         index, source = host.reach
-        for interface in host.interfaces:
-            if interface.index == index and (address := source or best_address(interface)) is not None:
-                return _choice(interface, address, public_ip)
-    if names or regexes or can_reach is not None:
-        asked = [*names, *(f"/{pattern}/" for pattern in regexes), *([f"route to {can_reach}"] if can_reach else [])]
-        raise NoInterface(f"no interface with an IPv4 address matches {', '.join(asked)}; there are: {_overview(host)}")
-    if public_ip is not None and (found := _by_address(host, str(public_ip))) is not None:
-        return _choice(*found, public_ip)
+        named = (source,) if source is not None else ()
+        yield from ((interface, named) for interface in host.interfaces if interface.index == index)
+
+
+def _by_default(host: Host, asked: Asked, *, ipv4: bool) -> Iterator[Candidate]:
+    for public in (asked.public_ip, asked.public_ip6):
+        if public is not None:
+            yield from _by_address(host, str(public), [asked.public_ip6] if asked.public_ip6 is not None else [])
+    default = host.default if ipv4 else host.default6
+    yield from ((interface, ()) for interface in host.interfaces if interface.name == default)
+
+
+def _by_address(host: Host, wanted: str, beside: Sequence[IPAddress]) -> Iterator[Candidate]:
+    """Find the interface that holds an address; of the other family, one of `beside` is taken if it is there too."""
+    try:
+        address = ip_address(wanted)
+    except ValueError:
+        return
     for interface in host.interfaces:
-        if interface.name == host.default and (address := best_address(interface)) is not None:
-            return _choice(interface, address, public_ip)
-    raise NoInterface(
-        f"no default route over an interface with an IPv4 address; give --iface. There are: {_overview(host)}"
-    )
+        if any(entry.address == address for entry in interface.addresses):
+            yield interface, (address, *beside)
 
 
-def best_address(interface: Interface) -> IPv4Address | None:
-    """Return the address flannel would take: not deprecated, global before link-local, permanent before dynamic."""
+def _by_regex(host: Host, pattern: re.Pattern[str], families: tuple[bool, bool]) -> Iterator[Candidate]:
+    """Find interfaces with a matching address, of each family that is on; then those with a matching name."""
+    versions = {version for version, on in zip((4, 6), families, strict=True) if on}
+    for interface in host.interfaces:
+        matching = tuple(entry.address for entry in interface.addresses if pattern.search(str(entry.address)))
+        if versions <= {address.version for address in matching}:
+            yield interface, matching
+    yield from ((interface, ()) for interface in host.interfaces if pattern.search(interface.name))
+
+
+def _on(interface: Interface, family: type[A], named: Sequence[IPAddress]) -> A | None:
+    """Return the address of a family that was named and is on the interface, else the best one."""
+    held = [entry.address for entry in interface.addresses]
+    for address in named:
+        if isinstance(address, family) and address in held:
+            return address
+    return best_address(interface, family)
+
+
+def best_address(interface: Interface, family: type[A]) -> A | None:
+    """Return the address flannel would take: not deprecated, global before link-local, permanent before dynamic.
+
+    A link-local IPv6 address is no choice: it means something on one link only.
+    """
     usable = [
-        entry
-        for entry in interface.addresses
-        if not entry.flags & IFA_F_DEPRECATED
+        (entry.scope != SCOPE_GLOBAL, not entry.flags & IFA_F_PERMANENT, bool(entry.flags & IFA_F_SECONDARY), number)
+        for number, entry in enumerate(interface.addresses)
+        if isinstance(entry.address, family)
+        and not entry.flags & (IFA_F_DEPRECATED | IFA_F_DADFAILED)
         and entry.scope in (SCOPE_GLOBAL, SCOPE_LINK)
         and not entry.address.is_loopback
+        and not (entry.address.version == 6 and entry.address.is_link_local)
     ]
-    usable.sort(key=lambda a: (a.scope != SCOPE_GLOBAL, not a.flags & IFA_F_PERMANENT, bool(a.flags & IFA_F_SECONDARY)))
-    return usable[0].address if usable else None
+    if not usable:
+        return None
+    best = interface.addresses[min(usable)[-1]].address
+    assert isinstance(best, family)
+    return best
 
 
-def _choice(interface: Interface, address: IPv4Address, public_ip: IPv4Address | None) -> Choice:
-    if interface.mtu == 0:
-        raise NoInterface(
-            f"interface {interface.name} has an MTU of 0; set one with: ip link set {interface.name} mtu 1500"
-        )
-    return Choice(interface, address, public_ip or address)
-
-
-def _by_address(host: Host, wanted: str) -> tuple[Interface, IPv4Address] | None:
-    for interface in host.interfaces:
-        for entry in interface.addresses:
-            if str(entry.address) == wanted:
-                return interface, entry.address
-    return None
-
-
-def _by_name(host: Host, wanted: str) -> tuple[Interface, IPv4Address] | None:
-    for interface in host.interfaces:
-        if interface.name == wanted and (address := best_address(interface)) is not None:
-            return interface, address
-    return None
-
-
-def _by_regex(host: Host, pattern: re.Pattern[str]) -> tuple[Interface, IPv4Address] | None:
-    for interface in host.interfaces:
-        for entry in interface.addresses:
-            if pattern.search(str(entry.address)):
-                return interface, entry.address
-    for interface in host.interfaces:
-        if pattern.search(interface.name) and (address := best_address(interface)) is not None:
-            return interface, address
-    return None
+def _why(host: Host, asked: Asked, *, ipv4: bool, ipv6: bool) -> str:
+    """Say why nothing fits, and what there is."""
+    need = "an IPv4 and an IPv6 address" if ipv4 and ipv6 else "an IPv6 address" if ipv6 else "an IPv4 address"
+    if _asks(asked):
+        patterns = [f"/{pattern}/" for pattern in asked.regexes]
+        route = [f"route to {asked.can_reach}"] if asked.can_reach is not None else []
+        wanted = ", ".join([*asked.names, *patterns, *route])
+        return f"no interface with {need} matches {wanted}; there are: {_overview(host)}"
+    return f"no default route over an interface with {need}; give --iface. There are: {_overview(host)}"
 
 
 def _overview(host: Host) -> str:
     return ", ".join(
-        f"{interface.name} ({', '.join(str(entry.address) for entry in interface.addresses) or 'no IPv4 address'})"
+        f"{interface.name} ({', '.join(str(entry.address) for entry in interface.addresses) or 'no address'})"
         for interface in host.interfaces
     )
-
-
-async def read_host(can_reach: IPv4Address | None) -> Host:
-    """Ask the kernel for what `choose` needs. Raises OSError."""
-    async with AsyncIPRoute() as netlink:
-        addresses: dict[int, list[InterfaceAddress]] = {}
-        async for message in await netlink.addr("dump", family=2):
-            local = message.get("local") or message.get("address")
-            entry = InterfaceAddress(IPv4Address(local), message["scope"], message.get("flags") or message["flags"])
-            addresses.setdefault(message["index"], []).append(entry)
-        interfaces = []
-        async for link in await netlink.link("dump"):
-            mac = bytes.fromhex((link.get("address") or "").replace(":", ""))
-            found = tuple(addresses.get(link["index"], ()))
-            interfaces.append(Interface(link.get("ifname"), link["index"], link.get("mtu") or 0, mac, found))
-        reach = await _reach(netlink, can_reach) if can_reach is not None else None
-        ordered = tuple(sorted(interfaces, key=lambda interface: interface.index))
-        return Host(ordered, default_interface(routing_table()), reach)
-
-
-def routing_table() -> str:
-    """Read the kernel's IPv4 routes as text."""
-    return Path("/proc/net/route").read_text(encoding="ascii")
-
-
-def default_interface(table: str) -> str | None:
-    """Find the interface of the first default route in the text of /proc/net/route.
-
-    The text, because it takes 10 ms to read beside ten thousand routes of ours; pyroute2 takes half a second.
-    """
-    for line in table.splitlines()[1:]:
-        name, destination, _, flags, _, _, _, mask = line.split()[:8]
-        if int(destination, 16) == int(mask, 16) == 0 and int(flags, 16) & RTF_UP and not int(flags, 16) & RTF_REJECT:
-            return name
-    return None
-
-
-async def _reach(netlink: AsyncIPRoute, target: IPv4Address) -> tuple[int, IPv4Address | None] | None:
-    try:
-        routes = await netlink.route("get", family=2, dst=str(target))
-    except NetlinkError:
-        return None
-    for route in routes:
-        index, source = _outgoing(route), route.get("prefsrc")
-        if index is not None:
-            return index, IPv4Address(source) if source else None
-    return None
-
-
-def _outgoing(route: Any) -> int | None:
-    """Return the interface index of a route; the first nexthop's of a multipath route."""
-    index = route.get("oif")
-    if index is None and (hops := route.get("multipath")):
-        index = hops[0]["oif"]
-    return index if isinstance(index, int) else None

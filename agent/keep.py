@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from ipaddress import IPv4Network
 from random import Random
 from typing import Never
 
@@ -17,6 +16,7 @@ from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.claim import Claimer
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.log import OnChange, facts, log
+from flanneld_py.registry.allocate import Network, overlapping
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.lifetime import (
     PERIOD,
@@ -30,7 +30,7 @@ from flanneld_py.registry.lifetime import (
     next_step,
     remaining,
 )
-from flanneld_py.registry.model import Lease, LeaseAttrs
+from flanneld_py.registry.model import Lease, LeaseAttrs, Subnets
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import Conflict, LeaseGone, RegistryError
 from flanneld_py.registry.view import LeaseView
@@ -62,6 +62,8 @@ class Keeper:
         self._trouble = OnChange()
         self._generation = 0
         self._overdue_said = False
+        self._contested: Subnets | None = None
+        self._second_look = float("inf")
 
     def mark(self) -> None:
         """Look at the view again soon: our key may have changed."""
@@ -80,11 +82,12 @@ class Keeper:
         return self._held is not None and remaining(self._held, self._clock.now()) < self._margin
 
     async def acquire(
-        self, config: NetworkConfig, attrs: Callable[[Lease | None], LeaseAttrs], previous: IPv4Network | None
+        self, config: NetworkConfig, attrs: Callable[[Lease | None], LeaseAttrs], previous: tuple[Network, ...]
     ) -> Lease:
         """Claim a lease, however long it takes, and hold it from then on."""
-        lease = await self._claimer.claim(config, attrs, previous)
-        self._hold(lease)
+        lease, made = await self._claimer.claim(config, attrs, previous, self._contested)
+        self._contested = None
+        self._hold(lease, made=made)
         return lease
 
     async def keep(self, lost: Callable[[Lease], Awaitable[None]]) -> Never:
@@ -101,11 +104,15 @@ class Keeper:
             shown = self._view.written(self._registry.key(lease.subnets))
             replaced = self._view.generation != self._generation
             current = replaced or self._view.revision >= lease.mod_revision
-            step = next_step(self._held, shown, now, current=current, replaced=replaced)
+            rivals = overlapping(lease.subnets, self._view.leases().values()) if shown is None else []
+            rival = next(iter(rivals), None)
+            step = next_step(self._held, shown, now, current=current, replaced=replaced, rival=rival)
             try:
+                if now >= self._second_look and await self._contest(lease):
+                    step = GiveUp(lease)
                 match step:
                     case Wait(until):
-                        await self._clock.wait(self._wake, until)
+                        await self._clock.wait(self._wake, min(until, self._second_look))
                         continue
                     case Renew():
                         await self._renew(lease, now)
@@ -133,6 +140,16 @@ class Keeper:
             except RegistryError as error:
                 self._trouble.warn("cannot write our lease, trying again", error)
             await self._clock.sleep(backoff.next())
+
+    async def _contest(self, lease: Lease) -> bool:
+        """Look once more at a lease made a while ago: flannel's daemons take what they found free some seconds earlier.
+
+        Returns whether it has to give way. Raises RegistryError.
+        """
+        rival = await self._claimer.rival(lease)
+        self._second_look = float("inf")
+        self._contested = lease.subnets if rival is not None else None
+        return rival is not None
 
     async def _renew(self, lease: Lease, now: float) -> None:
         assert self._held is not None
@@ -182,10 +199,12 @@ class Keeper:
         )
         again = await self._registry.create(lease.subnets, lease.attrs, self._claimer.owner(lease.subnets))
         log.info("lease claimed again", **facts(subnet=again.subnets))
-        self._hold(again)
+        self._hold(again, made=True)
 
-    def _hold(self, lease: Lease) -> None:
+    def _hold(self, lease: Lease, *, made: bool = False) -> None:
         now = self._clock.now()
+        if made:
+            self._second_look = now + PERIOD
         self._generation = self._view.generation
         # A lease that is only reused may be near its end: renew at once.
         self._held = Held(lease, renewed=now - PERIOD, attempted=now - PERIOD)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from flanneld_py.agent.flags import FLAGS, KUBE
+
+A = TypeVar("A", IPv4Address, IPv6Address)
 
 
 class UsageError(Exception):
@@ -50,8 +52,9 @@ class Options:
     client: Literal["grpc", "etcd3"]
     interfaces: tuple[str, ...]
     interface_regexes: tuple[str, ...]
-    can_reach: IPv4Address | None
+    can_reach: IPv4Address | IPv6Address | None
     public_ip: IPv4Address | None
+    public_ip6: IPv6Address | None
     subnet_file: Path
     margin: float
     healthz: tuple[str, int] | None
@@ -135,8 +138,6 @@ def _check(given: Mapping[str, list[str]]) -> Options:
 
     if text("etcd") and "etcd-endpoints" in given:
         raise UsageError("--etcd and --etcd-endpoints are the same flag; give only one of them")
-    if text("public-ipv6"):
-        raise UsageError("--public-ipv6 is not supported yet; remove it, containers get IPv4 only")
     client: Any = text("etcd-client")
     if client not in ("grpc", "etcd3"):
         raise UsageError(f"--etcd-client is {client!r}; it must be grpc or etcd3")
@@ -173,7 +174,8 @@ def _check(given: Mapping[str, list[str]]) -> Options:
         interfaces=tuple(given.get("iface", ())),
         interface_regexes=tuple(_regex(pattern) for pattern in given.get("iface-regex", ())),
         can_reach=_address("iface-can-reach", text("iface-can-reach")),
-        public_ip=_public(text("public-ip")),
+        public_ip=_public("public-ip", text("public-ip"), IPv4Address),
+        public_ip6=_public("public-ipv6", text("public-ipv6"), IPv6Address),
         subnet_file=subnet_file,
         margin=60.0 * number("subnet-lease-renew-margin", 1, 1439),
         healthz=(healthz_ip, port) if port else None,
@@ -214,11 +216,11 @@ def _file(name: str, value: str) -> Path | None:
         raise UsageError(f"--{name}: {value} cannot be read ({error.strerror}); give the path of a PEM file") from None
 
 
-def _address(name: str, value: str) -> IPv4Address | None:
+def _address(name: str, value: str) -> IPv4Address | IPv6Address | None:
     try:
-        return IPv4Address(value) if value else None
+        return ip_address(value) if value else None
     except ValueError:
-        raise UsageError(f"--{name} is {value!r}; it must be an IPv4 address") from None
+        raise UsageError(f"--{name} is {value!r}; it must be an IP address") from None
 
 
 def _is_ip(value: str) -> bool:
@@ -229,10 +231,15 @@ def _is_ip(value: str) -> bool:
     return True
 
 
-def _public(value: str) -> IPv4Address | None:
-    address = _address("public-ip", value)
-    if address is not None and (address.is_multicast or address.is_unspecified or address.is_loopback):
-        raise UsageError(f"--public-ip is {value}; it must be an address at which other hosts can reach this one")
+def _public(name: str, value: str, family: type[A]) -> A | None:
+    if not value:
+        return None
+    address = _address(name, value)
+    if not isinstance(address, family):
+        raise UsageError(f"--{name} is {value!r}; it must be an IPv{6 if family is IPv6Address else 4} address")
+    local = address.version == 6 and address.is_link_local
+    if address.is_multicast or address.is_unspecified or address.is_loopback or local:
+        raise UsageError(f"--{name} is {value}; it must be an address at which other hosts can reach this one")
     return address
 
 

@@ -88,7 +88,7 @@ class Reconciler:
     def want(self, wanted: Wanted) -> None:
         """Change what is wanted of this host: another subnet, another underlay address. Same device name."""
         self._want(wanted)
-        self._view.changed.update(dict.fromkeys(self._view.records))
+        self._view.start_over(wanted.link.name)
         self._look_at_link = True
         self._wake.set()
 
@@ -97,10 +97,10 @@ class Reconciler:
         device = self._wanted.link.name
         for event in events:
             match event:
-                case Seen(entry):
+                case Seen(entry) if entry.device == device:
                     self._tracker.observe((entry,))
                     self._meddled = True
-                case Gone(key):
+                case Gone(key) if key[1] == device:
                     self._tracker.gone(key)
                     self._meddled = True
                 case LinkChanged(name, present) if name == device:
@@ -214,7 +214,7 @@ class Reconciler:
 
     async def _take_leases(self) -> None:
         self._hold.look(self._clock.now())
-        changed = self._view.take_changed()
+        changed = self._view.take_changed(self._wanted.link.name)
         for start in range(0, len(changed), LEASE_PORTION):
             keys = changed[start : start + LEASE_PORTION]
             verdicts = self._peers.update((key, self._view.records.get(key)) for key in keys)

@@ -5,6 +5,7 @@ The names and their units are documented in docs/operate.md. What is not known y
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,23 +43,26 @@ def starting(state: str) -> Document:
     }
 
 
-def network(wanted: Wanted, choice: Choice) -> Document:
-    """Return what this host is; `choice` is the operator's of who carries the packets."""
-    why = wanted.backend.why_userspace
+def network(wanted: Sequence[Wanted], choice: Choice) -> Document:
+    """Return what this host is, given each family; `choice` is the operator's of who carries the packets."""
+    first = wanted[0]
+    why = first.backend.why_userspace
     return {
-        "subnet": str(wanted.own.subnets.v4),
-        "device": wanted.link.name,
-        "backend": wanted.config.backend_type,
+        "subnet": ", ".join(map(str, first.own.subnets.families)),
+        "device": ", ".join(each.link.name for each in wanted),
+        "backend": first.config.backend_type,
         "datapath": {"kind": "userspace" if why else "kernel", "reason": why or f"--datapath {choice}"},
     }
 
 
-def peers(reconciler: Reconciler) -> Document:
-    """Return what has become of the others' leases."""
+def peers(reconcilers: Sequence[Reconciler]) -> Document:
+    """Return what has become of the others' leases, in any family."""
+    rejected = {item for reconciler in reconcilers for item in reconciler.rejected.items()}
+    failing = [item for reconciler in reconcilers for item in reconciler.failing]
     return {
-        "peers": reconciler.peers,
-        "rejected_leases": [{"key": key, "reason": reason} for key, reason in sorted(reconciler.rejected.items())],
-        "failing_entries": [{"entry": entry, "reason": reason} for entry, reason in reconciler.failing],
+        "peers": max(reconciler.peers for reconciler in reconcilers),
+        "rejected_leases": [{"key": key, "reason": reason} for key, reason in sorted(rejected)],
+        "failing_entries": [{"entry": entry, "reason": reason} for entry, reason in failing],
     }
 
 

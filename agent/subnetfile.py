@@ -1,9 +1,11 @@
 """`subnet.env`: what container engines read to learn this host's subnet. Flannel's keys, order and semantics.
 
-    FLANNEL_NETWORK=10.42.0.0/16       the whole overlay
-    FLANNEL_SUBNET=10.42.5.1/24        for the container bridge: subnet base + 1
-    FLANNEL_MTU=1450                   bytes
-    FLANNEL_IPMASQ=false               whether we masquerade, so that the engine need not
+    FLANNEL_NETWORK=10.42.0.0/16             the whole overlay
+    FLANNEL_SUBNET=10.42.5.1/24              for the container bridge: subnet base + 1
+    FLANNEL_IPV6_NETWORK=fd00:42::/48        the same for IPv6; a family that is off has no lines
+    FLANNEL_IPV6_SUBNET=fd00:42:0:5::1/64
+    FLANNEL_MTU=1450                         bytes
+    FLANNEL_IPMASQ=false                     whether we masquerade, so that the engine need not
 
 It is read back at start, so that a host gets its subnet again even if the registry has forgotten it.
 """
@@ -12,27 +14,32 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_interface
 from pathlib import Path
+
+Network = IPv4Network | IPv6Network
+
+_NAMES = {4: ("FLANNEL_NETWORK", "FLANNEL_SUBNET"), 6: ("FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET")}
 
 
 @dataclass(frozen=True, slots=True)
 class SubnetFile:
-    """The file's content. `mtu` in bytes."""
+    """The file's content: for each family that is on, IPv4 first, (Network, our subnet of it). `mtu` in bytes."""
 
-    network: IPv4Network
-    subnet: IPv4Network
+    families: tuple[tuple[Network, Network], ...]
     mtu: int
     ipmasq: bool
 
     def text(self) -> str:
         """Return the file's text."""
-        return (
-            f"FLANNEL_NETWORK={self.network}\n"
-            f"FLANNEL_SUBNET={self.subnet.network_address + 1}/{self.subnet.prefixlen}\n"
-            f"FLANNEL_MTU={self.mtu}\n"
-            f"FLANNEL_IPMASQ={'true' if self.ipmasq else 'false'}\n"
-        )
+        lines = []
+        for network, subnet in self.families:
+            network_name, subnet_name = _NAMES[network.version]
+            lines.append(f"{network_name}={network}\n")
+            lines.append(f"{subnet_name}={subnet.network_address + 1}/{subnet.prefixlen}\n")
+        lines.append(f"FLANNEL_MTU={self.mtu}\n")
+        lines.append(f"FLANNEL_IPMASQ={'true' if self.ipmasq else 'false'}\n")
+        return "".join(lines)
 
 
 def write(path: Path, content: SubnetFile) -> None:
@@ -47,22 +54,27 @@ def write(path: Path, content: SubnetFile) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def previous_subnet(path: Path) -> IPv4Network | None:
-    """Read FLANNEL_SUBNET of an earlier run, masked to its network.
+def previous_subnets(path: Path) -> tuple[Network, ...]:
+    """Read the subnets of an earlier run, of either family, masked to their networks.
 
-    None if there is no such file, or it does not hold exactly one valid subnet (flannel: a comma list is none).
+    A family is left out if there is no such file, or it does not hold exactly one valid subnet (flannel: a comma list
+    is none).
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return None
-    values = [line.partition("=")[2] for line in lines if line.partition("=")[0].strip() == "FLANNEL_SUBNET"]
-    subnets = [subnet for value in values[-1:] for part in value.split(",") if (subnet := _subnet(part))]
-    return subnets[0] if len(subnets) == 1 else None
+        return ()
+    values = {name.strip(): value for name, _, value in (line.partition("=") for line in lines)}
+    found: list[Network] = []
+    for version, (_, name) in _NAMES.items():
+        subnets = [subnet for part in values.get(name, "").split(",") if (subnet := _subnet(part, version))]
+        found += subnets if len(subnets) == 1 else []
+    return tuple(found)
 
 
-def _subnet(value: str) -> IPv4Network | None:
+def _subnet(value: str, version: int) -> Network | None:
     try:
-        return IPv4Interface(value.strip().strip("\"'")).network
+        interface = ip_interface(value.strip().strip("\"'"))
     except ValueError:
         return None
+    return interface.network if interface.version == version else None

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Protocol
 
+from flanneld_py.encap.family import Family, IPAddress
 from flanneld_py.encap.peers import Own, Peer
 from flanneld_py.encap.state import Entry, Link, OurLink
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
@@ -24,18 +25,30 @@ from flanneld_py.registry.model import Json, Lease, LeaseAttrs
 if TYPE_CHECKING:
     from flanneld_py.encap import orders
 
-MIN_MTU = 68
-"""The least that IPv4 allows (RFC 791)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Underlay:
-    """The interface that carries the tunnel: its MTU in bytes, its own address, and the address peers should use."""
+    """The interface that carries the tunnel: its MTU in bytes, its own address, and the address peers should use.
+
+    The addresses of a family that is off are None.
+    """
 
     interface: str
     mtu: int
-    address: IPv4Address
-    public_ip: IPv4Address
+    address: IPv4Address | None
+    public_ip: IPv4Address | None
+    address6: IPv6Address | None = None
+    public_ip6: IPv6Address | None = None
+
+    def addresses(self, family: Family) -> tuple[IPAddress, IPAddress]:
+        """Return our own address and the one for peers. Raises ConfigInvalid if the underlay lacks the family."""
+        own, public = (self.address, self.public_ip) if family.bits == 32 else (self.address6, self.public_ip6)
+        if own is None or public is None:
+            raise ConfigInvalid(
+                f"{family.name} was turned on after {self.interface} was chosen as the underlay without it: "
+                "restart flanneld-py"
+            )
+        return own, public
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +65,12 @@ class Found:
 
 
 class Backend(Protocol):
-    """One network on one host. `mtu`, in bytes, is for containers; `parent` the underlay interface of the device.
+    """One family of a network on one host. `mtu`, in bytes, is for containers; `parent` is the underlay interface.
 
     `why_userspace` says why the data-plane process carries the packets; "" if the kernel does.
     """
 
+    family: Family
     device: str
     parent: str
     mtu: int
@@ -87,13 +101,13 @@ class Backend(Protocol):
         ...
 
 
-def container_mtu(config: NetworkConfig, underlay: Underlay, overhead: int) -> int:
+def container_mtu(config: NetworkConfig, underlay: Underlay, family: Family, overhead: int) -> int:
     """Return the bytes that the wire format's overhead leaves to containers. Raises ConfigInvalid if too few."""
     outer = number(config.backend.get("mtu"), "MTU", 0, 0, 65535) or underlay.mtu
-    if outer - overhead < MIN_MTU:
+    if outer - overhead < family.least_mtu:
         raise ConfigInvalid(
             f"the MTU {outer} of {underlay.interface} or Backend.MTU leaves {outer - overhead} bytes to containers; "
-            f"it must be at least {MIN_MTU + overhead}"
+            f"it must be at least {family.least_mtu + overhead}"
         )
     return outer - overhead
 

@@ -2,33 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from flanneld_py.encap import udp, vxlan
-from flanneld_py.encap.backend import Backend, Underlay
+from flanneld_py.encap.backend import Backend, Found, Underlay
+from flanneld_py.encap.family import IPV4, IPV6
 from flanneld_py.encap.kernel import Kernel
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
+from flanneld_py.registry.model import LeaseAttrs
 
 Choice = Literal["auto", "kernel", "userspace"]
 """Who carries the packets, as the operator wants it (`--datapath`)."""
 
 
-async def make(config: NetworkConfig, underlay: Underlay, kernel: Kernel, choice: Choice) -> Backend:
-    """Make the backend that the config names. Raises ConfigInvalid if it cannot be had."""
-    if config.ipv4 is None or config.ipv6 is not None:
-        raise ConfigInvalid("IPv6 is not supported yet: EnableIPv6 must be false and EnableIPv4 true")
+def published(parts: Sequence[tuple[Backend, Found]]) -> LeaseAttrs:
+    """Return what the host publishes with its lease: what each family's backend does, IPv4's first."""
+    attrs, *others = (backend.attrs(found) for backend, found in parts)
+    for other in others:
+        attrs = replace(attrs, public_ip6=other.public_ip6, backend_v6_data=other.backend_v6_data)
+    return attrs
+
+
+async def make(config: NetworkConfig, underlay: Underlay, kernel: Kernel, choice: Choice) -> tuple[Backend, ...]:
+    """Make the backend that the config names, for each family that is on. Raises ConfigInvalid if it cannot be had."""
     match config.backend_type:
         case vxlan.BACKEND_TYPE:
             why = "--datapath userspace" if choice == "userspace" else ""
             if choice == "auto" and (lacking := await kernel.why_no_vxlan()):
                 why = f"the kernel has no VXLAN devices: {lacking}"
-            return vxlan.Vxlan(config, underlay, nexthop_objects=kernel.nexthop_objects, why_userspace=why)
+            if why and config.ipv6 is not None:
+                raise ConfigInvalid(f"EnableIPv6 is true, and packets would be carried in userspace ({why}): IPv4 only")
+            families = [family for family in (IPV4, IPV6) if family.config(config) is not None]
+            return tuple(
+                vxlan.Vxlan(config, underlay, family, nexthop_objects=kernel.nexthop_objects, why_userspace=why)
+                for family in families
+            )
         case udp.BACKEND_TYPE:
+            if config.ipv4 is None or config.ipv6 is not None:
+                raise ConfigInvalid(
+                    "Backend.Type 'udp' carries IPv4 only: EnableIPv6 must be false and EnableIPv4 true"
+                )
             if choice == "kernel":
                 raise ConfigInvalid(
                     "Backend.Type is 'udp', which no kernel carries, and --datapath is 'kernel': "
                     "set --datapath to 'auto' or 'userspace', or Backend.Type to 'vxlan'"
                 )
-            return udp.Udp(config, underlay)
+            return (udp.Udp(config, underlay),)
         case other:
             raise ConfigInvalid(f"Backend.Type is {other!r}: supported are 'vxlan' and 'udp'")

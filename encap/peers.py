@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol, TypeVar
 
+from flanneld_py.encap.family import Family, IPAddress, Network
 from flanneld_py.encap.state import Entry
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.model import Lease, Record, Rejected, Subnets
@@ -35,8 +35,8 @@ class Own:
 
     key: str
     subnets: Subnets
-    public_ip: IPv4Address
-    address: IPv4Address
+    public_ip: IPAddress
+    address: IPAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ class Peer:
 class PeerBackend(Protocol):
     """The part of a backend that turns leases into peers."""
 
+    family: Family
+
     def peer(self, lease: Lease) -> Peer:
         """Return what the lease needs in the kernel. Raises Unusable."""
         ...
@@ -60,12 +62,17 @@ class Peers:
     """All leases of the others, sorted into used and rejected. See the module's docstring for the rules."""
 
     def __init__(self, config: NetworkConfig, backend: PeerBackend, own: Own) -> None:
-        assert config.ipv4 is not None, "the registry's keys always carry an IPv4 subnet"
-        self._network = IPv4Network(config.ipv4.network)
-        self._subnet_len = config.ipv4.subnet_len
+        self._family = backend.family
+        self._bits = backend.family.bits
+        family_config, own_subnet = self._family.config(config), self._family.subnet(own.subnets)
+        assert family_config is not None
+        assert own_subnet is not None
+        self._network: Network = family_config.network
+        self._subnet_len = family_config.subnet_len
         self._backend = backend
         self._own = own
-        self._network_span, self._own_span = _span(self._network), _span(own.subnets.v4)
+        self._own_subnet = own_subnet
+        self._network_span, self._own_span = _span(self._network), _span(own_subnet)
         self._candidates: dict[str, Peer] = {}
         self._by_subnet: dict[tuple[int, int], list[str]] = {}
         self._lengths: Counter[int] = Counter()
@@ -96,24 +103,34 @@ class Peers:
         """Check a record by itself. Raises Unusable."""
         if isinstance(record, Rejected):
             raise Unusable(record.reason)
-        subnet, public_ip = record.subnets.v4, record.attrs.public_ip
+        subnet, public_ip = self._family.subnet(record.subnets), self._family.public(record.attrs)
+        if subnet is None or public_ip is None:
+            raise Unusable(f"it has no {self._family.name} {'subnet' if subnet is None else 'underlay address'}")
         span = _span(subnet)
         if not (self._network_span[0] <= span[0] and span[1] <= self._network_span[1]):
             raise Unusable(f"subnet {subnet} is outside Network {self._network}")
         if span[0] <= self._own_span[1] and self._own_span[0] <= span[1]:
-            raise Unusable(f"subnet {subnet} overlaps our own {self._own.subnets.v4}")
+            raise Unusable(f"subnet {subnet} overlaps our own {self._own_subnet}")
         if public_ip in (self._own.public_ip, self._own.address):
             raise Unusable(
                 f"PublicIP {public_ip} is our own: two hosts advertise one address, or the lease is an old one"
             )
         if not is_host_address(public_ip):
             raise Unusable(f"PublicIP {public_ip} is no address of a host")
-        if self._network_span[0] <= int(public_ip) <= self._network_span[1]:
+        if (
+            public_ip.version == self._network.version
+            and self._network_span[0] <= int(public_ip) <= self._network_span[1]
+        ):
             raise Unusable(f"PublicIP {public_ip} is inside Network {self._network}: the tunnel would lead into itself")
         return self._backend.peer(record)
 
+    def _subnet(self, peer: Peer) -> Network:
+        # A candidate has this family, and this runs several times for each of ten thousand: Family is not asked.
+        subnets = peer.lease.subnets
+        return subnets.v4 if self._bits == 32 or subnets.v6 is None else subnets.v6
+
     def _insert(self, key: str, peer: Peer, affected: dict[str, None]) -> None:
-        subnet = peer.lease.subnets.v4
+        subnet = self._subnet(peer)
         affected.update(dict.fromkeys(self._overlapping(subnet)))
         self._candidates[key] = peer
         self._by_subnet.setdefault(_identity(subnet), []).append(key)
@@ -127,7 +144,7 @@ class Peers:
         peer = self._candidates.pop(key, None)
         if peer is None:
             return
-        subnet = peer.lease.subnets.v4
+        subnet = self._subnet(peer)
         _discard(self._by_subnet, _identity(subnet), key)
         self._lengths[subnet.prefixlen] -= 1
         if not self._lengths[subnet.prefixlen]:
@@ -152,57 +169,63 @@ class Peers:
 
     def _beaten(self, key: str, peer: Peer) -> str | None:
         """Return why another candidate goes before this one, None if none does."""
-        senior = min(self._overlapping(peer.lease.subnets.v4), key=self._seniority)
+        subnet = self._subnet(peer)
+        senior = min(self._overlapping(subnet), key=self._seniority)
         if senior != key:
-            return f"subnet {peer.lease.subnets.v4} overlaps {self._name(senior)}, which goes first"
+            return f"subnet {subnet} overlaps {self._name(senior)}, which goes first"
         newest = max(self._by_vtep[peer.vtep], key=self._recency) if peer.vtep is not None else key
         if newest != key:
             return f"its VTEP has a newer lease, {self._name(newest)}: the host has moved, or is a clone"
         return None
 
     def _seniority(self, key: str) -> tuple[bool, int, str]:
-        lease = self._candidates[key].lease
-        return (lease.subnets.v4.prefixlen != self._subnet_len, lease.create_revision, key)
+        peer = self._candidates[key]
+        return (self._subnet(peer).prefixlen != self._subnet_len, peer.lease.create_revision, key)
 
     def _recency(self, key: str) -> tuple[int, str]:
         return (self._candidates[key].lease.mod_revision, key)
 
     def _name(self, key: str) -> str:
-        lease = self._candidates[key].lease
-        return f"{lease.subnets.v4} of {lease.attrs.public_ip}"
+        peer = self._candidates[key]
+        return f"{self._subnet(peer)} of {self._family.public(peer.lease.attrs)}"
 
-    def _overlapping(self, subnet: IPv4Network) -> list[str]:
+    def _overlapping(self, subnet: Network) -> list[str]:
         """All candidates whose subnet shares an address with this one."""
         found: list[str] = []
         base, length = _identity(subnet)
         for other in self._lengths:
             if other <= length:
-                wider = base >> (32 - other) << (32 - other)
+                wider = base >> (self._bits - other) << (self._bits - other)
                 found += self._by_subnet.get((wider, other), ())
             elif 1 << (other - length) <= self._lengths[other]:
-                step = 1 << (32 - other)
-                for narrower in range(base, base + (1 << (32 - length)), step):
+                step = 1 << (self._bits - other)
+                for narrower in range(base, base + (1 << (self._bits - length)), step):
                     found += self._by_subnet.get((narrower, other), ())
             else:
                 for (narrower, size), keys in self._by_subnet.items():
-                    if size == other and narrower >> (32 - length) == base >> (32 - length):
+                    if size == other and narrower >> (self._bits - length) == base >> (self._bits - length):
                         found += keys
         return found
 
 
-def is_host_address(address: IPv4Address) -> bool:
-    """Tell whether an underlay address can be that of another host: unicast, and not this-host or loopback."""
+def is_host_address(address: IPAddress) -> bool:
+    """Tell whether an underlay address can be that of another host: unicast, and not this-host or loopback.
+
+    Nor IPv6 link-local: that means something on one link only.
+    """
     number = int(address)
+    if address.version == 6:
+        return number > 1 and number >> 118 != 0xFE80 >> 6 and number >> 120 != 0xFF
     return number >> 24 not in (0, 127) and number >> 28 not in (0xE, 0xF)  # this-host, loopback; multicast, reserved
 
 
-def _span(subnet: IPv4Network) -> tuple[int, int]:
+def _span(subnet: Network) -> tuple[int, int]:
     """Return the first and the last address of a subnet: ten times quicker to compare than the subnets themselves."""
     first = int(subnet.network_address)
-    return first, first + (1 << (32 - subnet.prefixlen)) - 1
+    return first, first + (1 << (subnet.max_prefixlen - subnet.prefixlen)) - 1
 
 
-def _identity(subnet: IPv4Network) -> tuple[int, int]:
+def _identity(subnet: Network) -> tuple[int, int]:
     return int(subnet.network_address), subnet.prefixlen
 
 

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
 from flanneld_py.encap.backend import Found, Underlay, container_mtu, number
+from flanneld_py.encap.family import IPV4
 from flanneld_py.encap.peers import Own, Peer
 from flanneld_py.encap.state import ROUTE_PROTOCOL, Address, Entry, Route, TunLink
 from flanneld_py.registry.config import NetworkConfig
@@ -35,17 +36,19 @@ class Udp:
 
     def __init__(self, config: NetworkConfig, underlay: Underlay) -> None:
         assert config.ipv4 is not None
+        self.family = IPV4
         self._network: IPv4Network = config.ipv4.network
-        self._underlay = underlay
+        self._address, public_ip = underlay.addresses(IPV4)
+        self._public_ip = IPv4Address(public_ip)
         self._port = number(config.backend.get("port"), "Port", DEFAULT_PORT, 1, 65535)
-        self.mtu = container_mtu(config, underlay, OVERHEAD)
+        self.mtu = container_mtu(config, underlay, IPV4, OVERHEAD)
         self.device = DEVICE
         self.parent = underlay.interface
         self.why_userspace = "the udp backend always is"
 
     def attrs(self, found: Found) -> LeaseAttrs:
         """Return what we publish with our lease: as flannel's, no type and no data."""
-        return LeaseAttrs(self._underlay.public_ip)
+        return LeaseAttrs(self._public_ip)
 
     def link(self, lease: Lease) -> TunLink:
         """Return the device as it should be."""
@@ -55,7 +58,7 @@ class Udp:
         """Return what the data-plane process is to be, given our lease."""
         from flanneld_py.encap import orders  # A host on another backend need not load it.
 
-        local = self._underlay.address.packed
+        local = self._address.packed
         return orders.Configure(orders.Mode.RAW, self.device, local, self._port, self.mtu, (lease.subnets.v4,))
 
     def own_entries(self, own: Own) -> tuple[Entry, ...]:

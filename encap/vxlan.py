@@ -1,7 +1,9 @@
 """The `vxlan` backend as a pure function: leases and configuration in, kernel objects out.
 
 It matches flannel's kernel VXLAN (device `flannel.<VNI>` with `<subnet base>/32`, and per peer a neighbour, an FDB
-entry and an onlink route), so that hosts with flannel's daemon are peers like any other. Three deliberate differences:
+entry and an onlink route), so that hosts with flannel's daemon are peers like any other. IPv6 has a device of its own,
+`flannel-v6.<VNI>`, over IPv6. Four deliberate differences:
+- the IPv6 device's MTU leaves room for its longer outer header, 70 bytes in all; flannel leaves 50;
 - the outer source address is the underlay interface's own, also behind NAT (`--public-ip` is only advertised);
 - the MAC is derived from the host's identity where neither the device nor our lease has one already;
 - a peer that publishes another VNI is not programmed: its kernel would drop every packet.
@@ -11,10 +13,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
 from flanneld_py.encap.backend import Found, Underlay, container_mtu, number, switch
+from flanneld_py.encap.family import IPV4, Family
 from flanneld_py.encap.peers import Own, Peer, Unusable
 from flanneld_py.encap.state import (
     ROUTE_PROTOCOL,
@@ -31,7 +34,7 @@ from flanneld_py.encap.state import (
 )
 from flanneld_py.registry.codec import show
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
-from flanneld_py.registry.model import Json, Lease, LeaseAttrs
+from flanneld_py.registry.model import Json, Lease, LeaseAttrs, stand_in
 
 if TYPE_CHECKING:
     from flanneld_py.encap import orders
@@ -41,30 +44,38 @@ DEFAULT_VNI = 1
 DEFAULT_PORT = 8472
 """Linux's VXLAN port, and flannel's; IANA's is 4789."""
 
-OVERHEAD = 50
-"""Bytes per packet over IPv4: inner Ethernet 14, VXLAN 8, UDP 8, IP 20 (RFC 7348 section 5)."""
+OVERHEAD = {32: 50, 128: 70}
+"""Bytes per packet over IPv4 and IPv6: inner Ethernet 14, VXLAN 8, UDP 8, IP 20 or 40 (RFC 7348 section 5)."""
 
 
 class Vxlan:
     """Kernel VXLAN for one network on one host. Raises ConfigInvalid for a Backend section that cannot be."""
 
     def __init__(
-        self, config: NetworkConfig, underlay: Underlay, *, nexthop_objects: bool, why_userspace: str = ""
+        self,
+        config: NetworkConfig,
+        underlay: Underlay,
+        family: Family = IPV4,
+        *,
+        nexthop_objects: bool,
+        why_userspace: str = "",
     ) -> None:
-        assert config.ipv4 is not None
+        family_config = family.config(config)
+        assert family_config is not None
         options = config.backend
+        self.family = family
         self.why_userspace = why_userspace
-        self._network = IPv4Network(config.ipv4.network)
-        self._underlay = underlay
+        self._network = family_config.network
+        self._address, self._public_ip = underlay.addresses(family)
         self._nexthop_objects = nexthop_objects
         self.vni = number(options.get("vni"), "VNI", DEFAULT_VNI, 1, 2**24 - 1)
         self.port = number(options.get("port"), "Port", 0, 0, 65535) or DEFAULT_PORT
-        self.mtu = container_mtu(config, underlay, OVERHEAD)
+        self.mtu = container_mtu(config, underlay, family, OVERHEAD[family.bits])
         self.gbp = switch(options.get("gbp"), "GBP")
         self.learning = switch(options.get("learning"), "Learning")
         if switch(options.get("directrouting"), "DirectRouting"):
             raise ConfigInvalid("Backend.DirectRouting is not supported yet: remove it or set it to false")
-        self.device = f"flannel.{self.vni}"
+        self.device = f"flannel.{self.vni}" if family is IPV4 else f"flannel-v6.{self.vni}"
         self.parent = underlay.interface
 
     # Ourselves
@@ -72,13 +83,18 @@ class Vxlan:
     def attrs(self, found: Found) -> LeaseAttrs:
         """Return what we publish with our lease: VNI and MAC; see choose_mac."""
         device = found.device.mac if isinstance(found.device, VxlanLink) else None
-        published = found.lease.attrs.backend_data if found.lease is not None else None
+        published = self.family.data(found.lease.attrs) if found.lease is not None else None
 
         def taken(mac: bytes) -> bool:
-            return any(publishes(lease, mac) for lease in found.others)
+            return any(publishes(self.family.data(lease.attrs), mac) for lease in found.others)
 
-        data: Json = {"VNI": self.vni, "VtepMAC": text(choose_mac(device, published, found.identity, taken))}
-        return LeaseAttrs(self._underlay.public_ip, None, BACKEND_TYPE, data)
+        identity = found.identity if self.family is IPV4 else f"{found.identity} {self.family.name}"
+        data: Json = {"VNI": self.vni, "VtepMAC": text(choose_mac(device, published, identity, taken))}
+        match self._public_ip:
+            case IPv4Address() as public_ip:
+                return LeaseAttrs(public_ip, None, BACKEND_TYPE, data)
+            case IPv6Address() as public_ip6:
+                return LeaseAttrs(stand_in(public_ip6), public_ip6, BACKEND_TYPE, None, data)
 
     def link(self, lease: Lease) -> OurLink:
         """Return the device as it should be, with the MAC in our lease."""
@@ -89,9 +105,9 @@ class Vxlan:
             vni=self.vni,
             port=self.port,
             mtu=self.mtu,
-            mac=self._vtep(lease.attrs.backend_data),
-            parent=self._underlay.interface,
-            local=self._underlay.address.packed,
+            mac=self._vtep(self.family.data(lease.attrs)),
+            parent=self.parent,
+            local=self._address.packed,
             learning=self.learning,
             gbp=self.gbp,
         )
@@ -103,28 +119,33 @@ class Vxlan:
         from flanneld_py.encap import orders  # Most hosts never need it.
 
         mac = self._vtep(lease.attrs.backend_data)
-        local, subnets = self._underlay.address.packed, (lease.subnets.v4,)
+        local, subnets = self._address.packed, (lease.subnets.v4,)
         return orders.Configure(orders.Mode.VXLAN, self.device, local, self.port, self.mtu, subnets, self.vni, mac)
 
     def own_entries(self, own: Own) -> tuple[Entry, ...]:
-        """Return the entries that are there without any peer: our base address, /32 so that no route comes with it."""
-        return (Address(self.device, own.subnets.v4.network_address.packed, 32),)
+        """Return the entries that are there without any peer: our base address, without a route to go with it."""
+        subnet = self.family.subnet(own.subnets)
+        assert subnet is not None
+        return (Address(self.device, subnet.network_address.packed, self.family.bits),)
 
     def owns(self, entry: Entry) -> bool:
         """Tell whether an entry found on our device is ours: made by us, by an earlier run, or by flannel's daemon.
 
         An operator's own address, route or neighbour outside Network stays his.
         """
+        if entry.device != self.device:
+            return False
         match entry:
             case Route(_, subnet, length, gateway, protocol):
-                return protocol == ROUTE_PROTOCOL or (gateway == subnet and length < 32 and self._inside(subnet))
+                exact = gateway == subnet and length < self.family.bits and self._inside(subnet)
+                return protocol == ROUTE_PROTOCOL or exact
             case Address(_, address, _) | Neighbour(_, address, _):
                 return self._inside(address)
             case FdbEntry() | Nexthop():
                 return True
 
     def _inside(self, packed: bytes) -> bool:
-        return len(packed) == 4 and IPv4Address(packed) in self._network
+        return 8 * len(packed) == self.family.bits and ip_address(packed) in self._network
 
     # The others
 
@@ -132,21 +153,23 @@ class Vxlan:
         """Return what a lease needs in the kernel. Raises Unusable."""
         if lease.attrs.backend_type != BACKEND_TYPE:
             raise Unusable(f"backend type is {show(lease.attrs.backend_type or 'none')}, ours is {BACKEND_TYPE!r}")
-        mac = self._vtep(lease.attrs.backend_data)
-        base = lease.subnets.v4.network_address.packed
-        length = lease.subnets.v4.prefixlen
+        mac = self._vtep(self.family.data(lease.attrs))
+        subnet, public_ip = self.family.subnet(lease.subnets), self.family.public(lease.attrs)
+        assert subnet is not None
+        assert public_ip is not None
+        base, length = subnet.network_address.packed, subnet.prefixlen
         entries: tuple[Entry, ...] = (Route(self.device, base, length, base),)
         if self._nexthop_objects:
             entries = (*entries, Nexthop(self.device, base))
         if not self.why_userspace:
-            destination = lease.attrs.public_ip.packed
-            entries = (Neighbour(self.device, base, mac), FdbEntry(self.device, mac, destination), *entries)
+            entries = (Neighbour(self.device, base, mac), FdbEntry(self.device, mac, public_ip.packed), *entries)
         return Peer(lease, mac, entries)
 
     def _vtep(self, data: Json) -> bytes:
         """Read a peer's BackendData: keys in any case, as Go reads them; an absent VNI is that of old daemons."""
         if not isinstance(data, dict):
-            raise Unusable("BackendData is no JSON object with VNI and VtepMAC")
+            field = "BackendData" if self.family is IPV4 else "BackendV6Data"
+            raise Unusable(f"{field} is no JSON object with VNI and VtepMAC")
         if "VtepMAC" in data and "VNI" in data:
             vni, mac = data["VNI"], data["VtepMAC"]
         else:
@@ -193,7 +216,6 @@ def choose_mac(device: bytes | None, published: Json, identity: str, taken: Call
     raise AssertionError("a thousand MACs cannot all be taken")
 
 
-def publishes(lease: Lease, mac: bytes) -> bool:
-    """Tell whether a lease says that its VTEP has this MAC, as a host that wrote it in the usual form would."""
-    data = lease.attrs.backend_data
+def publishes(data: Json, mac: bytes) -> bool:
+    """Tell whether a lease's data say that its VTEP has this MAC, as a host that wrote it in the usual form would."""
     return isinstance(data, dict) and data.get("VtepMAC") == text(mac)

@@ -5,7 +5,8 @@ Pure; writing the decision, and choosing again when another host was first, is t
 In order of preference:
 
     1. Reuse by identity      the lease that our owner record names
-    2. Reuse by public IP     a lease with our PublicIP: flannel's only notion of whose a lease is
+    2. Reuse by public IP     a lease with our PublicIP: flannel's only notion of whose a lease is; without IPv4 the
+                              one with our PublicIPv6
     3. Create                 each family on its own; of the subnets we had, the first that still fits and is free:
                               of our lease that does not fit as a whole (it is replaced), of our owner record,
                               of the subnet file; else a random one
@@ -17,18 +18,20 @@ In order of preference:
 
 flannel chooses among the first 100 free subnets only, so that a subnet let go is soon another host's, while peers may
 still have stale entries for it. Over the whole range that is rare.
+
+Turning a family on or off replaces the lease by one that keeps the other family's subnet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from random import Random
 from typing import Literal
 
-from flanneld_py.registry.config import ConfigInvalid, FamilyConfig, IPv6Config, NetworkConfig
-from flanneld_py.registry.model import Lease, Subnets
+from flanneld_py.registry.config import FamilyConfig, IPv6Config, NetworkConfig
+from flanneld_py.registry.model import NO_IPV4, Lease, Subnets
 from flanneld_py.registry.store import RegistryError
 
 Network = IPv4Network | IPv6Network
@@ -40,15 +43,17 @@ class OutOfSubnets(RegistryError):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a host brings along: its address, the subnets its owner record names, the subnet file's IPv4 subnet.
+    """What a host brings along: its addresses, the subnets its owner record names, those of the subnet file.
 
     `owned` may be of a lease that is gone. If that lease is another host's by now, the caller leaves `owned` out:
-    a lease names no host.
+    a lease names no host. `contested` is a lease of ours that must give way in a family where another overlaps it.
     """
 
-    public_ip: IPv4Address
+    public_ip: IPv4Address | None
     owned: Subnets | None = None
-    previous: IPv4Network | None = None
+    previous: tuple[Network, ...] = ()
+    public_ip6: IPv6Address | None = None
+    contested: Subnets | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,41 +77,49 @@ def choose(
 ) -> Reuse | Create:
     """Choose the subnets of this host; `blocked` are those of keys that are there, but cannot be read.
 
-    Raises OutOfSubnets, and ConfigInvalid for a network without IPv4: flannel has no lease key for that.
+    Raises OutOfSubnets.
     """
-    if config.ipv4 is None:
-        raise ConfigInvalid("EnableIPv4 is false: a lease in etcd always has an IPv4 subnet; set EnableIPv4 to true")
     own = list(_own(leases, claim))
     for reuse in own:
-        if incompatibility(config, reuse.lease.subnets) is None:
+        if reuse.lease.subnets != claim.contested and incompatibility(config, reuse.lease.subnets) is None:
             return reuse
-    # A reservation that does not fit stays: it is an operator's.
-    replaces = next((reuse.lease for reuse in own if reuse.lease.lease_id), None)
-    taken = [*(lease.subnets for lease in leases if lease is not replaces), *blocked]
-    had = [replaces.subnets] if replaces is not None else []
-    if claim.owned is not None:
-        had.append(claim.owned)
-    had4 = [subnets.v4 for subnets in had]
-    if claim.previous is not None:
-        had4.append(claim.previous)
-    v4 = IPv4Network(_pick(config.ipv4, had4, [subnets.v4 for subnets in taken], rng))
-    if config.ipv6 is None:
-        return Create(Subnets(v4), replaces)
-    had6 = [subnets.v6 for subnets in had if subnets.v6 is not None]
-    v6 = IPv6Network(_pick(config.ipv6, had6, [subnets.v6 for subnets in taken if subnets.v6 is not None], rng))
+    # A reservation that does not fit stays: it is an operator's. Where only a family comes or goes, it goes along.
+    replaces = next((mine.lease for mine in own if mine.lease.lease_id or _extends(config, mine.lease.subnets)), None)
+    others = [*(lease.subnets for lease in leases if lease is not replaces), *blocked]
+    taken = [subnet for subnets in others for subnet in subnets.families]
+    before = [replaces.subnets] if replaces is not None else []
+    before += [claim.owned] if claim.owned is not None else []
+    had = [*(subnet for subnets in before for subnet in subnets.families), *claim.previous]
+    v4, v6 = NO_IPV4, None
+    if config.ipv4 is not None:
+        v4 = IPv4Network(_pick(config.ipv4, had, taken, rng))
+    if config.ipv6 is not None:
+        v6 = IPv6Network(_pick(config.ipv6, had, taken, rng))
     return Create(Subnets(v4, v6), replaces)
 
 
 def incompatibility(config: NetworkConfig, subnets: Subnets) -> str | None:
     """Say why a lease of these subnets does not fit the configuration; None if it does."""
-    if config.ipv4 is None:
-        return f"{subnets.v4} is IPv4, which is off"
-    reason = _misfit(config.ipv4, subnets.v4)
-    if reason is not None:
-        return reason
-    if config.ipv6 is None:
-        return None if subnets.v6 is None else f"{subnets.v6} is IPv6, which is off"
-    return "an IPv6 subnet is missing" if subnets.v6 is None else _misfit(config.ipv6, subnets.v6)
+    v4 = None if subnets.v4 == NO_IPV4 else subnets.v4
+    return _unlike(config.ipv4, v4, "IPv4") or _unlike(config.ipv6, subnets.v6, "IPv6")
+
+
+def overlapping(subnets: Subnets, leases: Iterable[Lease]) -> list[Lease]:
+    """Return the leases that share an address with these subnets, in either family, themselves left out."""
+    return [lease for lease in leases if lease.subnets != subnets and lease.subnets.overlaps(subnets)]
+
+
+def _unlike(family: FamilyConfig | None, subnet: Network | None, name: str) -> str | None:
+    if family is None:
+        return None if subnet is None else f"{subnet} is {name}, which is off"
+    return f"an {name} subnet is missing" if subnet is None else _misfit(family, subnet)
+
+
+def _extends(config: NetworkConfig, subnets: Subnets) -> bool:
+    """Tell whether a lease fits but for a family that was turned on or off since."""
+    families = ((config.ipv4, None if subnets.v4 == NO_IPV4 else subnets.v4), (config.ipv6, subnets.v6))
+    both = [(family, subnet) for family, subnet in families if family is not None and subnet is not None]
+    return bool(both) and all(_misfit(family, subnet) is None for family, subnet in both)
 
 
 def _own(leases: Collection[Lease], claim: Claim) -> Iterator[Reuse]:
@@ -117,9 +130,15 @@ def _own(leases: Collection[Lease], claim: Claim) -> Iterator[Reuse]:
     for lease in leases:
         if lease.subnets == claim.owned:
             yield Reuse(lease, "identity")
-    ours = [lease for lease in leases if lease.attrs.public_ip == claim.public_ip]
+    ours = [lease for lease in leases if _has_our_address(lease, claim)]
     for lease in sorted(ours, key=lambda lease: (lease.lease_id == 0, lease.mod_revision), reverse=True):
         yield Reuse(lease, "public-ip")
+
+
+def _has_our_address(lease: Lease, claim: Claim) -> bool:
+    if claim.public_ip is None or lease.subnets.v4 == NO_IPV4:
+        return claim.public_ip6 is not None and lease.attrs.public_ip6 == claim.public_ip6
+    return lease.attrs.public_ip == claim.public_ip
 
 
 def _misfit(family: FamilyConfig, subnet: Network) -> str | None:
@@ -131,11 +150,15 @@ def _misfit(family: FamilyConfig, subnet: Network) -> str | None:
 
 
 def _pick(family: FamilyConfig, had: Iterable[Network], taken: Iterable[Network], rng: Random) -> tuple[int, int]:
-    """Return (base, prefix length) of the first of `had` that fits and is free, else of a random free subnet."""
+    """Return (base, prefix length) of the first of `had` that fits and is free, else of a random free subnet.
+
+    Subnets of the other family do not count.
+    """
     base, size = int(family.subnet_min), _size(family)
-    gaps = _gaps(family, taken)
+    version = family.network.version
+    gaps = _gaps(family, (subnet for subnet in taken if subnet.version == version))
     for subnet in had:
-        if _misfit(family, subnet) is None:
+        if subnet.version == version and _misfit(family, subnet) is None:
             number = (int(subnet.network_address) - base) // size
             if any(number in gap for gap in gaps):
                 return int(subnet.network_address), family.subnet_len

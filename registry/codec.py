@@ -5,7 +5,9 @@ Pure: no store, no clock. What cannot be read raises ValueError with the reason;
     <prefix>/config                                 network configuration, see config.py
     <prefix>/subnets/10.5.52.0-24                   a lease, IPv4
     <prefix>/subnets/10.12.13.0-24&fd00:12:13::-56  a lease, dual stack
+    <prefix>/subnets/0.0.0.0-31&fd00:12:13::-56     a lease, IPv6 only: flannel's daemons read it as dual stack
     <prefix>/ext/hosts/<identity>                   ours: which host holds which lease
+    <prefix>/ext/subnets/fd00:12:13::-56            ours: the lease that a subnet, of either family, was taken with
 
     lease value   {"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{...}}
                   PublicIPv6 is always there, empty fields after it never; fields that flannel does not know come last
@@ -23,7 +25,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NoReturn
 
-from flanneld_py.registry.model import Json, Lease, LeaseAttrs, Owner, Rejected, Subnets
+from flanneld_py.registry.model import NO_IPV4, Json, Lease, LeaseAttrs, Owner, Rejected, Subnets
 from flanneld_py.registry.store import KeyValue
 
 _LEASE_NAME = re.compile(r"([0-9.]+)-([0-9]{1,3})(?:&([0-9a-f:]+)-([0-9]{1,3}))?")
@@ -65,6 +67,11 @@ def owner_key(prefix: str, identity: str) -> str:
     return owners_prefix(prefix) + identity
 
 
+def claim_key(prefix: str, subnet: IPv4Network | IPv6Network) -> str:
+    """Return the key that two leases cannot both be created with: one for each subnet of either family."""
+    return _join(prefix, "ext/subnets") + "/" + _subnet_name(subnet)
+
+
 @lru_cache(maxsize=64)
 def _join(prefix: str, rest: str) -> str:
     """Join and clean as Go's path.Join does: no empty, `.` or `..` parts; a leading slash is neither added nor lost."""
@@ -79,9 +86,12 @@ def _join(prefix: str, rest: str) -> str:
 
 
 def _lease_name(subnets: Subnets) -> str:
-    v4, v6 = subnets.v4, subnets.v6
-    name = f"{v4.network_address}-{v4.prefixlen}"
-    return name if v6 is None else f"{name}&{v6.network_address}-{v6.prefixlen}"
+    name = _subnet_name(subnets.v4)
+    return name if subnets.v6 is None else f"{name}&{_subnet_name(subnets.v6)}"
+
+
+def _subnet_name(subnet: IPv4Network | IPv6Network) -> str:
+    return f"{subnet.network_address}-{subnet.prefixlen}"
 
 
 def parse_lease_key(prefix: str, key: str) -> Subnets:
@@ -103,6 +113,8 @@ def _parse_lease_name(name: str) -> Subnets:
     base4, length4, base6, length6 = match.groups()
     v4 = IPv4Network((int(IPv4Address(base4)), _length(length4, 31)))
     if base6 is None:
+        if v4 == NO_IPV4:
+            raise ValueError(f"{name!r} names no subnet: {NO_IPV4} stands for none and needs an IPv6 subnet beside it")
         return Subnets(v4)
     v6 = IPv6Network((int(IPv6Address(base6)), _length(length6, 127)))
     if str(v6.network_address) != base6:
@@ -121,6 +133,9 @@ def decode_record(prefix: str, entry: KeyValue) -> Lease | Rejected:
     """Read one entry under `subnets_prefix`; never raises on what the entry holds."""
     subnets = None
     try:
+        # Flannel's own IPv6-only form. All its hosts share the one lease, so it leads to no peer; but it takes room.
+        if entry.key.startswith(subnets_prefix(prefix) + "0.0.0.0-0&"):
+            subnets = parse_lease_key(prefix, entry.key.replace("0.0.0.0-0&", "0.0.0.0-31&", 1))
         subnets = parse_lease_key(prefix, entry.key)
         attrs = decode_attrs(entry.value)
     except ValueError as error:
@@ -188,7 +203,7 @@ def decode_owner(identity: str, value: bytes) -> Owner:
     return Owner(
         identity,
         _parse_lease_name(_text(document.get("Subnets"), "Subnets")),
-        _ipv4(document.get("PublicIP"), "PublicIP"),
+        _address(document.get("PublicIP"), "PublicIP"),
         _text(document.get("Hostname"), "Hostname"),
         _text(document.get("BootID"), "BootID"),
     )
@@ -253,6 +268,10 @@ def _ipv4(value: Json, field: str) -> IPv4Address:
     except ValueError:
         pass
     raise ValueError(f"{field} is {show(value)}: expected an IPv4 address")
+
+
+def _address(value: Json, field: str) -> IPv4Address | IPv6Address:
+    return (_ipv6(value, field) if ":" in str(value) else None) or _ipv4(value, field)
 
 
 def _ipv6(value: Json, field: str) -> IPv6Address | None:

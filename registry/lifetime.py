@@ -5,7 +5,7 @@
     Restore      our key is there with somebody else's value: write ours again
     Adopt        our key is as it should be, and only its bookkeeping changed (an operator made it a reservation)
     Reclaim      our key is gone: take the same subnet again if it is still free
-    GiveUp       our key was gone, and another host has taken the subnet since
+    GiveUp       our key was gone, and another host has taken the subnet since, in one family or both
 
 Times are seconds of one monotonic clock.
 """
@@ -77,16 +77,19 @@ class GiveUp:
 Step = Renew | Wait | Restore | Adopt | Reclaim | GiveUp
 
 
-def next_step(held: Held, shown: Record | None, now: float, *, current: bool, replaced: bool = False) -> Step:
+def next_step(
+    held: Held, shown: Record | None, now: float, *, current: bool, replaced: bool = False, rival: Lease | None = None
+) -> Step:
     """Decide what to do about our lease.
 
     `shown` is the record at our key. It counts only if it is `current`: as new as our own last write, or newer.
     `replaced` says that it is in another store than the one we wrote to, whose revisions do not compare with ours.
+    `rival` is a lease at another key that overlaps ours, and matters if ours is gone.
     """
     lease = held.lease
     if current:
         if shown is None:
-            return Reclaim()
+            return Reclaim() if rival is None else GiveUp(rival)
         if shown != lease:
             return GiveUp(shown) if _belongs_to_another(shown, lease, replaced) else Restore(shown)
         if isinstance(shown, Lease) and _bookkeeping(shown) != _bookkeeping(lease):
@@ -108,7 +111,7 @@ def _belongs_to_another(shown: Record, ours: Lease, replaced: bool) -> TypeGuard
     return (
         isinstance(shown, Lease)
         and (replaced or shown.create_revision > ours.create_revision)
-        and shown.attrs.public_ip != ours.attrs.public_ip
+        and shown.address != ours.address
     )
 
 

@@ -5,14 +5,16 @@ On etcd, under the prefix (`/coreos.com/network` unless told otherwise):
     config                  the network config, written by the operator
     subnets/<subnet>        leases, and nothing else ever: one other key there makes flannel drop all its peers
     ext/hosts/<identity>    who holds a lease: ours alone, written in the same transaction and with the same TTL
+    ext/subnets/<subnet>    for each family the lease that took the subnet: two different lease keys can share a subnet
 
 Nothing here waits, retries or decides; the store's errors pass through.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing, suppress
+from ipaddress import IPv4Network, IPv6Network
 
 from flanneld_py.registry import codec
 from flanneld_py.registry.config import NetworkConfig, parse_config
@@ -82,23 +84,41 @@ class Registry:
     ) -> Lease:
         """Take a lease for TTL seconds, if nobody has that key, in place of another lease of ours if given.
 
-        `over` is the revision of something unreadable at our own key, to be written over. Raises Conflict if somebody
-        was first or `replaces` has changed.
+        `over` is the revision of something unreadable at our own key, to be written over. In place of a reservation
+        there will be one again. Raises Conflict if somebody was first in either family or `replaces` has changed.
         """
         key = self.key(subnets)
         expect = [Expect(key, over)]
         operations: list[Put | Delete] = []
+        ours = [key]
         if replaces is not None and replaces.subnets != subnets:
             old = self.key(replaces.subnets)
             expect.append(Expect(old, replaces.mod_revision))
             operations.append(Delete(old))
-        lease_id = await self._store.grant(TTL)
+            ours.append(old)
+        for subnet in subnets.families:
+            expect += await self._unclaimed(subnet, ours)
+        lease_id = 0 if replaces is not None and replaces.lease_id == 0 else await self._store.grant(TTL)
+        for subnet in subnets.families:
+            claim = codec.claim_key(self._prefix, subnet)
+            operations.append(Put(claim, key.removeprefix(self.subnets_prefix).encode(), lease_id))
         try:
             revision = await self._store.commit(expect, [*operations, *self._puts(key, attrs, owner, lease_id)])
         except RegistryError as error:
-            await self._let_go(lease_id, error)
+            if lease_id:
+                await self._let_go(lease_id, error)
             raise
         return Lease(subnets, attrs, revision, revision, lease_id)
+
+    async def _unclaimed(self, subnet: IPv4Network | IPv6Network, ours: Collection[str]) -> list[Expect]:
+        """Return what has to hold for a subnet to be free: no claim on it, or one with a lease that is ours or gone."""
+        claim = codec.claim_key(self._prefix, subnet)
+        entry = await self._store.get(claim)
+        if entry is None:
+            return [Expect(claim, 0)]
+        holder = self.subnets_prefix + entry.value.decode(errors="replace")
+        unchanged = Expect(claim, entry.mod_revision)
+        return [unchanged] if holder in ours else [unchanged, Expect(holder, 0)]
 
     async def update(self, lease: Lease, attrs: LeaseAttrs, owner: Owner) -> Lease:
         """Write new attributes to a lease of ours, if nobody changed it since it was read.

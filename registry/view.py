@@ -1,6 +1,6 @@
 """What we know of the leases now: listings and deltas go in, the current records come out.
 
-Pure, and level-triggered: `changed` collects keys, not events; whoever works on them reads the record as it is then.
+Pure, and level-triggered: what changed are keys, not events; whoever works on them reads the record as it is then.
 
     listing   begin_listing -> page ... page -> end_listing      what the listing did not show is gone
     watching  delta ... delta                                    an empty delta changes nothing
@@ -40,7 +40,7 @@ class LeaseView:
         self.generation = 0
         self.doubts = 0
         self._replaced = False
-        self.changed: dict[str, None] = {}
+        self._changed: dict[str, dict[str, None]] = {}
         self._listing: _Listing | None = None
 
     def lease(self, key: str) -> Lease | None:
@@ -105,10 +105,15 @@ class LeaseView:
         if delta.changes and not self.records:
             self.doubt()
 
-    def take_changed(self) -> list[str]:
-        """Return the keys that changed since the last call."""
-        changed, self.changed = self.changed, {}
+    def take_changed(self, reader: str) -> list[str]:
+        """Return the keys that changed since the reader's last call; at its first, all there are."""
+        changed = self._changed.get(reader, self.records)
+        self._changed[reader] = {}
         return list(changed)
+
+    def start_over(self, reader: str) -> None:
+        """Let the reader's next `take_changed` return every key, and what is gone since its last."""
+        self._changed.setdefault(reader, {}).update(dict.fromkeys(self.records))
 
     def _set(self, key: str, record: Record | None) -> None:
         known = self.records.get(key)
@@ -126,4 +131,5 @@ class LeaseView:
             return
         else:
             self.records[key] = record
-        self.changed[key] = None
+        for changed in self._changed.values():
+            changed[key] = None

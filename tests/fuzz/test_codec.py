@@ -17,7 +17,7 @@ from flanneld_py.registry.codec import (
     subnets_prefix,
 )
 from flanneld_py.registry.config import ConfigInvalid, parse_config
-from flanneld_py.registry.model import Json, Lease, LeaseAttrs, Owner, Subnets
+from flanneld_py.registry.model import NO_IPV4, Json, Lease, LeaseAttrs, Owner, Subnets
 from flanneld_py.registry.store import KeyValue
 
 PREFIX = "/coreos.com/network"
@@ -30,7 +30,9 @@ ipv4_networks = st.builds(
 ipv6_networks = st.builds(
     lambda base, length: IPv6Network((base, length), strict=False), st.integers(0, 2**128 - 1), st.integers(1, 127)
 )
-subnets = st.builds(Subnets, ipv4_networks, st.none() | ipv6_networks)
+subnets = (
+    st.builds(Subnets, ipv4_networks, st.none() | ipv6_networks) | st.builds(Subnets, st.just(NO_IPV4), ipv6_networks)
+).filter(lambda leased: bool(leased.families))
 ipv4 = st.ip_addresses(v=4).map(lambda address: IPv4Address(int(address)))
 json_leaves: st.SearchStrategy[Json] = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -93,7 +95,7 @@ def test_any_value_is_read_or_refused(value: bytes) -> None:
         assert record.reason
 
 
-@given(st.builds(Owner, st.just("node-1"), subnets, ipv4, st.text(), st.text()))
+@given(st.builds(Owner, st.just("node-1"), subnets, ipv4 | st.ip_addresses(v=6), st.text(), st.text()))
 def test_owners_come_back(owner: Owner) -> None:
     assert decode_owner("node-1", encode_owner(owner)) == owner
 

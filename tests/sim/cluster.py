@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from random import Random
 
@@ -74,14 +74,14 @@ class Cluster:
     @asynccontextmanager
     async def agent(self, number: int) -> AsyncIterator[Agent]:
         """Run an agent on a host until the block ends; it is not waited for."""
-        address = IPv4Address(f"192.0.2.{number}")
+        address, address6 = IPv4Address(f"192.0.2.{number}"), IPv6Address(f"2001:db8::{number}")
         control = self._folder / str(number)
         control.mkdir(exist_ok=True)
         agent = Agent(
             Settings(self._folder / f"{number}.env", control=control),
             Registry(self.store, PREFIX),
             self.kernel(number),
-            Underlay("eth0", 1500, address, address),
+            Underlay("eth0", 1500, address, address, address6, address6),
             Identity(f"host-{number}", "boot", f"web-{number}"),
             self.clock,
             Random(number),

@@ -2,19 +2,22 @@
 
 import json
 from collections import Counter
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.registry.allocate import Claim, Create, OutOfSubnets, Reuse, choose, incompatibility
-from flanneld_py.registry.config import ConfigInvalid, NetworkConfig, parse_config
-from flanneld_py.registry.model import Json, Lease, LeaseAttrs, Subnets
+from flanneld_py.registry.allocate import Claim, Create, OutOfSubnets, Reuse, choose, incompatibility, overlapping
+from flanneld_py.registry.config import NetworkConfig, parse_config
+from flanneld_py.registry.model import NO_IPV4, Json, Lease, LeaseAttrs, Subnets, stand_in
 
 US = IPv4Address("192.0.2.1")
 OTHER = IPv4Address("192.0.2.2")
+US6 = IPv6Address("2001:db8::1")
+OTHER6 = IPv6Address("2001:db8::2")
 RNG = Random(7)
 
 
@@ -24,6 +27,7 @@ def network(**fields: Json) -> NetworkConfig:
 
 SINGLE = network()
 DUAL = network(EnableIPv6=True, IPv6Network="fc00::/48")
+SIX = network(EnableIPv4=False, EnableIPv6=True, IPv6Network="fc00::/48")
 FOUR = network(Network="10.3.0.0/22", SubnetMin="10.3.0.0")
 
 
@@ -102,17 +106,17 @@ def test_a_subnet_of_ours_that_overlaps_anothers_lease_is_not_kept() -> None:
 
 def test_the_subnets_of_a_lease_that_is_gone_are_taken_again() -> None:
     had = subnets("10.3.5.0/24", "fc00:0:0:5::/64")
-    assert create(DUAL, [], Claim(US, owned=had, previous=IPv4Network("10.3.6.0/24"))) == Create(had)
+    assert create(DUAL, [], Claim(US, owned=had, previous=(IPv4Network("10.3.6.0/24"),))) == Create(had)
 
 
 def test_the_previous_subnet_is_taken_again() -> None:
-    assert create(SINGLE, [], Claim(US, previous=IPv4Network("10.3.6.0/24"))) == Create(subnets("10.3.6.0/24"))
+    assert create(SINGLE, [], Claim(US, previous=(IPv4Network("10.3.6.0/24"),))) == Create(subnets("10.3.6.0/24"))
 
 
 @pytest.mark.parametrize("previous", ["10.4.6.0/24", "10.3.6.0/25", "10.3.0.0/24", "10.3.7.0/24", "10.3.8.0/24"])
 def test_the_previous_subnet_must_fit_and_be_free(previous: str) -> None:
     leases = [lease("10.3.7.0/24"), lease("10.3.8.128/26")]
-    choice = create(SINGLE, leases, Claim(US, previous=IPv4Network(previous)))
+    choice = create(SINGLE, leases, Claim(US, previous=(IPv4Network(previous),)))
     assert choice.subnets.v4 != IPv4Network(previous)
 
 
@@ -175,10 +179,67 @@ def test_out_of_ipv6_subnets_names_the_ipv6_fields() -> None:
         choose(config, [lease("10.3.1.0/24", "fc00:0:0:1::/64")], Claim(US), RNG)
 
 
-def test_ipv6_alone_is_refused() -> None:
-    config = network(EnableIPv4=False, EnableIPv6=True, IPv6Network="fc00::/48")
-    with pytest.raises(ConfigInvalid, match="EnableIPv4 is false"):
-        choose(config, [], Claim(US), RNG)
+def test_ipv6_alone_is_leased_without_ipv4() -> None:
+    others = [lease("0.0.0.0/31", "fc00:0:0:5::/64"), lease("10.3.6.0/24", "fc00:0:0:6::/64")]
+    previous = (IPv4Network("10.3.7.0/24"), IPv6Network("fc00:0:0:7::/64"))
+    choice = create(SIX, others, Claim(None, None, previous, US6))
+    assert choice == Create(subnets("0.0.0.0/31", "fc00:0:0:7::/64"))
+    taken = [*others, Lease(choice.subnets, LeaseAttrs(OTHER))]
+    assert create(SIX, taken, Claim(None, None, previous, US6)).subnets.v6 not in [each.subnets.v6 for each in taken]
+
+
+def test_without_ipv4_the_lease_with_our_public_ipv6_is_reused() -> None:
+    mine = Lease(subnets("0.0.0.0/31", "fc00:0:0:5::/64"), LeaseAttrs(stand_in(US6), US6))
+    other = Lease(subnets("0.0.0.0/31", "fc00:0:0:6::/64"), LeaseAttrs(stand_in(OTHER6), OTHER6))
+    assert choose(SIX, [other, mine], Claim(None, public_ip6=US6), RNG) == Reuse(mine, "public-ip")
+
+
+@pytest.mark.parametrize("by", ["identity", "public-ip"])
+def test_turning_ipv4_off_and_on_keeps_the_ipv6_subnet(by: str) -> None:
+    dual = Lease(subnets("10.3.5.0/24", "fc00:0:0:5::/64"), LeaseAttrs(US, US6), lease_id=1)
+    alone = Lease(subnets("0.0.0.0/31", "fc00:0:0:5::/64"), LeaseAttrs(stand_in(US6), US6), lease_id=1)
+    off = create(SIX, [dual], Claim(None, dual.subnets if by == "identity" else None, public_ip6=US6))
+    assert off == Create(alone.subnets, dual)
+    on = create(DUAL, [alone], Claim(US, alone.subnets if by == "identity" else None, public_ip6=US6))
+    assert on.replaces is alone
+    assert on.subnets.v6 == dual.subnets.v6
+    assert incompatibility(DUAL, on.subnets) is None
+
+
+def test_a_reservation_follows_when_a_family_is_turned_on_or_off() -> None:
+    reserved = Lease(subnets("10.3.5.0/24"), LeaseAttrs(US))
+    on = create(DUAL, [reserved], Claim(US))
+    assert (on.replaces, on.subnets.v4) == (reserved, reserved.subnets.v4)
+    both = Lease(on.subnets, LeaseAttrs(US))
+    assert create(SINGLE, [both], Claim(US)) == Create(reserved.subnets, both)
+
+
+def test_a_reservation_outside_of_the_network_stays() -> None:
+    assert create(DUAL, [Lease(subnets("10.4.5.0/24"), LeaseAttrs(US))], Claim(US)).replaces is None
+
+
+def test_a_contested_lease_gives_way_in_the_contested_family_only() -> None:
+    mine = lease("10.3.5.0/24", "fc00:0:0:5::/64", US)
+    rival = lease("10.3.6.0/24", "fc00:0:0:5::/64")
+    assert choose(DUAL, [mine, rival], Claim(US), RNG) == Reuse(mine, "public-ip")
+    choice = create(DUAL, [mine, rival], Claim(US, contested=mine.subnets))
+    assert choice.replaces is mine
+    assert choice.subnets.v4 == mine.subnets.v4
+    assert choice.subnets.v6 != mine.subnets.v6
+
+
+def test_leases_overlap_in_either_family_but_not_in_the_one_they_lack() -> None:
+    dual = subnets("10.3.5.0/24", "fc00:0:0:5::/64")
+    alone = subnets("0.0.0.0/31", "fc00:0:0:7::/64")
+    leases = [
+        lease("10.3.5.128/25", "fc00:0:0:9::/64"),
+        lease("10.3.6.0/24", "fc00::/56"),
+        lease("10.3.7.0/24"),
+        lease("0.0.0.0/31", "fc00:0:0:6::/64"),
+        lease("10.3.5.0/24", "fc00:0:0:5::/64"),
+    ]
+    assert overlapping(dual, leases) == leases[:2]
+    assert overlapping(alone, leases) == leases[1:2]
 
 
 @pytest.mark.parametrize(
@@ -191,11 +252,9 @@ def test_ipv6_alone_is_refused() -> None:
         (SINGLE, subnets("10.3.5.0/24", "fc00:0:0:5::/64"), "fc00:0:0:5::/64 is IPv6, which is off"),
         (DUAL, subnets("10.3.5.0/24"), "an IPv6 subnet is missing"),
         (DUAL, subnets("10.3.5.0/24", "fc00::/64"), "fc00::/64 is not between fc00:0:0:1:: and fc00:0:0:ffff::"),
-        (
-            network(EnableIPv4=False, EnableIPv6=True, IPv6Network="fc00::/48"),
-            subnets("10.3.5.0/24"),
-            "10.3.5.0/24 is IPv4, which is off",
-        ),
+        (SIX, subnets("10.3.5.0/24"), "10.3.5.0/24 is IPv4, which is off"),
+        (SIX, subnets("0.0.0.0/31", "fc00:0:0:5::/64"), None),
+        (DUAL, subnets("0.0.0.0/31", "fc00:0:0:5::/64"), "an IPv4 subnet is missing"),
     ],
 )
 def test_why_a_lease_does_not_fit(config: NetworkConfig, leased: Subnets, reason: str | None) -> None:
@@ -204,18 +263,19 @@ def test_why_a_lease_does_not_fit(config: NetworkConfig, leased: Subnets, reason
 
 # A network small enough to be full now and then: 16 subnets of 16 addresses, and leases of /24 to /31 in and around it.
 small = st.builds(
-    lambda low, high, ipv6: network(
+    lambda low, high, families: network(
         Network="10.3.0.0/24",
         SubnetLen=28,
         SubnetMin=f"10.3.0.{16 * min(low, high)}",
         SubnetMax=f"10.3.0.{16 * max(low, high)}",
-        EnableIPv6=ipv6,
+        EnableIPv4="4" in families,
+        EnableIPv6="6" in families,
         IPv6Network="fd00:3::/120",
         IPv6SubnetLen=124,
     ),
     st.integers(0, 15),
     st.integers(0, 15),
-    st.booleans(),
+    st.sampled_from(["4", "6", "46"]),
 )
 near4 = st.builds(
     lambda offset, length: IPv4Network((int(IPv4Address("10.2.255.0")) + offset, length), strict=False),
@@ -229,11 +289,14 @@ near6 = st.builds(
     st.integers(0, 511),
     st.sampled_from([120, 123, 124, 124, 124, 124, 124, 125, 127]),
 )
-near = st.builds(Subnets, near4, st.none() | near6)
+near = st.builds(Subnets, near4, st.none() | near6) | st.builds(Subnets, st.just(NO_IPV4), near6)
 clusters = st.lists(
     st.builds(
         lambda leased, ours, revision, lease_id: Lease(
-            leased, LeaseAttrs(US if ours else OTHER), mod_revision=revision, lease_id=lease_id
+            leased,
+            LeaseAttrs(US, US6) if ours else LeaseAttrs(OTHER, OTHER6),
+            mod_revision=revision,
+            lease_id=lease_id,
         ),
         near,
         st.sampled_from([False] * 9 + [True]),
@@ -243,16 +306,23 @@ clusters = st.lists(
     max_size=24,
     unique_by=lambda lease: lease.subnets,
 )
-claims = st.builds(Claim, st.just(US), st.none() | near, st.none() | near4)
+claims = st.builds(
+    Claim,
+    st.just(US),
+    st.none() | near,
+    st.just(()) | st.tuples(near4) | st.tuples(near4, near6),
+    st.just(US6),
+)
 
 
 def free(config: NetworkConfig, taken: list[Subnets]) -> tuple[set[IPv4Network], set[IPv6Network]]:
     """Enumerate the free subnets of each family, slowly."""
     v4 = set(IPv4Network("10.3.0.0/24").subnets(new_prefix=28))
     v6 = set(IPv6Network("fd00:3::/120").subnets(new_prefix=124))
-    assert config.ipv4 is not None
-    low, high = config.ipv4.subnet_min, config.ipv4.subnet_max
-    free4 = {net for net in v4 if low <= net.network_address <= high and not any(net.overlaps(t.v4) for t in taken)}
+    free4 = {NO_IPV4}
+    if config.ipv4 is not None:
+        low, high = config.ipv4.subnet_min, config.ipv4.subnet_max
+        free4 = {net for net in v4 if low <= net.network_address <= high and not any(net.overlaps(t.v4) for t in taken)}
     if config.ipv6 is None:
         return free4, set()
     low6, high6 = config.ipv6.subnet_min, config.ipv6.subnet_max
@@ -262,13 +332,26 @@ def free(config: NetworkConfig, taken: list[Subnets]) -> tuple[set[IPv4Network],
     }
 
 
+def follows(config: NetworkConfig, leased: Subnets) -> bool:
+    """Tell whether a lease fits in the families that are both leased and on."""
+    common = replace(
+        config,
+        ipv4=config.ipv4 if leased.v4 != NO_IPV4 else None,
+        ipv6=config.ipv6 if leased.v6 is not None else None,
+    )
+    kept = Subnets(leased.v4 if common.ipv4 else NO_IPV4, leased.v6 if common.ipv6 else None)
+    return bool(kept.families) and incompatibility(common, kept) is None
+
+
 @given(small, clusters, claims, st.randoms(use_true_random=False))
 def test_a_subnet_is_found_exactly_if_one_is_free(
     config: NetworkConfig, leases: list[Lease], claim: Claim, rng: Random
 ) -> None:
     own = [lease for lease in leases if lease.subnets == claim.owned or lease.attrs.public_ip == US]
-    ours = [lease for lease in own if lease.lease_id]
-    replaced = max(ours, key=lambda lease: (lease.subnets == claim.owned, lease.mod_revision), default=None)
+    ours = [lease for lease in own if lease.lease_id or follows(config, lease.subnets)]
+    replaced = max(
+        ours, key=lambda lease: (lease.subnets == claim.owned, not lease.lease_id, lease.mod_revision), default=None
+    )
     try:
         choice = choose(config, leases, claim, rng)
     except OutOfSubnets:
@@ -301,8 +384,8 @@ def test_a_choice_is_stable(
             chosen, rest = lease.subnets, [other for other in leases if other is not lease]
         case Create(chosen, replaces):
             rest = [other for other in leases if other is not replaces]
-    written = [*rest, Lease(chosen, LeaseAttrs(US), mod_revision=100)]
-    again = choose(config, written, Claim(US, chosen if remembered else None), rng)
+    written = [*rest, Lease(chosen, LeaseAttrs(US, US6), mod_revision=100, lease_id=1)]
+    again = choose(config, written, Claim(US, chosen if remembered else None, public_ip6=US6), rng)
     assert again == Reuse(written[-1], "identity" if remembered else "public-ip")
 
 
@@ -314,7 +397,7 @@ def test_a_reservation_goes_before_a_lease_with_our_address_but_not_before_what_
 
 
 def test_a_key_that_cannot_be_read_blocks_its_subnet() -> None:
-    claim = Claim(US, previous=IPv4Network("10.3.9.0/24"))
+    claim = Claim(US, previous=(IPv4Network("10.3.9.0/24"),))
     choice = choose(SINGLE, [], claim, Random(0), [subnets("10.3.9.0/24")])
     assert isinstance(choice, Create)
     assert choice.subnets != subnets("10.3.9.0/24")

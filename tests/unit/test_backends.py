@@ -1,15 +1,20 @@
 from __future__ import annotations
 
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from flanneld_py.encap.backend import Underlay
-from flanneld_py.encap.backends import Choice, make
+from flanneld_py.encap.backend import Found, Underlay
+from flanneld_py.encap.backends import Choice, make, published
 from flanneld_py.registry.config import ConfigInvalid, parse_config
+from flanneld_py.registry.model import stand_in
 from tests.fake_kernel import FakeKernel
 
 UNDERLAY = Underlay("eth0", 1500, IPv4Address("192.0.2.1"), IPv4Address("192.0.2.1"))
+DUAL_UNDERLAY = Underlay(
+    "eth0", 1500, UNDERLAY.address, UNDERLAY.public_ip, IPv6Address("2001:db8::1"), IPv6Address("2001:db8::1")
+)
+IPV6 = '"EnableIPv6": true, "IPv6Network": "fc00::/48"'
 
 
 @pytest.mark.parametrize(
@@ -29,7 +34,7 @@ async def test_the_config_names_the_backend(
 ) -> None:
     kernel = FakeKernel()
     kernel.has_vxlan = has_vxlan
-    backend = await make(parse_config(b'{"Network": "10.5.0.0/16", %s}' % config.encode()), UNDERLAY, kernel, choice)
+    (backend,) = await make(parse_config(b'{"Network": "10.5.0.0/16", %s}' % config.encode()), UNDERLAY, kernel, choice)
     assert backend.device == device
     assert why in backend.why_userspace
     assert bool(why) == bool(backend.why_userspace)
@@ -40,9 +45,25 @@ async def test_the_config_names_the_backend(
     [
         ('"Backend": {"Type": "wireguard"}', "auto", "'wireguard': supported are 'vxlan' and 'udp'"),
         ('"Backend": {"Type": "udp"}', "kernel", "--datapath is 'kernel': set --datapath to 'auto'"),
-        ('"EnableIPv6": true, "IPv6Network": "fc00::/48", "Backend": {"Type": "vxlan"}', "auto", "IPv6"),
+        (f'{IPV6}, "Backend": {{"Type": "vxlan"}}', "userspace", r"carried in userspace .*: IPv4 only"),
+        (f'{IPV6}, "Backend": {{"Type": "udp"}}', "auto", "'udp' carries IPv4 only"),
+        (f'{IPV6}, "Backend": {{"Type": "vxlan"}}', "auto", "IPv6 was turned on after eth0 was chosen .* restart"),
     ],
 )
 async def test_what_cannot_be_had_is_refused_with_a_way_out(config: str, choice: Choice, complaint: str) -> None:
     with pytest.raises(ConfigInvalid, match=complaint):
         await make(parse_config(b'{"Network": "10.5.0.0/16", %s}' % config.encode()), UNDERLAY, FakeKernel(), choice)
+
+
+@pytest.mark.parametrize(("ipv4", "devices"), [("true", ["flannel.1", "flannel-v6.1"]), ("false", ["flannel-v6.1"])])
+async def test_each_family_has_a_device_and_both_publish_in_one_lease(ipv4: str, devices: list[str]) -> None:
+    config = f'{{"Network": "10.5.0.0/16", {IPV6}, "EnableIPv4": {ipv4}, "Backend": {{"Type": "vxlan"}}}}'
+    made = await make(parse_config(config.encode()), DUAL_UNDERLAY, FakeKernel(), "auto")
+    assert [backend.device for backend in made] == devices
+    assert [backend.mtu for backend in made] == [1450, 1430][-len(devices) :]
+    attrs = published([(backend, Found("host-1")) for backend in made])
+    assert attrs.public_ip6 == DUAL_UNDERLAY.public_ip6
+    assert attrs.public_ip == (DUAL_UNDERLAY.public_ip if ipv4 == "true" else stand_in(IPv6Address("2001:db8::1")))
+    assert (attrs.backend_data is not None) == (ipv4 == "true")
+    assert attrs.backend_v6_data is not None
+    assert attrs.backend_v6_data != attrs.backend_data, "two devices, two MACs"

@@ -1,11 +1,13 @@
 """Keys and values byte for byte as flannel's daemon writes them, and what happens to those it would not write."""
 
 import json
+import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
 from flanneld_py.registry.codec import (
+    claim_key,
     config_key,
     decode_attrs,
     decode_owner,
@@ -18,12 +20,13 @@ from flanneld_py.registry.codec import (
     parse_lease_key,
     subnets_prefix,
 )
-from flanneld_py.registry.model import Json, Lease, LeaseAttrs, Owner, Rejected, Subnets
+from flanneld_py.registry.model import NO_IPV4, Json, Lease, LeaseAttrs, Owner, Rejected, Subnets, stand_in
 from flanneld_py.registry.store import KeyValue
 
 PREFIX = "/coreos.com/network"
 V4 = Subnets(IPv4Network("10.5.52.0/24"))
 DUAL = Subnets(IPv4Network("10.12.13.0/24"), IPv6Network("fd00:12:13::/56"))
+SIX = Subnets(NO_IPV4, DUAL.v6)
 VXLAN = (
     b'{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan",'
     b'"BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}'
@@ -59,6 +62,7 @@ def test_a_prefix_may_be_empty(prefix: str, key: str) -> None:
     [
         (V4, f"{PREFIX}/subnets/10.5.52.0-24"),
         (DUAL, f"{PREFIX}/subnets/10.12.13.0-24&fd00:12:13::-56"),
+        (SIX, f"{PREFIX}/subnets/0.0.0.0-31&fd00:12:13::-56"),
         (Subnets(IPv4Network("128.0.0.0/1"), IPv6Network("8000::/1")), f"{PREFIX}/subnets/128.0.0.0-1&8000::-1"),
         (
             Subnets(IPv4Network("10.0.0.2/31"), IPv6Network("fd00::2/127")),
@@ -100,6 +104,8 @@ def test_lease_keys(subnets: Subnets, key: str) -> None:
         ("10.12.13.0-24&fd00:12:13::-128", "prefix length 128 in the key: expected 1 to 127"),
         ("10.12.13.0-24&::-0", "prefix length 0"),
         ("10.12.13.0-24&fd00::1-56", "host bits"),
+        ("0.0.0.0-31", "stands for none and needs an IPv6 subnet beside it"),
+        ("0.0.0.0-0&fd00:12:13::-56", "prefix length 0 in the key"),
         ("10.12.13.0-24&fd00:::-56", "fd00:::"),
         ("10.12.13.0-24&fd00:0::-56", "expected fd00::"),
     ],
@@ -231,7 +237,11 @@ def test_a_record_that_is_no_lease_says_why(name: str, value: bytes, reason: str
 
 @pytest.mark.parametrize(
     "owner",
-    [Owner("node-1", V4, IPv4Address("1.2.3.4"), "host.example", "boot"), Owner("n", DUAL, IPv4Address("1.2.3.4"))],
+    [
+        Owner("node-1", V4, IPv4Address("1.2.3.4"), "host.example", "boot"),
+        Owner("n", DUAL, IPv4Address("1.2.3.4")),
+        Owner("n", SIX, IPv6Address("2001:db8::1")),
+    ],
 )
 def test_owners_come_back_as_written(owner: Owner) -> None:
     assert decode_owner(owner.identity, encode_owner(owner)) == owner
@@ -249,6 +259,35 @@ def test_owners_come_back_as_written(owner: Owner) -> None:
 def test_what_is_no_owner(value: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         decode_owner("node-1", value)
+
+
+def test_flannels_own_form_without_ipv4_is_no_peer_but_takes_its_subnet() -> None:
+    """All its IPv6-only hosts hold that one lease together: packets to it would have no one place to go."""
+    record = decode_record(PREFIX, KeyValue(f"{PREFIX}/subnets/0.0.0.0-0&fd00:12:13::-56", b"{}", 3, 7))
+    assert isinstance(record, Rejected)
+    assert record.subnets == SIX
+
+
+def test_a_key_without_ipv4_is_read_by_flannels_parser() -> None:
+    """Its pattern, and a length of five bits for IPv4 and seven for IPv6."""
+    pattern = re.compile(r"(\d+\.\d+.\d+.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?$")
+    match = pattern.search(lease_key(PREFIX, SIX))
+    assert match is not None
+    assert match.groups() == ("0.0.0.0", "31", "fd00:12:13::", "56")
+
+
+def test_there_is_one_claim_for_each_subnet_whatever_lease_it_is_part_of() -> None:
+    assert [claim_key(PREFIX, subnet) for subnet in DUAL.families] == [
+        f"{PREFIX}/ext/subnets/10.12.13.0-24",
+        f"{PREFIX}/ext/subnets/fd00:12:13::-56",
+    ]
+    assert SIX.families == DUAL.families[1:]
+
+
+def test_hosts_without_ipv4_have_each_another_public_ip_that_is_no_hosts() -> None:
+    addresses = [stand_in(IPv6Address(f"2001:db8:{net:x}::1")) for net in range(1000)]
+    assert len(set(addresses)) == 1000
+    assert all(address.is_reserved for address in addresses)
 
 
 def test_owner_keys() -> None:

@@ -24,7 +24,8 @@ from tests.fake_kernel import FakeKernel
 from tests.manual_clock import ManualClock
 
 CONFIG = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}')
-UNDERLAY = Underlay("eth0", 1500, IPv4Address("192.0.2.1"), IPv4Address("192.0.2.1"))
+ADDRESS = IPv4Address("192.0.2.1")
+UNDERLAY = Underlay("eth0", 1500, ADDRESS, ADDRESS)
 
 
 class Process:
@@ -65,7 +66,7 @@ class Host:
         self.view = LeaseView()
         backend = Vxlan(CONFIG, UNDERLAY, nexthop_objects=True)
         ours = Lease(Subnets(IPv4Network("10.5.1.0/24")), backend.attrs(Found("host")))
-        own = Own("k/10.5.1.0-24", ours.subnets, UNDERLAY.address, UNDERLAY.address)
+        own = Own("k/10.5.1.0-24", ours.subnets, ADDRESS, ADDRESS)
         self._wanted = Wanted(CONFIG, backend, own, backend.link(ours), None)
 
     @asynccontextmanager

@@ -2,26 +2,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
 from flanneld_py.agent.interface import (
+    IFA_F_DADFAILED,
     IFA_F_DEPRECATED,
     IFA_F_SECONDARY,
     SCOPE_LINK,
+    Asked,
     Choice,
     Host,
     Interface,
     InterfaceAddress,
     NoInterface,
     choose,
-    default_interface,
 )
 
 
 def interface(name: str, index: int, *addresses: str) -> Interface:
-    return Interface(name, index, 1500, bytes(6), tuple(InterfaceAddress(IPv4Address(a)) for a in addresses))
+    return Interface(name, index, 1500, bytes(6), tuple(InterfaceAddress(ip_address(a)) for a in addresses))
 
 
 NAT = interface("enp0s3", 2, "10.0.2.15")
@@ -34,15 +35,18 @@ def pick(
     regexes: Sequence[str] = (),
     can_reach: str = "",
     public_ip: str = "",
+    public_ip6: str = "",
     host: Host = HOST,
+    families: str = "4",
 ) -> Choice:
-    return choose(
-        host,
+    asked = Asked(
         names,
         regexes,
-        IPv4Address(can_reach) if can_reach else None,
+        ip_address(can_reach) if can_reach else None,
         IPv4Address(public_ip) if public_ip else None,
+        IPv6Address(public_ip6) if public_ip6 else None,
     )
+    return choose(host, asked, ipv4="4" in families, ipv6="6" in families)
 
 
 def test_without_flags_the_default_route_decides() -> None:
@@ -104,12 +108,73 @@ def test_nothing_that_fits_is_an_error_that_shows_what_there_is() -> None:
         pick(host=Host((replace(NAT, mtu=0),), default="enp0s3"))
 
 
-def test_the_default_route_in_the_kernels_table() -> None:
-    table = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
-*\t00000000\t00000000\t0200\t0\t0\t0\t00000000\t0\t0\t0
-flannel.1\t0002050A\t0002050A\t0003\t0\t0\t0\t00FFFFFF\t0\t0\t0
-eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0
-eth1\t00000000\t010200C0\t0003\t0\t0\t100\t00000000\t0\t0\t0
-"""
-    assert default_interface(table) == "eth0"
-    assert default_interface(table.splitlines()[0]) is None
+ONE, TWO = IPv6Address("2001:db8:1::1"), IPv6Address("2001:db8:2::1")
+BOTH = interface("eth0", 2, "192.0.2.1", "fe80::1", str(ONE))
+FOUR = interface("eth1", 3, "198.51.100.1", "fe80::2")
+SIX = interface("eth2", 4, "fe80::3", "2001:db8:2::2", str(TWO))
+MIXED = Host((interface("lo", 1, "127.0.0.1", "::1"), BOTH, FOUR, SIX), default="eth0", default6="eth2")
+
+
+def test_each_family_has_its_default_route_and_dual_stack_takes_ipv4s() -> None:
+    assert pick(host=MIXED, families="4").interface is BOTH
+    assert pick(host=MIXED, families="6").interface is SIX
+    both = pick(host=MIXED, families="46")
+    assert both == Choice(BOTH, IPv4Address("192.0.2.1"), IPv4Address("192.0.2.1"), ONE, ONE)
+
+
+def test_an_interface_without_a_family_that_is_on_does_not_fit() -> None:
+    assert pick("eth1", "eth0", host=MIXED, families="46").interface is BOTH
+    assert pick("eth1", "eth2", host=MIXED, families="6").interface is SIX
+    assert pick(regexes=["^eth"], host=MIXED, families="6").interface is BOTH
+    with pytest.raises(NoInterface, match=r"no interface with an IPv4 and an IPv6 address matches eth1, eth2; there"):
+        pick("eth1", "eth2", host=MIXED, families="46")
+    with pytest.raises(NoInterface, match="no default route over an interface with an IPv6 address; give --iface"):
+        pick(host=replace(MIXED, default6="eth1"), families="6")
+
+
+def test_a_named_ipv6_address_is_taken_in_any_spelling() -> None:
+    assert pick("2001:DB8:2:0::1", host=MIXED, families="6") == Choice(SIX, None, None, TWO, TWO)
+    assert pick(str(ONE), host=MIXED, families="46").address == IPv4Address("192.0.2.1")
+
+
+def test_in_dual_stack_public_ipv6_names_the_address_beside_an_ipv4_one() -> None:
+    """Flannel: `--iface` is the IPv4 address, `--public-ipv6` the IPv6 one of the same interface."""
+    other = IPv6Address("2001:db8:1::2")
+    host = replace(MIXED, interfaces=(interface("eth0", 2, "192.0.2.1", str(ONE), str(other)),))
+    choice = pick("192.0.2.1", public_ip6=str(other), host=host, families="46")
+    assert (choice.address6, choice.public_ip6) == (other, other)
+    assert pick(public_ip="192.0.2.1", public_ip6=str(other), host=host, families="46").address6 == other
+
+
+def test_a_public_ipv6_address_chooses_its_interface_or_is_advertised_only() -> None:
+    assert pick(public_ip6="2001:db8:2::2", host=MIXED, families="6").address6 == IPv6Address("2001:db8:2::2")
+    elsewhere = pick(public_ip6="2001:db8:9::9", host=MIXED, families="6")
+    assert (elsewhere.address6, elsewhere.public_ip6) == (IPv6Address("2001:db8:2::2"), IPv6Address("2001:db8:9::9"))
+    assert pick(public_ip6="2001:db8:2::2", host=MIXED, families="4") == pick(host=MIXED)
+
+
+def test_a_regex_on_addresses_has_to_match_in_each_family() -> None:
+    assert pick(regexes=["2001:db8:2::1$"], host=MIXED, families="6").address6 == TWO
+    with pytest.raises(NoInterface):
+        pick(regexes=["2001:db8:1::"], host=MIXED, families="46")
+    assert pick(regexes=["2001:db8:1::|^192"], host=MIXED, families="46").address6 == ONE
+
+
+def test_can_reach_gives_one_family_and_the_interface_the_other() -> None:
+    host = replace(MIXED, reach=(2, ONE))
+    assert pick(can_reach="2001:db8:1::9", host=host, families="46").address == IPv4Address("192.0.2.1")
+
+
+def test_the_better_ipv6_address_of_an_interface() -> None:
+    def best(*entries: InterfaceAddress) -> IPv6Address | None:
+        return pick(host=Host((replace(SIX, addresses=entries),), None, default6="eth2"), families="6").address6
+
+    temporary = InterfaceAddress(IPv6Address("2001:db8::1"), flags=IFA_F_SECONDARY)
+    dynamic = InterfaceAddress(IPv6Address("2001:db8::2"), flags=0)
+    permanent = InterfaceAddress(IPv6Address("2001:db8::3"))
+    duplicate = InterfaceAddress(IPv6Address("2001:db8::4"), flags=IFA_F_DADFAILED | 0x80)
+    assert best(temporary, dynamic, duplicate, permanent) == permanent.address
+    assert best(duplicate, temporary, dynamic) == dynamic.address
+    assert best(duplicate, temporary) == temporary.address
+    with pytest.raises(NoInterface):
+        best(duplicate, InterfaceAddress(IPv6Address("fe80::1"), scope=SCOPE_LINK))

@@ -3,84 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
-from random import Random
 
 import pytest
 
-from flanneld_py.agent.claim import Claimer
-from flanneld_py.agent.follow import Follower
-from flanneld_py.agent.identity import Identity
-from flanneld_py.agent.keep import Keeper
 from flanneld_py.agent.log import TextFormatter
 from flanneld_py.registry.codec import encode_attrs
-from flanneld_py.registry.config import NetworkConfig, parse_config
+from flanneld_py.registry.config import parse_config
 from flanneld_py.registry.lifetime import PERIOD, TTL
 from flanneld_py.registry.memory import MemoryStore
-from flanneld_py.registry.model import Lease, LeaseAttrs, Owner, Subnets
-from flanneld_py.registry.registry import Registry
+from flanneld_py.registry.model import LeaseAttrs, Owner, Subnets
 from flanneld_py.registry.store import Delete, Expect, Put, Unavailable
-from flanneld_py.registry.view import LeaseView
+from tests.lease_host import PREFIX, Host, identity
 from tests.manual_clock import ManualClock
 
-PREFIX = "/coreos.com/network"
-CONFIG = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}')
 SMALL = parse_config(b'{"Network": "10.5.0.0/22", "SubnetLen": 24, "Backend": {"Type": "vxlan"}}')
+DUAL = parse_config(
+    b'{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "Backend": {"Type": "vxlan"}}'
+)
+SIX = parse_config(
+    b'{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "Backend": {"Type": "vxlan"}}'
+)
 SUBNET = Subnets(IPv4Network("10.5.7.0/24"))
-
-
-def identity(number: int) -> Identity:
-    return Identity(f"host-{number}", f"boot-{number}", f"web-{number}")
-
-
-class Host:
-    """One agent's share in the registry: follower, view and keeper."""
-
-    def __init__(
-        self, store: MemoryStore, clock: ManualClock, number: int, public_ip: str = "", margin: float = 3600
-    ) -> None:
-        self.registry = Registry(store, PREFIX)
-        self.view = LeaseView()
-        self.address = IPv4Address(public_ip or f"192.0.2.{number}")
-        self.mac = f"02:00:00:00:00:{number:02x}"
-        self.lost: list[Lease] = []
-        self.followed = Follower(self.registry, self.view, clock, Random(number), lambda: self.keeper.mark())
-        self.claimer = Claimer(
-            self.registry, self.view, self.followed.list, clock, Random(number), identity(number), self.address
-        )
-        self.keeper = Keeper(
-            self.registry, self.view, self.followed.list, clock, Random(number), self.claimer, margin=margin
-        )
-
-    def attrs(self, _: Lease | None) -> LeaseAttrs:
-        return LeaseAttrs(self.address, backend_type="vxlan", backend_data={"VNI": 1, "VtepMAC": self.mac})
-
-    async def acquire(self, config: NetworkConfig = CONFIG, previous: str = "") -> Lease:
-        return await self.keeper.acquire(config, self.attrs, IPv4Network(previous) if previous else None)
-
-    @asynccontextmanager
-    async def running(self, config: NetworkConfig = CONFIG) -> AsyncIterator[None]:
-        async def take_another(lost: Lease) -> None:
-            self.lost.append(lost)
-            await self.acquire(config)
-
-        async with asyncio.TaskGroup() as tasks:
-            started = [tasks.create_task(self.followed.run()), tasks.create_task(self.keeper.keep(take_another))]
-            yield
-            for task in started:
-                task.cancel()
-
-    @property
-    def lease(self) -> Lease:
-        assert self.keeper._held is not None
-        return self.keeper._held.lease
-
-    @property
-    def key(self) -> str:
-        return self.registry.key(self.lease.subnets)
 
 
 @pytest.fixture
@@ -105,14 +50,13 @@ async def put_lease(store: MemoryStore, subnet: str, public_ip: str, mac: str = 
     return lease_id
 
 
-async def test_a_new_host_writes_its_lease_and_its_owner_and_nothing_else(
-    store: MemoryStore, clock: ManualClock
-) -> None:
+async def test_a_new_host_writes_its_lease_and_beside_it_only_ext(store: MemoryStore, clock: ManualClock) -> None:
     host = Host(store, clock, 1)
     lease = await host.acquire()
     (page,) = [page async for page in store.pages(PREFIX)]
     assert [entry.key for entry in page.entries] == [
         f"{PREFIX}/ext/hosts/host-1",
+        f"{PREFIX}/ext/subnets/{str(lease.subnets.v4).replace('/', '-')}",
         f"{PREFIX}/subnets/{str(lease.subnets.v4).replace('/', '-')}",
     ]
     assert {entry.lease_id for entry in page.entries} == {lease.lease_id}, "both expire together"
@@ -424,3 +368,87 @@ async def test_the_end_of_the_lease_is_announced(
         store.cut_watches()
         await clock.run_for(1200)
     assert [record.levelname for record in caplog.records].count("ERROR") == 1
+
+
+async def test_turning_ipv6_on_and_off_never_changes_the_ipv4_subnet(store: MemoryStore, clock: ManualClock) -> None:
+    """Flannel deletes the key first, and then takes any subnet."""
+    single = await Host(store, clock, 1).acquire()
+    await put_lease(store, "10.5.8.0-24&fd00:5:0:8::-64", "192.0.2.8")
+    dual = await Host(store, clock, 1).acquire(DUAL)
+    assert (dual.subnets.v4, dual.subnets.v6 is not None) == (single.subnets.v4, True)
+    again = await Host(store, clock, 1).acquire(DUAL)
+    assert (again.subnets, again.lease_id) == (dual.subnets, dual.lease_id)
+    off = await Host(store, clock, 1).acquire()
+    assert off.subnets == single.subnets
+
+
+async def test_a_reservation_stays_one_when_ipv6_is_turned_on(store: MemoryStore, clock: ManualClock) -> None:
+    attrs = LeaseAttrs(IPv4Address("192.0.2.1"))
+    await store.commit([], [Put(f"{PREFIX}/subnets/10.5.7.0-24", encode_attrs(attrs), 0)])
+    lease = await Host(store, clock, 1).acquire(DUAL)
+    assert (lease.subnets.v4, lease.lease_id) == (SUBNET.v4, 0)
+    assert await store.get(f"{PREFIX}/subnets/10.5.7.0-24") is None
+
+
+async def test_a_host_without_ipv4_keeps_its_lease_by_its_public_ipv6(store: MemoryStore, clock: ManualClock) -> None:
+    first = await Host(store, clock, 1, public_ip="2001:db8::1").acquire(SIX)
+    assert first.subnets.families == (first.subnets.v6,)
+    await store.commit([], [Delete(f"{PREFIX}/ext/hosts/host-1")])
+    await Host(store, clock, 2, public_ip="2001:db8::2").acquire(SIX)
+    again = await Host(store, clock, 1, public_ip="2001:db8::1").acquire(SIX)
+    assert again.subnets == first.subnets
+
+
+async def test_two_living_hosts_with_one_public_ipv6_do_not_share_a_subnet(
+    store: MemoryStore, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Host(store, clock, 1, public_ip="2001:db8::1")
+    await first.acquire(SIX)
+    second = Host(store, clock, 2, public_ip="2001:db8::1")
+    async with first.running(SIX), asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(second.acquire(SIX))
+        await clock.run_for(600)
+        assert not waiting.done()
+        waiting.cancel()
+    assert "'web-1' is alive and advertises our address 2001:db8::1" in said(caplog)
+
+
+async def test_a_deleted_lease_one_family_of_which_was_taken_keeps_the_other(
+    store: MemoryStore, clock: ManualClock
+) -> None:
+    host = Host(store, clock, 1)
+    lease = await host.acquire(DUAL)
+    assert lease.subnets.v6 is not None
+    taken = str(lease.subnets.v6).replace("/", "-")
+    await store.commit([], [Delete(host.key)])
+    await put_lease(store, f"10.5.99.0-24&{taken}", "192.0.2.99")
+    async with host.running(DUAL):
+        await clock.run_until(lambda: host.lease.subnets != lease.subnets, 600)
+    assert host.lost
+    assert host.lease.subnets.v4 == lease.subnets.v4
+    assert host.lease.subnets.v6 != lease.subnets.v6
+
+
+async def test_what_flannels_daemon_takes_a_moment_later_is_left_to_it(store: MemoryStore, clock: ManualClock) -> None:
+    """It looks at its own key only, which differs from ours, and has listed the leases before we made ours."""
+    host = Host(store, clock, 1)
+    lease = await host.acquire()
+    name = str(lease.subnets.v4).replace("/", "-") + "&fd00:5:0:9::-64"
+    async with host.running():
+        await clock.run_for(5)
+        await put_lease(store, name, "192.0.2.99")
+        await clock.run_until(lambda: host.lease.subnets != lease.subnets, 2 * PERIOD)
+    (page,) = [page async for page in store.pages(f"{PREFIX}/subnets/")]
+    assert {entry.key for entry in page.entries} == {host.key, f"{PREFIX}/subnets/{name}"}
+
+
+async def test_a_lease_that_stood_its_time_is_not_left_to_a_later_one(store: MemoryStore, clock: ManualClock) -> None:
+    """Anybody who can write to the registry could move every host otherwise."""
+    host = Host(store, clock, 1)
+    lease = await host.acquire()
+    async with host.running():
+        await clock.run_for(2 * PERIOD)
+        await put_lease(store, "10.5.0.0-16", "192.0.2.99")
+        await clock.run_for(5 * PERIOD)
+    assert host.lease.subnets == lease.subnets
+    assert (await Host(store, clock, 1).acquire()).subnets == lease.subnets

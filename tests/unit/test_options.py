@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,8 @@ def test_addresses_and_health() -> None:
     given = options("--public-ip", "198.51.100.7", "--iface-can-reach", "10.0.0.1", "--healthz-port=8081")
     assert (given.public_ip, given.can_reach) == (IPv4Address("198.51.100.7"), IPv4Address("10.0.0.1"))
     assert given.healthz == ("0.0.0.0", 8081)
+    given = options("--public-ipv6", "2001:db8::7", "--iface-can-reach", "2001:db8::1")
+    assert (given.public_ip6, given.can_reach) == (IPv6Address("2001:db8::7"), IPv6Address("2001:db8::1"))
 
 
 @pytest.mark.parametrize(
@@ -61,8 +63,10 @@ def test_addresses_and_health() -> None:
         (["--healthz-port", "65536"], "--healthz-port"),
         (["--public-ip", "10.0.0"], "--public-ip is '10.0.0'"),
         (["--public-ip", "224.0.0.1"], "other hosts can reach"),
-        (["--public-ipv6", "fd00::1"], "not supported yet"),
-        (["--iface-can-reach", "host"], "must be an IPv4 address"),
+        (["--public-ip", "fd00::1"], "--public-ip is 'fd00::1'; it must be an IPv4 address"),
+        (["--public-ipv6", "10.0.0.1"], "--public-ipv6 is '10.0.0.1'; it must be an IPv6 address"),
+        (["--public-ipv6", "fe80::1"], "other hosts can reach"),
+        (["--iface-can-reach", "host"], "must be an IP address"),
         (["--iface-regex", "("], "no regular expression"),
         (["--etcd-endpoints", ""], "is empty"),
         (["--etcd-endpoints", "10.0.0.5:2379"], "must look like http://10.0.0.5:2379"),

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
 
-from flanneld_py.agent.subnetfile import SubnetFile, previous_subnet, write
+from flanneld_py.agent.subnetfile import SubnetFile, previous_subnets, write
 
-CONTENT = SubnetFile(IPv4Network("10.42.0.0/16"), IPv4Network("10.42.5.0/24"), 1450, ipmasq=False)
+V4 = (IPv4Network("10.42.0.0/16"), IPv4Network("10.42.5.0/24"))
+V6 = (IPv6Network("2001:cafe:42::/56"), IPv6Network("2001:cafe:42:5::/64"))
+CONTENT = SubnetFile((V4,), 1450, ipmasq=False)
 
 
 def test_the_text_is_flannels(tmp_path: Path) -> None:
@@ -21,9 +23,19 @@ def test_the_text_is_flannels(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path], "no temporary file is left"
 
 
-def test_it_is_read_back_as_the_subnet(tmp_path: Path) -> None:
-    write(tmp_path / "subnet.env", CONTENT)
-    assert previous_subnet(tmp_path / "subnet.env") == IPv4Network("10.42.5.0/24")
+def test_the_text_of_dual_stack_and_of_ipv6_alone_is_flannels() -> None:
+    ipv6 = "FLANNEL_IPV6_NETWORK=2001:cafe:42::/56\nFLANNEL_IPV6_SUBNET=2001:cafe:42:5::1/64\n"
+    rest = "FLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n"
+    assert SubnetFile((V4, V6), 1430, ipmasq=True).text() == (
+        "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.5.1/24\n" + ipv6 + rest
+    )
+    assert SubnetFile((V6,), 1430, ipmasq=True).text() == ipv6 + rest
+
+
+@pytest.mark.parametrize("families", [(V4,), (V6,), (V4, V6)])
+def test_it_is_read_back_as_the_subnets(tmp_path: Path, families: tuple[tuple[IPv4Network, IPv4Network], ...]) -> None:
+    write(tmp_path / "subnet.env", SubnetFile(families, 1450, ipmasq=False))
+    assert previous_subnets(tmp_path / "subnet.env") == tuple(subnet for _, subnet in families)
 
 
 @pytest.mark.parametrize(
@@ -35,14 +47,17 @@ def test_it_is_read_back_as_the_subnet(tmp_path: Path) -> None:
         ("FLANNEL_SUBNET=10.42.5.1/24,10.42.6.1/24", None),
         ("FLANNEL_SUBNET=10.42.5.1/99", None),
         ("FLANNEL_SUBNET=", None),
+        ("FLANNEL_SUBNET=fd00:42:0:5::1/64", None),
+        ("FLANNEL_SUBNET=10.42.5.1/24\nFLANNEL_IPV6_SUBNET=10.42.6.1/24", "10.42.5.0/24"),
+        ("FLANNEL_SUBNET=10.42.5.1/24\nFLANNEL_IPV6_SUBNET=fd00::1/64,fd01::1/64", "10.42.5.0/24"),
         ("\x00\xff garbage", None),
         ("", None),
     ],
 )
 def test_an_odd_file_gives_one_subnet_or_none(tmp_path: Path, text: str, subnet: str | None) -> None:
     (tmp_path / "subnet.env").write_text(text, encoding="latin-1")
-    assert previous_subnet(tmp_path / "subnet.env") == (IPv4Network(subnet) if subnet else None)
+    assert previous_subnets(tmp_path / "subnet.env") == ((IPv4Network(subnet),) if subnet else ())
 
 
 def test_no_file_is_no_subnet(tmp_path: Path) -> None:
-    assert previous_subnet(tmp_path / "subnet.env") is None
+    assert previous_subnets(tmp_path / "subnet.env") == ()

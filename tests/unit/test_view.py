@@ -16,7 +16,7 @@ def listed(*numbers: int, revision: int = 10) -> LeaseView:
     view.begin_listing()
     view.page(Page({f"k{number}": lease(number, number) for number in numbers}, revision))
     view.end_listing()
-    view.take_changed()
+    view.take_changed("test")
     return view
 
 
@@ -28,8 +28,8 @@ def test_a_listing_is_in_force_only_when_it_is_complete() -> None:
     view.page(Page({"k2": lease(2, 2)}, 5))
     view.end_listing()
     assert view.synced
-    assert view.take_changed() == ["k1", "k2"]
-    assert view.take_changed() == []
+    assert view.take_changed("test") == ["k1", "k2"]
+    assert view.take_changed("test") == []
 
 
 def test_an_empty_delta_changes_nothing() -> None:
@@ -37,7 +37,7 @@ def test_an_empty_delta_changes_nothing() -> None:
     view = listed(1, 2)
     view.delta(Delta((), 20))
     assert list(view.records) == ["k1", "k2"]
-    assert not view.take_changed()
+    assert not view.take_changed("test")
     assert view.doubts == 0
     assert view.revision == 20
 
@@ -60,7 +60,7 @@ def test_a_second_listing_finds_what_changed_meanwhile() -> None:
     view.begin_listing()
     view.page(Page({"k1": lease(1, 1), "k2": lease(2, 30, public_ip=77)}, 30))
     view.end_listing()
-    assert sorted(view.take_changed()) == ["k2", "k3"]
+    assert sorted(view.take_changed("test")) == ["k2", "k3"]
     assert "k3" not in view.records
     assert view.leases()["k2"].attrs.public_ip == IPv4Address("192.0.2.77")
 
@@ -72,7 +72,7 @@ def test_a_broken_listing_takes_nothing_away() -> None:
     view.begin_listing()
     view.page(Page({"k1": lease(1, 1), "k2": lease(2, 2)}, 31))
     view.end_listing()
-    assert view.take_changed() == []
+    assert view.take_changed("test") == []
 
 
 def test_a_registry_that_turns_up_empty_is_noticed() -> None:
@@ -120,5 +120,5 @@ def test_a_replaced_store_with_the_same_revisions_is_compared_all_the_same() -> 
     view.begin_listing()
     view.page(Page({"k1": lease(1, 1, public_ip=77)}, 10))
     view.end_listing()
-    assert view.take_changed() == ["k1"]
+    assert view.take_changed("test") == ["k1"]
     assert (view.generation, view.doubts) == (1, 1)

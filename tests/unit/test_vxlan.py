@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
 from flanneld_py.encap import orders
 from flanneld_py.encap.backend import Found, Underlay
+from flanneld_py.encap.family import IPV6
 from flanneld_py.encap.peers import Own
 from flanneld_py.encap.state import (
     RTPROT_BOOT,
@@ -21,7 +23,7 @@ from flanneld_py.encap.state import (
 from flanneld_py.encap.vxlan import Vxlan, choose_mac
 from flanneld_py.registry.codec import encode_attrs
 from flanneld_py.registry.config import ConfigInvalid, parse_config
-from flanneld_py.registry.model import Lease, LeaseAttrs, Subnets
+from flanneld_py.registry.model import NO_IPV4, Json, Lease, LeaseAttrs, Subnets, stand_in
 
 MAC = bytes.fromhex("0200000000aa")
 UNDERLAY = Underlay("eth0", 1500, IPv4Address("192.0.2.1"), IPv4Address("198.51.100.1"))
@@ -174,3 +176,53 @@ def test_in_userspace_the_device_is_a_tun_and_the_process_has_the_macs() -> None
         orders.Mode.VXLAN, "flannel.1", bytes([192, 0, 2, 1]), 8472, 1450, (lease.subnets.v4,), 1, MAC
     )
     assert backend().datapath(lease) is None
+
+
+V6_CONFIG = parse_config(
+    b'{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "Backend": {"Type": "vxlan"}}'
+)
+V6_UNDERLAY = Underlay("eth0", 1500, None, None, IPv6Address("2001:db8::1"), IPv6Address("2001:db8::99"))
+
+
+def v6_backend(underlay: Underlay = V6_UNDERLAY) -> Vxlan:
+    return Vxlan(V6_CONFIG, underlay, IPV6, nexthop_objects=True)
+
+
+def v6_lease(number: int, **changes: Json) -> Lease:
+    data = {"VNI": 1, "VtepMAC": f"02:00:00:00:00:{number:02x}", **changes}
+    address = IPv6Address(f"2001:db8::{number:x}")
+    attrs = LeaseAttrs(stand_in(address), address, "vxlan", None, data)
+    return Lease(Subnets(NO_IPV4, IPv6Network(f"fd00:5:0:{number:x}::/64")), attrs)
+
+
+def test_ipv6_has_a_device_of_its_own_over_ipv6() -> None:
+    device = VxlanLink("flannel-v6.1", 1, 8472, 1430, MAC, "eth0", None)
+    attrs = v6_backend().attrs(Found("id", device=device))
+    assert encode_attrs(attrs).endswith(
+        b'"PublicIPv6":"2001:db8::99","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:aa"}}'
+    )
+    link = v6_backend().link(Lease(v6_lease(1).subnets, attrs))
+    assert link == VxlanLink("flannel-v6.1", 1, 8472, 1430, MAC, "eth0", IPv6Address("2001:db8::1").packed)
+
+
+def test_an_ipv6_peer_needs_neighbour_fdb_and_route() -> None:
+    base, mac = IPv6Address("fd00:5:0:2::").packed, bytes.fromhex("020000000002")
+    assert set(v6_backend().peer(v6_lease(2)).entries) == {
+        Neighbour("flannel-v6.1", base, mac),
+        FdbEntry("flannel-v6.1", mac, IPv6Address("2001:db8::2").packed),
+        Route("flannel-v6.1", base, 64, base),
+        Nexthop("flannel-v6.1", base),
+    }
+
+
+def test_of_two_devices_each_backend_owns_what_is_on_its_own() -> None:
+    inside = IPv6Address("fd00:5:0:2::").packed
+    assert v6_backend().owns(Address("flannel-v6.1", inside, 128))
+    assert not v6_backend().owns(Address("flannel-v6.1", IPv6Address("fd00:6::").packed, 128))
+    assert not v6_backend().owns(FdbEntry("flannel.1", MAC, bytes([192, 0, 2, 9])))
+    assert not backend().owns(FdbEntry("flannel-v6.1", MAC, inside))
+
+
+def test_ipv6_needs_a_larger_mtu() -> None:
+    with pytest.raises(ConfigInvalid, match=r"leaves 1279 bytes to containers; it must be at least 1350"):
+        v6_backend(replace(V6_UNDERLAY, mtu=1349))
