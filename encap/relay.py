@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable
 
 from flanneld_py.encap.batch import Batch
-from flanneld_py.encap.directory import Directory, Hop
+from flanneld_py.encap.directory import Directory, Endpoint, Hop
 from flanneld_py.encap.forward import Drop, Reply, Send, outbound
 from flanneld_py.encap.frame import Refused
 from flanneld_py.encap.merge import coalesce
@@ -29,10 +29,7 @@ SHARE = 1 << 18
 """Bytes per direction in one turn of the loop: some super-packets, some hundred microseconds."""
 
 MOST = 64
-"""Packets that are read in one turn: as many as fit one send."""
-
-PACKET_COST = 4096
-"""How many bytes the handling of a received packet counts for, whatever its length."""
+"""Packets that are read, and receipts that are taken, in one turn; as many datagrams fit one send."""
 
 GSO = struct.Struct("=xBxxH")
 """gso_type and gso_size of a virtio header."""
@@ -51,8 +48,7 @@ class Relay:
         self._directory = directory
         self._may_answer = may_answer
         self._from_tun = memoryview(bytearray(SHARE))
-        self._received = bytearray(RECEIVE_SIZE)
-        self._from_wire = memoryview(self._received)
+        self._from_wire = memoryview(bytearray(SHARE + 2 * RECEIVE_SIZE))
         self._batch = Batch(wire, self._lost)
         self._udp = "uso4" in tun.offloads
 
@@ -101,29 +97,51 @@ class Relay:
         self._dropped("out-wire", _name(error))
 
     def inward(self) -> None:
-        """Deliver what waits at the wire, up to a share. Raises DeviceGone."""
-        directory = self._directory
-        offset, mtu, sources = directory.admission.offset, directory.mtu, directory.sources
-        budget = SHARE
-        while budget > 0:
+        """Deliver what waits at the wire, up to a share. Raises DeviceGone.
+
+        A sender's super-packet can take it two sends; what was received in a row is merged as if it were one receipt.
+        """
+        begin = at = size = 0
+        sender: Endpoint = ("", 0)
+        for _ in range(MOST):
             try:
-                total, size, sender = self.wire.receive_into(self._received)
+                total, each, source = self.wire.receive_into(self._from_wire[at : at + RECEIVE_SIZE])
             except BlockingIOError:
-                return
+                break
             except OSError as error:
                 self._dropped("in-wire", _name(error))
-                return
-            budget -= total + PACKET_COST
-            source = sources.get(sender[0])
-            if source is None:
-                self._dropped("in", Refused.UNKNOWN_PEER.value, pieces(total, size))
-            elif size <= offset:
-                self._dropped("in", Refused.SHORT.value, pieces(total, size))
-            else:
-                datagrams = self._from_wire[:total]
-                whole = uncut(datagrams, size, offset) if self._udp else None
-                for header, start, stop in (whole,) if whole else coalesce(datagrams, size, offset, mtu, self._udp):
-                    self._deliver(header, datagrams[start:stop], source)
+                break
+            if at > begin and not (source == sender and self._continues(at - begin, size, total, each)):
+                self._admit(self._from_wire[begin:at], size, sender)
+                begin = at
+            if at == begin:
+                size, sender = each, source
+            at += total
+            if at > SHARE:
+                break
+        if at > begin:
+            self._admit(self._from_wire[begin:at], size, sender)
+
+    def _continues(self, length: int, size: int, total: int, each: int) -> bool:
+        """Tell whether a receipt of `total` bytes goes on where datagrams of `size` bytes, `length` in all, ended.
+
+        What another namespace's kernel did not cut is larger than the MTU, and stays alone.
+        """
+        fits = each == size or each == total < size
+        return fits and length % size == 0 and size <= self._directory.mtu + self._directory.admission.offset
+
+    def _admit(self, datagrams: memoryview, size: int, sender: Endpoint) -> None:
+        offset = self._directory.admission.offset
+        source = self._directory.sources.get(sender[0])
+        if source is None:
+            self._dropped("in", Refused.UNKNOWN_PEER.value, pieces(len(datagrams), size))
+        elif size <= offset:
+            self._dropped("in", Refused.SHORT.value, pieces(len(datagrams), size))
+        else:
+            whole = uncut(datagrams, size, offset) if self._udp else None
+            mtu = self._directory.mtu
+            for header, start, stop in (whole,) if whole else coalesce(datagrams, size, offset, mtu, self._udp):
+                self._deliver(header, datagrams[start:stop], source)
 
     def _deliver(self, header: bytes, datagram: memoryview, source: bytes) -> None:
         admission = self._directory.admission

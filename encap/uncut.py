@@ -30,7 +30,9 @@ def uncut(buffer: memoryview, size: int, offset: int) -> Write | None:
     None if it holds datagrams of `size` bytes, as told. The inner packet begins at `offset`.
     """
     packet = buffer[offset:]
-    layout = read_layout(packet) if len(buffer) > size else None
+    if len(buffer) <= size or len(packet) < 28 or UDP not in (packet[9], packet[6]):
+        return None
+    layout = read_layout(packet)
     if layout is None or layout.protocol != UDP or complement(_check(packet, layout) - _pseudo(packet, layout)):
         return None
     start, field = layout.transport, layout.checksum

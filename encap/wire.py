@@ -156,7 +156,7 @@ class Wire:
         self._socket.close()
         self._sender.close()
 
-    def receive_into(self, buffer: bytearray) -> tuple[int, int, Endpoint]:
+    def receive_into(self, buffer: memoryview) -> tuple[int, int, Endpoint]:
         """Receive datagrams of one sender: bytes in all, bytes of each (the last may be shorter), the sender.
 
         Raises BlockingIOError if there is nothing.
