@@ -111,7 +111,9 @@ class Relay:
             except OSError as error:
                 self._dropped("in-wire", _name(error))
                 break
-            if at > begin and not (source == sender and self._continues(at - begin, size, total, each)):
+            if not total:
+                self._admit(self._from_wire[:0], each, source)
+            elif at > begin and not (source == sender and self._continues(at - begin, size, total, each)):
                 self._admit(self._from_wire[begin:at], size, sender)
                 begin = at
             if at == begin:
