@@ -26,6 +26,7 @@ from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.keep import Keeper
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.network import wait_for_network
+from flanneld_py.agent.onlink import OnLinkVerdicts
 from flanneld_py.agent.reconcile import Reconciler
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap import backends
@@ -97,6 +98,7 @@ class Agent:
         self._take_device = take_device
         self._start_datapath = start_datapath
         self._status = ""
+        self._on_link = OnLinkVerdicts(kernel, underlay.interface, clock)
         self._wanted: tuple[Wanted, ...] = ()
         self._supervisor: Supervisor | None = None
         self.view = LeaseView()
@@ -118,12 +120,14 @@ class Agent:
         supervisor = self._supervisor = self._make_supervisor(wanted[0])
         carrier = UserspaceCarrier(supervisor) if supervisor is not None else KernelCarrier()
         reconcilers = self._reconcilers = tuple(
-            Reconciler(self._kernel, self.view, each, self._clock, self._rng, carrier) for each in wanted
+            Reconciler(self._kernel, self.view, each, self._clock, self._rng, carrier, self._on_link) for each in wanted
         )
-        devices = [each.link.name for each in wanted]
-        for device in devices:
-            self._take_device(device)
-        self._kernel.listen(devices, self._on_events)
+        devices = [backend.device for backend in network.backends if backend.device]
+        for name in [f"device {device}" for device in devices] or [
+            f"Network {network.config.ipv4 and network.config.ipv4.network}"
+        ]:
+            self._take_device(name)
+        self._kernel.listen([*devices, self._underlay.interface], self._on_events)
 
         async def take_another(lost: Lease) -> None:
             """Another host has our subnet: get a new one, and say loudly what has to follow."""
@@ -141,8 +145,8 @@ class Agent:
 
         tasks.create_task(self._follower.run(), name="follower")
         tasks.create_task(self._keeper.keep(take_another), name="keeper")
-        for reconciler, device in zip(reconcilers, devices, strict=True):
-            tasks.create_task(reconciler.run(), name=f"reconciler of {device}")
+        for reconciler, backend in zip(reconcilers, network.backends, strict=True):
+            tasks.create_task(reconciler.run(), name=f"reconciler of {backend.family.name}")
         if supervisor is not None:
             await reconcilers[0].surveyed.wait()  # A process that runs already would drop the peers it is not told of.
             tasks.create_task(supervisor.run(), name="data plane")
@@ -151,7 +155,9 @@ class Agent:
             await reconciler.ready.wait()
         self._write_subnet_file(wanted)
         self.ready.set()
-        log.info("ready", **facts(subnet=wanted[0].own.subnets, device=" and ".join(devices), peers=self._peers))
+        log.info(
+            "ready", **facts(subnet=wanted[0].own.subnets, device=" and ".join(devices) or None, peers=self._peers)
+        )
         self._changed()
 
     async def describe(self) -> status.Document:
@@ -159,7 +165,7 @@ class Agent:
         document = status.starting(self._status)
         document |= {"ready": self.ready.is_set(), "registry_connected": self._connected}
         if self._wanted:
-            document |= status.network(self._wanted, self._settings.datapath)
+            document |= status.network(self._wanted)
         if self._reconcilers:
             document |= status.peers(self._reconcilers)
         if self._supervisor is not None:
@@ -177,10 +183,11 @@ class Agent:
 
     async def _backends(self, config: NetworkConfig) -> tuple[Backend, ...]:
         """Make the backend that the config names, for each family. Raises ConfigInvalid."""
-        made = await backends.make(config, self._underlay, self._kernel, self._settings.datapath)
+        made = await backends.make(config, self._underlay, self._kernel, self._settings.datapath, self._on_link)
         for backend in made:
-            carrier = f"in userspace: {backend.why_userspace}" if backend.why_userspace else "by the kernel"
-            log.info(f"packets are carried {carrier}", **facts(backend=config.backend_type, device=backend.device))
+            carrier = "in userspace" if backend.userspace else "by the kernel"
+            about = facts(backend=config.backend_type, device=backend.device, reason=backend.why)
+            log.info(f"packets are carried {carrier}", **about)
         return made
 
     def _make_supervisor(self, wanted: Wanted) -> Supervisor | None:
@@ -193,7 +200,7 @@ class Agent:
             for reconciler in self._reconcilers:
                 reconciler.mark()
 
-        control = self._settings.control / f"datapath-{wanted.link.name}.sock"
+        control = self._settings.control / f"datapath-{wanted.datapath.device}.sock"
         return Supervisor(control, self._start_datapath, prepared, wanted.datapath, self._clock, self._rng)
 
     async def _acquire(self, network: Network, previous: tuple[subnetfile.Network, ...]) -> tuple[Wanted, ...]:
@@ -204,7 +211,8 @@ class Agent:
             others = [lease for lease in self.view.leases().values() if lease.subnets != ours]
 
             def found(backend: Backend) -> Found:
-                return Found(self._identity.name, had, self._kernel.link(backend.device), others)
+                device = self._kernel.link(backend.device) if backend.device else None
+                return Found(self._identity.name, had, device, others)
 
             return backends.published([(backend, found(backend)) for backend in network.backends])
 

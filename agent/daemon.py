@@ -200,7 +200,7 @@ def require_capability() -> None:
 
 
 def lock_device(name: str) -> socket.socket:
-    """Make sure that no other agent on this host has the device, for as long as we live. Raises Broken.
+    """Make sure that no other agent on this host has what is named, for as long as we live. Raises Broken.
 
     An abstract unix socket belongs to the network namespace, as the device does, and goes with the process.
     """
@@ -210,8 +210,8 @@ def lock_device(name: str) -> socket.socket:
     except OSError as error:
         lock.close()
         raise Broken(
-            f"another flanneld-py on this host has device {name}; stop that one, "
-            "or give the two networks device names of their own: vxlan with another Backend.VNI"
+            f"another flanneld-py on this host has {name}; stop that one, or give the two networks something of "
+            "their own: vxlan another Backend.VNI, host-gw and alloc another Network"
         ) from error
     return lock
 

@@ -23,14 +23,15 @@ from flanneld_py.agent.carrier import Carrier
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.hold import Hold
 from flanneld_py.agent.log import facts, log
+from flanneld_py.agent.onlink import OnLinkVerdicts
 from flanneld_py.agent.refusals import Refusals
 from flanneld_py.agent.repairs import Repairs
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap.delta import Tracker
-from flanneld_py.encap.kernel import Event, Gone, Kernel, KernelError, LinkChanged, Lost, Seen
+from flanneld_py.encap.kernel import Event, Gone, Kernel, KernelError, LinkChanged, Lost, Rerouted, Seen
 from flanneld_py.encap.linkstep import LinkStep, link_step
 from flanneld_py.encap.peers import Peers
-from flanneld_py.encap.state import ForeignLink, VxlanLink, describe
+from flanneld_py.encap.state import ForeignLink, Key, VxlanLink, describe
 from flanneld_py.registry.view import LeaseView
 
 SETTLE = 0.002
@@ -50,10 +51,17 @@ OWN = "own"
 
 
 class Reconciler:
-    """Drive one device and everything on it."""
+    """Drive one device, if the backend has one, everything on it, and our routes on the underlay interface."""
 
     def __init__(
-        self, kernel: Kernel, view: LeaseView, wanted: Wanted, clock: Clock, rng: Random, carrier: Carrier
+        self,
+        kernel: Kernel,
+        view: LeaseView,
+        wanted: Wanted,
+        clock: Clock,
+        rng: Random,
+        carrier: Carrier,
+        on_link: OnLinkVerdicts,
     ) -> None:
         self._kernel = kernel
         self._carrier = carrier
@@ -61,7 +69,8 @@ class Reconciler:
         self._clock = clock
         self._rng = rng
         self._wake = asyncio.Event()
-        self._tracker = Tracker(wanted.backend.owns)
+        self._on_link = on_link
+        self._tracker = Tracker(wanted.backend.owns, wanted.backend.device, wanted.backend.parent)
         self._hold = Hold(view, self._tracker, carrier)
         self._link_backoff = Backoff(0.1, 30.0, rng)
         self._entry_backoff = Backoff(0.02, 30.0, rng)
@@ -88,34 +97,46 @@ class Reconciler:
     def want(self, wanted: Wanted) -> None:
         """Change what is wanted of this host: another subnet, another underlay address. Same device name."""
         self._want(wanted)
-        self._view.start_over(wanted.link.name)
+        self._view.start_over(wanted.backend.family.name)
         self._look_at_link = True
         self._wake.set()
 
     def on_events(self, events: Sequence[Event]) -> None:
         """Take in what others did to the kernel."""
-        device = self._wanted.link.name
+        backend = self._wanted.backend
         for event in events:
             match event:
-                case Seen(entry) if entry.device == device:
+                case Seen(entry) if self._concerns(entry.key):
                     self._tracker.observe((entry,))
                     self._meddled = True
-                case Gone(key) if key[1] == device:
+                case Gone(key) if self._concerns(key):
                     self._tracker.gone(key)
                     self._meddled = True
-                case LinkChanged(name, present) if name == device:
-                    self._look_at_link = True
-                    self._read_at = 0.0
-                    if not present:
-                        self._tracker.forget(device)
-                case LinkChanged(name, present=True) if name == self._wanted.backend.parent:
-                    self._look_at_link = True
-                    if self._link_failure:
-                        self._retry_at = self._clock.now()  # It may have failed for want of this very interface.
+                case LinkChanged(name, present) if name in (backend.device, backend.parent):
+                    self._on_link_changed(name, present)
+                case Rerouted() if backend.asks_on_link:
+                    self._on_link.mark()
                 case Lost():
                     self._look_at_link = True
                     self._read_at = 0.0
-        self._wake.set()
+                case _:
+                    continue
+            self._wake.set()
+
+    def _concerns(self, key: Key) -> bool:
+        """Tell whether a key may be ours: of the underlay interface's tables only routes are, not each neighbour."""
+        backend = self._wanted.backend
+        return key[1] == backend.device or (key[1] == backend.parent and key[0] == "route")
+
+    def _on_link_changed(self, name: str, present: bool) -> None:
+        backend = self._wanted.backend
+        self._look_at_link = True
+        if not present:
+            self._tracker.forget(name)
+        if name == backend.device or backend.asks_on_link:
+            self._read_at = 0.0
+        if name == backend.parent and self._link_failure:
+            self._retry_at = self._clock.now()  # It may have failed for want of this very interface.
 
     # State for people
 
@@ -141,7 +162,8 @@ class Reconciler:
         while True:
             # Without a device there is nothing to read or release.
             idle = self._link_failure or self._awaiting
-            due = self._retry_at if idle else min(self._retry_at, self._read_at, self._hold.until)
+            ask_at = self._on_link.due if self._wanted.backend.asks_on_link else float("inf")
+            due = self._retry_at if idle else min(self._retry_at, self._read_at, self._hold.until, ask_at)
             await self._clock.wait(self._wake, due)
             await self._clock.sleep(max(SETTLE, self._repairs.patience))
             self._wake.clear()
@@ -163,6 +185,10 @@ class Reconciler:
             return
         if now >= self._read_at:
             await self._read(now)
+            if self._wanted.backend.asks_on_link:
+                self._on_link.mark()
+        if self._wanted.backend.asks_on_link and now >= self._on_link.due:
+            self._view.again(self._wanted.backend.family.name, await self._on_link.refresh(self._view.leases()))
         await self._take_leases()
         await self._apply()
         self.ready.set()
@@ -171,6 +197,8 @@ class Reconciler:
         """Make the device what it should be; False if that failed and is to be tried again later."""
         self._look_at_link = False
         want = self._wanted.link
+        if want is None:
+            return True
         try:
             have = self._kernel.link(want.name)
             step = link_step(have, want)
@@ -214,7 +242,7 @@ class Reconciler:
 
     async def _take_leases(self) -> None:
         self._hold.look(self._clock.now())
-        changed = self._view.take_changed(self._wanted.link.name)
+        changed = self._view.take_changed(self._wanted.backend.family.name)
         for start in range(0, len(changed), LEASE_PORTION):
             keys = changed[start : start + LEASE_PORTION]
             verdicts = self._peers.update((key, self._view.records.get(key)) for key in keys)

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from flanneld_py.agent.reconcile import Reconciler
     from flanneld_py.agent.supervise import Report
     from flanneld_py.agent.wanted import Wanted
-    from flanneld_py.encap.backends import Choice
     from flanneld_py.encap.orders import PeerTraffic, Status
 
 Document = dict[str, object]
@@ -43,15 +42,14 @@ def starting(state: str) -> Document:
     }
 
 
-def network(wanted: Sequence[Wanted], choice: Choice) -> Document:
-    """Return what this host is, given each family; `choice` is the operator's of who carries the packets."""
+def network(wanted: Sequence[Wanted]) -> Document:
+    """Return what this host is, given each family."""
     first = wanted[0]
-    why = first.backend.why_userspace
     return {
         "subnet": ", ".join(map(str, first.own.subnets.families)),
-        "device": ", ".join(each.link.name for each in wanted),
+        "device": ", ".join(each.backend.device for each in wanted if each.backend.device) or None,
         "backend": first.config.backend_type,
-        "datapath": {"kind": "userspace" if why else "kernel", "reason": why or f"--datapath {choice}"},
+        "datapath": {"kind": "userspace" if first.backend.userspace else "kernel", "reason": first.backend.why},
     }
 
 

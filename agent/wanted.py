@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """This host as it should be. `datapath` is None if the kernel carries the packets."""
+    """This host as it should be. `link` is None if there is no device of ours; `datapath` if there is no process."""
 
     config: NetworkConfig
     backend: Backend
     own: Own
-    link: OurLink
+    link: OurLink | None
     datapath: orders.Configure | None

@@ -2,7 +2,7 @@
 
     config, underlay --> Backend
     attrs      what we publish with our lease        link, own_entries   our device, and what is on it without peers
-    peer       a lease of another host: its entries  owns                what on the device is ours
+    peer       a lease of another host: its entries  owns                what on the devices is ours
     datapath   what the data-plane process is to be, where the packets are carried in userspace
 
 A backend decides and does nothing: the Reconciler brings device and entries about, the Supervisor the process.
@@ -11,19 +11,23 @@ Everything that follows from our lease is worked out from the lease as it was wr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import TYPE_CHECKING, Protocol
 
 from flanneld_py.encap.family import Family, IPAddress
 from flanneld_py.encap.peers import Own, Peer
-from flanneld_py.encap.state import Entry, Link, OurLink
+from flanneld_py.encap.state import ROUTE_PROTOCOL, Entry, Link, OurLink, Route
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
 from flanneld_py.registry.model import Json, Lease, LeaseAttrs
 
 if TYPE_CHECKING:
     from flanneld_py.encap import orders
+
+
+OnLink = Callable[[IPv4Address], bool]
+"""Whether packets to an underlay address go over the underlay interface without a gateway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +69,31 @@ class Found:
 
 
 class Backend(Protocol):
-    """One family of a network on one host. `mtu`, in bytes, is for containers; `parent` is the underlay interface.
+    """One family of a network on one host. `mtu`, in bytes, is for containers.
 
-    `why_userspace` says why the data-plane process carries the packets; "" if the kernel does.
+    `device` is ours alone, None if there is none; `parent` the underlay interface, which we share with everybody.
+    Entries are on these two. `asks_on_link` is whether those of a peer depend on OnLink.
+    `userspace` is whether the data-plane process carries the packets, and `why` says why so.
     """
 
     family: Family
-    device: str
     parent: str
+    asks_on_link: bool
     mtu: int
-    why_userspace: str
+    userspace: bool
+    why: str
+
+    @property
+    def device(self) -> str | None:
+        """See above."""
+        ...
 
     def attrs(self, found: Found) -> LeaseAttrs:
         """Return what we publish with our lease."""
         ...
 
-    def link(self, lease: Lease) -> OurLink:
-        """Return the device as it should be, given our lease."""
+    def link(self, lease: Lease) -> OurLink | None:
+        """Return the device as it should be, given our lease; None if there is none."""
         ...
 
     def datapath(self, lease: Lease) -> orders.Configure | None:
@@ -93,7 +105,7 @@ class Backend(Protocol):
         ...
 
     def owns(self, entry: Entry) -> bool:
-        """Tell whether an entry found on our device is ours: made by us, by an earlier run, or by flannel's daemon."""
+        """Tell whether an entry found on our two devices is ours: made by us, an earlier run, or flannel's daemon."""
         ...
 
     def peer(self, lease: Lease) -> Peer:
@@ -110,6 +122,24 @@ def container_mtu(config: NetworkConfig, underlay: Underlay, family: Family, ove
             f"it must be at least {family.least_mtu + overhead}"
         )
     return outer - overhead
+
+
+def direct_route(interface: str, lease: Lease) -> Route:
+    """Return the route to the subnet of a host that is on the interface's link: the host itself is the gateway."""
+    subnet = lease.subnets.v4
+    return Route(interface, subnet.network_address.packed, subnet.prefixlen, lease.attrs.public_ip.packed)
+
+
+def is_direct(entry: Entry, interface: str, network: IPv4Network) -> bool:
+    """Tell whether an entry is a direct route that we have made, now or on another backend."""
+    return (
+        isinstance(entry, Route)
+        and entry.device == interface
+        and entry.protocol == ROUTE_PROTOCOL
+        and entry.gateway is not None
+        and len(entry.subnet) == 4
+        and IPv4Address(entry.subnet) in network
+    )
 
 
 def number(value: Json, name: str, default: int, least: int, most: int) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from flanneld_py.encap import udp, vxlan
-from flanneld_py.encap.backend import Backend, Found, Underlay
+from flanneld_py.encap import alloc, hostgw, udp, vxlan
+from flanneld_py.encap.backend import Backend, Found, OnLink, Underlay
 from flanneld_py.encap.family import IPV4, IPV6
 from flanneld_py.encap.kernel import Kernel
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
@@ -25,25 +25,32 @@ def published(parts: Sequence[tuple[Backend, Found]]) -> LeaseAttrs:
     return attrs
 
 
-async def make(config: NetworkConfig, underlay: Underlay, kernel: Kernel, choice: Choice) -> tuple[Backend, ...]:
+async def make(
+    config: NetworkConfig, underlay: Underlay, kernel: Kernel, choice: Choice, on_link: OnLink
+) -> tuple[Backend, ...]:
     """Make the backend that the config names, for each family that is on. Raises ConfigInvalid if it cannot be had."""
     match config.backend_type:
         case vxlan.BACKEND_TYPE:
-            why = "--datapath userspace" if choice == "userspace" else ""
+            userspace, why = choice == "userspace", f"--datapath {choice}"
             if choice == "auto" and (lacking := await kernel.why_no_vxlan()):
-                why = f"the kernel has no VXLAN devices: {lacking}"
-            if why and config.ipv6 is not None:
+                userspace, why = True, f"the kernel has no VXLAN devices: {lacking}"
+            if userspace and config.ipv6 is not None:
                 raise ConfigInvalid(f"EnableIPv6 is true, and packets would be carried in userspace ({why}): IPv4 only")
             families = [family for family in (IPV4, IPV6) if family.config(config) is not None]
+            objects = kernel.nexthop_objects
             return tuple(
-                vxlan.Vxlan(config, underlay, family, nexthop_objects=kernel.nexthop_objects, why_userspace=why)
+                vxlan.Vxlan(config, underlay, on_link, family, nexthop_objects=objects, userspace=userspace, why=why)
                 for family in families
             )
+        case udp.BACKEND_TYPE | hostgw.BACKEND_TYPE | alloc.BACKEND_TYPE as name if (
+            config.ipv4 is None or config.ipv6 is not None
+        ):
+            raise ConfigInvalid(f"Backend.Type {name!r} is for IPv4 only: EnableIPv6 must be false and EnableIPv4 true")
+        case hostgw.BACKEND_TYPE:
+            return (hostgw.HostGw(config, underlay, on_link),)
+        case alloc.BACKEND_TYPE:
+            return (alloc.Alloc(config, underlay),)
         case udp.BACKEND_TYPE:
-            if config.ipv4 is None or config.ipv6 is not None:
-                raise ConfigInvalid(
-                    "Backend.Type 'udp' carries IPv4 only: EnableIPv6 must be false and EnableIPv4 true"
-                )
             if choice == "kernel":
                 raise ConfigInvalid(
                     "Backend.Type is 'udp', which no kernel carries, and --datapath is 'kernel': "
@@ -51,4 +58,4 @@ async def make(config: NetworkConfig, underlay: Underlay, kernel: Kernel, choice
                 )
             return (udp.Udp(config, underlay),)
         case other:
-            raise ConfigInvalid(f"Backend.Type is {other!r}: supported are 'vxlan' and 'udp'")
+            raise ConfigInvalid(f"Backend.Type is {other!r}: supported are 'vxlan', 'host-gw', 'udp' and 'alloc'")

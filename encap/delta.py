@@ -12,8 +12,11 @@ Pure bookkeeping, incremental: the cost of a change is the change, not the size 
 Order of work: `take` gives updates before deletions, so that what replaces is there before what it replaces goes;
 updates from the device outward (address, FDB, neighbour, nexthop, route), deletions the other way round.
 
-What is *ours* in the kernel: a key that we want, or an entry that `owns` accepts. All else is never recorded here,
-so it cannot be touched.
+What is *ours* in the kernel: an entry that `owns` accepts, or on our own device a key that we want. All else is never
+recorded here, so it cannot be touched.
+
+A route has a rival: the one to the same subnet on the other device, which may be ours as well. The kernel has room for
+one of them, so it is replaced: no packet finds neither.
 """
 
 from __future__ import annotations
@@ -27,10 +30,15 @@ ORDER = ("address", "fdb", "neighbour", "nexthop", "route")
 
 
 class Tracker:
-    """Hold both tables and what differs between them. See the module's docstring."""
+    """Hold both tables and what differs between them. See the module's docstring.
 
-    def __init__(self, owns: Callable[[Entry], bool]) -> None:
+    `device` is ours alone, `shared` also others'; either may not be there.
+    """
+
+    def __init__(self, owns: Callable[[Entry], bool], device: str | None = None, shared: str | None = None) -> None:
         self._owns = owns
+        self._other = {device: shared, shared: device} if device and shared else {}
+        self._shared = shared
         self._desired: dict[Key, Entry] = {}
         self._groups: dict[str, tuple[Entry, ...]] = {}
         self._actual: dict[Key, Entry] = {}
@@ -99,8 +107,11 @@ class Tracker:
         """Take in part of a reading, or what somebody else made or changed."""
         for entry in entries:
             key = entry.key
-            if key in self._desired or key in self._actual or self._owns(entry):
+            known = key in self._actual
+            if (entry.device != self._shared and (known or key in self._desired)) or self._owns(entry):
                 self._set_actual(key, entry)
+            elif known:
+                self.gone(key)  # Somebody has put his own in its place.
 
     def end_reading(self) -> None:
         """Finish a reading: forget what it did not show."""
@@ -110,8 +121,10 @@ class Tracker:
 
     def gone(self, key: Key) -> None:
         """Take in that an entry is not there any more."""
-        if self._actual.pop(key, None) is not None:
+        if self._actual.pop(key, None) is not None or key in self._refused:
             self._compare(key)
+        if self._refused and (rival := self._rival(key)) in self._refused:
+            self._compare(rival)
 
     def forget(self, device: str) -> None:
         """Take in that a device is gone or was flushed: with it went all its entries."""
@@ -144,6 +157,8 @@ class Tracker:
                 self.gone(key)
             else:
                 self._set_actual(key, operation.entry)
+                if (rival := self._rival(key)) != key and rival in self._actual:
+                    self.gone(rival)
 
     def retry(self) -> None:
         """Make everything that failed pending again."""
@@ -155,7 +170,14 @@ class Tracker:
         return (key for kind in order for key in pending[kind])
 
     def _update(self, key: Key) -> Operation:
-        return Operation(Verb.REPLACE if key in self._actual else Verb.ADD, self._desired[key])
+        there = key in self._actual or self._rival(key) in self._actual
+        return Operation(Verb.REPLACE if there else Verb.ADD, self._desired[key])
+
+    def _rival(self, key: Key) -> Key:
+        """Return the key of the same route on the other device; the key itself if there is none."""
+        kind, device, subnet, length = key
+        other = self._other.get(device) if kind == "route" else None
+        return key if other is None else (kind, other, subnet, length)
 
     def _set_actual(self, key: Key, entry: Entry) -> None:
         self._actual[key] = entry

@@ -13,7 +13,7 @@ What keeps a belief about the kernel true (the order matters):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,7 +52,12 @@ class Lost:
     """Events were lost or cannot be told exactly: read everything again."""
 
 
-Event = Seen | Gone | LinkChanged | Lost
+@dataclass(frozen=True, slots=True)
+class Rerouted:
+    """Somebody else has changed an address or a route of this host, on whatever device: see `on_link`."""
+
+
+Event = Seen | Gone | LinkChanged | Rerouted | Lost
 
 
 class Kernel(Protocol):
@@ -64,13 +69,17 @@ class Kernel(Protocol):
     def listen(self, devices: Sequence[str], notify: Callable[[Sequence[Event]], None]) -> None:
         """Report events about these devices (by name, whether they exist yet or not), in batches, to `notify`.
 
-        LinkChanged is reported for every device of the host, entries only for `devices`. Called once, inside a
-        running event loop, before the first `dump`.
+        LinkChanged and Rerouted are reported for every device of the host, entries only for `devices`. Called once,
+        inside a running event loop, before the first `dump`.
         """
         ...
 
     def link(self, name: str) -> Link | None:
         """Read one device."""
+        ...
+
+    def on_link(self, interface: str, addresses: Iterable[bytes]) -> set[bytes]:
+        """Ask to which of these addresses packets go over the interface without a gateway; blocks 20 us for each."""
         ...
 
     async def why_no_vxlan(self) -> str:
@@ -106,6 +115,9 @@ class Kernel(Protocol):
 
         Removing what is not there is no failure. Returns what failed; keep a call to about a hundred operations,
         it blocks. A Route goes through the Nexthop of its gateway if there is one.
+
+        REPLACE of a Route also takes the place of a route of ours to that subnet on another device. ADD of a Route
+        that is there in exactly its form succeeds if that is ours, or flannel's (protocol `boot`): it is ours then.
         """
         ...
 

@@ -23,7 +23,7 @@ from errno import ENOBUFS
 from itertools import count
 
 from flanneld_py.encap import rtnetlink as rt
-from flanneld_py.encap.kernel import Event, Gone, LinkChanged, Lost, Seen
+from flanneld_py.encap.kernel import Event, Gone, LinkChanged, Lost, Rerouted, Seen
 from flanneld_py.encap.nexthops import NexthopIds
 from flanneld_py.encap.rtnetlink import Message
 from flanneld_py.encap.rtsocket import RECEIVE_BYTES, SOL_NETLINK
@@ -115,7 +115,7 @@ class Listener:
                 case Seen() | Gone() if own or event in expected:
                     done = event_key(event)
                     self._pending = [earlier for earlier in self._pending if event_key(earlier) != done]
-                case _ if not own:
+                case _ if not own and [event] != self._pending[-1:]:
                     self._pending.append(event)
 
     def _translate(self, buffer: bytes, message: Message) -> list[Event]:
@@ -129,12 +129,12 @@ class Listener:
                     return [Gone(found)]
                 return [Seen(found) if kind == rt.RTM_NEWNEIGH else Gone(found.key)]
             case rt.RTM_NEWROUTE | rt.RTM_DELROUTE:
-                return self._route(buffer, message)
+                return [*self._route(buffer, message), Rerouted()]
             case rt.RTM_NEWADDR | rt.RTM_DELADDR:
                 address = rt.read_address(buffer, at, end, self.watched)
                 if address is None:
-                    return []
-                return [Seen(address) if kind == rt.RTM_NEWADDR else Gone(address.key)]
+                    return [Rerouted()]
+                return [Seen(address) if kind == rt.RTM_NEWADDR else Gone(address.key), Rerouted()]
             case rt.RTM_NEWNEXTHOP | rt.RTM_DELNEXTHOP:
                 return self._nexthop(rt.read_nexthop(buffer, at, end), made=kind == rt.RTM_NEWNEXTHOP)
             case rt.RTM_NEWLINK | rt.RTM_DELLINK if buffer[at] == 0:

@@ -22,7 +22,7 @@ from flanneld_py.encap.kernel import Event, Gone, KernelError, Lost, Seen
 from flanneld_py.encap.listener import Listener, event_key
 from flanneld_py.encap.nexthops import NexthopIds
 from flanneld_py.encap.reader import Reader
-from flanneld_py.encap.rtsocket import Interrupted, Refused, RouteSocket, find_link, list_links
+from flanneld_py.encap.rtsocket import Interrupted, Refused, RouteSocket, find_link, goes_directly, list_links
 from flanneld_py.encap.state import (
     Address,
     Entry,
@@ -115,6 +115,13 @@ class Netlink:
             listener.close()
             self._listening = None
         self._requests.close()
+
+    def on_link(self, interface: str, addresses: Iterable[bytes]) -> set[bytes]:
+        """See kernel.Kernel."""
+        found = find_link(self._requests, interface)
+        if found is None:
+            return set()
+        return {packed for packed in addresses if goes_directly(self._requests, found.ifindex, packed)}
 
     # Devices
 

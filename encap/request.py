@@ -113,8 +113,8 @@ def route_by_id(seq: int, kind: int, flags: int, subnet: bytes, prefix_length: i
     )  # fmt: skip
 
 
-def route_delete(seq: int, ifindex: int, subnet: bytes, prefix_length: int) -> bytes:
-    """Delete the classic route to a subnet on a device, whatever its gateway and protocol.
+def route_delete(seq: int, ifindex: int, subnet: bytes, prefix_length: int, gateway: bytes | None) -> bytes:
+    """Delete the classic route to a subnet on a device, whatever its protocol, and its gateway if that is None.
 
     The kernel's matching differs: IPv4 never takes a route that has a nexthop object for this; IPv6 takes one of
     any device if the metric is the same.
@@ -123,7 +123,8 @@ def route_delete(seq: int, ifindex: int, subnet: bytes, prefix_length: int) -> b
     fixed = rt.ROUTE.pack(family, prefix_length, 0, 0, rt.RT_TABLE_MAIN, 0, _RT_SCOPE_NOWHERE, rt.RTN_UNICAST, 0)
     metric = _attribute(rt.RTA_PRIORITY, rt.U32.pack(rt.ROUTE_METRIC[family]))
     oif = _attribute(rt.RTA_OIF, rt.U32.pack(ifindex))
-    return _message(rt.RTM_DELROUTE, 0, seq, fixed + _attribute(rt.RTA_DST, subnet) + oif + metric)
+    via = _attribute(rt.RTA_GATEWAY, gateway) if gateway is not None else b""
+    return _message(rt.RTM_DELROUTE, 0, seq, fixed + _attribute(rt.RTA_DST, subnet) + oif + metric + via)
 
 
 def get_link(seq: int, which: str | int) -> bytes:

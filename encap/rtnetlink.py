@@ -52,7 +52,7 @@ IFLA_VXLAN_ID, IFLA_VXLAN_GROUP, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_L
 IFLA_VXLAN_PORT, IFLA_VXLAN_GROUP6, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_GBP = 15, 16, 17, 23
 NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 NHA_ID, NHA_OIF, NHA_GATEWAY = 1, 5, 6
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE, RTA_NH_ID = 1, 4, 5, 6, 9, 15, 30
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE, RTA_VIA, RTA_NH_ID = 1, 4, 5, 6, 9, 15, 18, 30
 
 _SILENT = bytes([IN6_ADDR_GEN_MODE_NONE])
 
@@ -263,6 +263,15 @@ def read_route(buffer: bytes, at: int, end: int) -> RouteMessage | None:
     single = kind == RTN_UNICAST and RTA_MULTIPATH not in found
     ifindex = _u32(found.get(RTA_OIF)) if single else 0
     return RouteMessage(ifindex, subnet, length, found.get(RTA_GATEWAY), protocol, _u32(found.get(RTA_NH_ID)))
+
+
+def read_direct(buffer: bytes, at: int, end: int) -> int:
+    """Read the answer to get_route: the interface index if packets go over it without a gateway, else 0."""
+    kind = _fixed(ROUTE, buffer, at, end)[7]
+    found = attributes(buffer, at + 12, end)
+    if kind != RTN_UNICAST or found.keys() & {RTA_GATEWAY, RTA_VIA, RTA_MULTIPATH}:
+        return 0
+    return _u32(found.get(RTA_OIF))
 
 
 def _fixed(layout: Struct, buffer: bytes, at: int, end: int) -> tuple[int, ...]:

@@ -1,4 +1,5 @@
-"""A blocking rtnetlink socket: ask one thing, send a batch, read a table. It knows no tables but devices.
+"""A blocking rtnetlink socket: ask one thing, send a batch, read a table. It knows no tables but
+devices, and which way leads where.
 
 rtnetlink does a request inside `send`: the answers lie ready when it returns, so blocking lasts as long as the kernel's
 work and no longer. The receive timeout only guards against what must not happen.
@@ -161,3 +162,12 @@ def list_links(reader: RouteSocket) -> list[rt.LinkMessage]:
         for buffer, messages in reader.dump(request.dump_links)
         for message in messages
     ]
+
+
+def goes_directly(asker: RouteSocket, ifindex: int, packed: bytes) -> bool:
+    """Tell whether packets to an address go over an interface without a gateway."""
+    try:
+        buffer, message = asker.ask(lambda seq: request.get_route(seq, packed))
+    except Refused:
+        return False
+    return rt.read_direct(buffer, message.at, message.end) == ifindex

@@ -140,7 +140,7 @@ class Route(NamedTuple):
     """A unicast route in the main table: `subnet`/`prefix_length` via `gateway` on `device`, onlink.
 
     `protocol` is no part of equality: a route of flannel's daemon in our form serves as well as ours.
-    `gateway` None is a route that we never want and may find (`ip route add ... dev flannel.1`).
+    `gateway` None is a route straight to the device.
     """
 
     device: str
@@ -162,6 +162,11 @@ class Route(NamedTuple):
     def key(self) -> Key:
         """Identity in the kernel."""
         return ("route", self.device, self.subnet, self.prefix_length)
+
+    @property
+    def overlay(self) -> bool:
+        """Whether it has the form that only an overlay's routes have: by way of the subnet's own base, or of nobody."""
+        return self.gateway is None or self.gateway == self.subnet
 
 
 Entry = Address | Neighbour | FdbEntry | Nexthop | Route

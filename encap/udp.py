@@ -13,7 +13,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
-from flanneld_py.encap.backend import Found, Underlay, container_mtu, number
+from flanneld_py.encap.backend import Found, Underlay, container_mtu, is_direct, number
 from flanneld_py.encap.family import IPV4
 from flanneld_py.encap.peers import Own, Peer
 from flanneld_py.encap.state import ROUTE_PROTOCOL, Address, Entry, Route, TunLink
@@ -44,7 +44,9 @@ class Udp:
         self.mtu = container_mtu(config, underlay, IPV4, OVERHEAD)
         self.device = DEVICE
         self.parent = underlay.interface
-        self.why_userspace = "the udp backend always is"
+        self.asks_on_link = False
+        self.userspace = True
+        self.why = "the udp backend always is"
 
     def attrs(self, found: Found) -> LeaseAttrs:
         """Return what we publish with our lease: as flannel's, no type and no data."""
@@ -67,7 +69,9 @@ class Udp:
         return Address(self.device, base, 32), Route(self.device, network, self._network.prefixlen, None)
 
     def owns(self, entry: Entry) -> bool:
-        """Tell whether an entry found on our device is ours. An operator's own address or route stays his."""
+        """Tell whether an entry found is ours. An operator's own address or route stays his."""
+        if entry.device == self.parent:
+            return is_direct(entry, self.parent, self._network)  # Left by host-gw: it would win over our route.
         match entry:
             case Route():
                 return entry.protocol == ROUTE_PROTOCOL

@@ -1,8 +1,10 @@
 """The `vxlan` backend as a pure function: leases and configuration in, kernel objects out.
 
 It matches flannel's kernel VXLAN (device `flannel.<VNI>` with `<subnet base>/32`, and per peer a neighbour, an FDB
-entry and an onlink route), so that hosts with flannel's daemon are peers like any other. IPv6 has a device of its own,
-`flannel-v6.<VNI>`, over IPv6. Four deliberate differences:
+entry and an onlink route; with DirectRouting a route by way of the host itself where that is on our link), so that
+hosts with flannel's daemon are peers like any other. IPv6 has a device of its own, `flannel-v6.<VNI>`, over IPv6.
+Deliberate differences:
+- whether a peer is on our link is asked again when the underlay's routes have changed;
 - the IPv6 device's MTU leaves room for its longer outer header, 70 bytes in all; flannel leaves 50;
 - the outer source address is the underlay interface's own, also behind NAT (`--public-ip` is only advertised);
 - the MAC is derived from the host's identity where neither the device nor our lease has one already;
@@ -13,10 +15,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
-from flanneld_py.encap.backend import Found, Underlay, container_mtu, number, switch
+from flanneld_py.encap.backend import (
+    Found,
+    OnLink,
+    Underlay,
+    container_mtu,
+    direct_route,
+    is_direct,
+    number,
+    switch,
+)
 from flanneld_py.encap.family import IPV4, Family
 from flanneld_py.encap.peers import Own, Peer, Unusable
 from flanneld_py.encap.state import (
@@ -33,7 +44,7 @@ from flanneld_py.encap.state import (
     text,
 )
 from flanneld_py.registry.codec import show
-from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
+from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.model import Json, Lease, LeaseAttrs, stand_in
 
 if TYPE_CHECKING:
@@ -55,16 +66,20 @@ class Vxlan:
         self,
         config: NetworkConfig,
         underlay: Underlay,
+        on_link: OnLink,
         family: Family = IPV4,
         *,
         nexthop_objects: bool,
-        why_userspace: str = "",
+        userspace: bool = False,
+        why: str = "",
     ) -> None:
         family_config = family.config(config)
         assert family_config is not None
         options = config.backend
         self.family = family
-        self.why_userspace = why_userspace
+        self.userspace = userspace
+        self.why = why
+        self._on_link = on_link
         self._network = family_config.network
         self._address, self._public_ip = underlay.addresses(family)
         self._nexthop_objects = nexthop_objects
@@ -73,8 +88,7 @@ class Vxlan:
         self.mtu = container_mtu(config, underlay, family, OVERHEAD[family.bits])
         self.gbp = switch(options.get("gbp"), "GBP")
         self.learning = switch(options.get("learning"), "Learning")
-        if switch(options.get("directrouting"), "DirectRouting"):
-            raise ConfigInvalid("Backend.DirectRouting is not supported yet: remove it or set it to false")
+        self.asks_on_link = switch(options.get("directrouting"), "DirectRouting") and family is IPV4
         self.device = f"flannel.{self.vni}" if family is IPV4 else f"flannel-v6.{self.vni}"
         self.parent = underlay.interface
 
@@ -98,7 +112,7 @@ class Vxlan:
 
     def link(self, lease: Lease) -> OurLink:
         """Return the device as it should be, with the MAC in our lease."""
-        if self.why_userspace:
+        if self.userspace:
             return TunLink(self.device, self.mtu)
         return VxlanLink(
             name=self.device,
@@ -114,7 +128,7 @@ class Vxlan:
 
     def datapath(self, lease: Lease) -> orders.Configure | None:
         """Return what the data-plane process is to be, given our lease; None if the kernel carries the packets."""
-        if not self.why_userspace:
+        if not self.userspace:
             return None
         from flanneld_py.encap import orders  # Most hosts never need it.
 
@@ -129,10 +143,13 @@ class Vxlan:
         return (Address(self.device, subnet.network_address.packed, self.family.bits),)
 
     def owns(self, entry: Entry) -> bool:
-        """Tell whether an entry found on our device is ours: made by us, by an earlier run, or by flannel's daemon.
+        """Tell whether an entry found is ours: made by us, by an earlier run, or by flannel's daemon.
 
-        An operator's own address, route or neighbour outside Network stays his.
+        An operator's own address, route or neighbour outside Network stays his; so does all but our routes on the
+        underlay interface.
         """
+        if entry.device == self.parent and isinstance(self._network, IPv4Network):
+            return is_direct(entry, self.parent, self._network)
         if entry.device != self.device:
             return False
         match entry:
@@ -154,6 +171,8 @@ class Vxlan:
         if lease.attrs.backend_type != BACKEND_TYPE:
             raise Unusable(f"backend type is {show(lease.attrs.backend_type or 'none')}, ours is {BACKEND_TYPE!r}")
         mac = self._vtep(self.family.data(lease.attrs))
+        if self.asks_on_link and self._on_link(lease.attrs.public_ip):
+            return Peer(lease, mac, (direct_route(self.parent, lease),))
         subnet, public_ip = self.family.subnet(lease.subnets), self.family.public(lease.attrs)
         assert subnet is not None
         assert public_ip is not None
@@ -161,7 +180,7 @@ class Vxlan:
         entries: tuple[Entry, ...] = (Route(self.device, base, length, base),)
         if self._nexthop_objects:
             entries = (*entries, Nexthop(self.device, base))
-        if not self.why_userspace:
+        if not self.userspace:
             entries = (Neighbour(self.device, base, mac), FdbEntry(self.device, mac, public_ip.packed), *entries)
         return Peer(lease, mac, entries)
 

@@ -5,9 +5,10 @@
 How the verbs meet the kernel (tried on 6.18):
 - A neighbour or forwarding entry is set, whatever was there: the device is ours alone.
 - An address, route or nexthop object is added only where none is. One that is there already in exactly this form
-  counts as added: the event that tells of it may still be in the monitor's queue.
+  counts as added: the event that tells of it may still be in the monitor's queue. But not a route by way of a host
+  that another protocol than ours made: an operator's, unless it is flannel's `boot`, which becomes ours.
 - NLM_F_REPLACE takes the first route with the same subnet and metric on *any* device, in IPv4 and IPv6 alike. So the
-  kernel is asked what is there first, and the operation fails if that leads elsewhere.
+  kernel is asked what is there first, and the operation fails if that leads elsewhere and is not ours.
 - A route is deleted in the form in which it is there: by its nexthop object's id, or by device. IPv4 does not find
   one by device that has an object; IPv6 finds one on any device that has one. Hence the question before the second try.
 
@@ -27,6 +28,8 @@ from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.nexthops import NexthopIds
 from flanneld_py.encap.rtsocket import Refused, RouteSocket, find_link
 from flanneld_py.encap.state import (
+    ROUTE_PROTOCOL,
+    RTPROT_BOOT,
     Address,
     Failure,
     FdbEntry,
@@ -149,7 +152,7 @@ class Writer:
         if not flags:
             if object_id is not None:
                 return request.route_by_id(seq, rt.RTM_DELROUTE, 0, subnet, length, object_id)
-            return request.route_delete(seq, ifindex, subnet, length)
+            return request.route_delete(seq, ifindex, subnet, length, None if route.overlay else route.gateway)
         if self._by_id and object_id is not None:
             return request.route_by_id(seq, rt.RTM_NEWROUTE, flags, subnet, length, object_id)
         return request.route(seq, flags, ifindex, subnet, length, route.gateway)
@@ -208,6 +211,10 @@ class Writer:
             self._fail(operation, errno, words)
         elif self._nexthops.resolve(found) != (ifindex, route.gateway):
             self._fail(operation, EEXIST, self._in_the_way(route, found))
+        elif found.protocol == RTPROT_BOOT and not route.overlay:
+            self._single(lambda seq: self._encode_route(seq, ifindex, route, _SET))  # It serves also if unmarked.
+        elif found.protocol != ROUTE_PROTOCOL and not route.overlay:
+            self._fail(operation, EEXIST, self._in_the_way(route, found))
 
     def _address_in_the_way(self, operation: Operation, address: Address, ifindex: int) -> None:
         lengths = self._prefix_lengths(address, ifindex)
@@ -220,7 +227,7 @@ class Writer:
     def _may_replace(self, operation: Operation, route: Route, ifindex: int) -> bool:
         self._send()
         found = self._find(route)
-        if found is None or self._nexthops.resolve(found)[0] == ifindex:
+        if found is None or found.protocol == ROUTE_PROTOCOL or self._nexthops.resolve(found)[0] == ifindex:
             return True
         self._fail(operation, EEXIST, self._in_the_way(route, found))
         return False
@@ -236,7 +243,9 @@ class Writer:
         elif object_id and len(subnet) == 16:
             return
         else:
-            errno, words = self._single(lambda seq: request.route_delete(seq, ifindex, subnet, length))
+            errno, words = self._single(
+                lambda seq: request.route_delete(seq, ifindex, subnet, length, None if route.overlay else route.gateway)
+            )
         if errno and errno not in _ABSENT:
             self._fail(operation, errno, words)
 

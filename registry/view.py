@@ -11,6 +11,8 @@ works. It is listed in `unreadable` until it is mended or deleted.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from flanneld_py.registry.model import Delta, Lease, Page, Record, Rejected
 
 
@@ -114,6 +116,11 @@ class LeaseView:
     def start_over(self, reader: str) -> None:
         """Let the reader's next `take_changed` return every key, and what is gone since its last."""
         self._changed.setdefault(reader, {}).update(dict.fromkeys(self.records))
+
+    def again(self, reader: str, keys: Iterable[str]) -> None:
+        """Let the reader's next `take_changed` return these keys as well."""
+        if reader in self._changed:
+            self._changed[reader].update(dict.fromkeys(keys))
 
     def _set(self, key: str, record: Record | None) -> None:
         known = self.records.get(key)

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from errno import EEXIST, ENETDOWN, ENODEV, EOPNOTSUPP
 
-from flanneld_py.encap.kernel import Event, Gone, KernelError, LinkChanged, Lost, Seen
+from flanneld_py.encap.kernel import Event, Gone, KernelError, LinkChanged, Lost, Rerouted, Seen
 from flanneld_py.encap.listener import event_key
 from flanneld_py.encap.state import (
+    ROUTE_PROTOCOL,
+    RTPROT_BOOT,
     Address,
     Entry,
     Failure,
@@ -32,6 +34,8 @@ from flanneld_py.encap.state import (
     VxlanLink,
     describe,
 )
+
+MADE_BY_US = (ROUTE_PROTOCOL, RTPROT_BOOT)
 
 
 @dataclass(slots=True)
@@ -70,6 +74,9 @@ class FakeKernel:
 
     def link(self, name: str) -> Link | None:
         return self.links.get(name)
+
+    def on_link(self, interface: str, addresses: Iterable[bytes]) -> set[bytes]:
+        return {packed for packed in addresses if self._way(packed) == (interface, None)}
 
     async def why_no_vxlan(self) -> str:
         return "" if self.has_vxlan else "Operation not supported"
@@ -234,16 +241,31 @@ class FakeKernel:
                 return EOPNOTSUPP, "nexthop objects are off or not in this kernel; use routes alone"
             case Verb.ADD, Route() if there is not None and there != entry:
                 return EEXIST, f"{describe(there)} is there already"
+            case Verb.ADD, Route(overlay=False) if isinstance(there, Route) and there.protocol not in MADE_BY_US:
+                return EEXIST, f"{describe(there)} is not ours and is left alone"
             case _, Route():
                 for device in (self.interfaces | self.links.keys()) - {entry.device}:
                     other = self.tables.get(("route", device, entry.subnet, entry.prefix_length))
-                    if other is not None:
+                    if isinstance(other, Route) and (operation.verb, other.protocol) == (Verb.REPLACE, ROUTE_PROTOCOL):
+                        del self.tables[other.key]
+                    elif other is not None:
                         return EEXIST, f"{describe(other)} is not ours and is left alone"
             case Verb.ADD, Address(device, address, length) if len(address) == 16:
                 for other in (self.tables.get(("address", device, address, n)) for n in range(129) if n != length):
                     if other is not None:
                         return EEXIST, f"{describe(other)} is there already"
         return None
+
+    def _way(self, packed: bytes) -> tuple[str, bytes | None] | None:
+        """Return device and gateway of the longest prefix that covers an address; None if there is none."""
+        ways: dict[int, tuple[str, bytes | None]] = {}
+        for entry in self.tables.values():
+            match entry:
+                case Address(device, base, length) if length < 8 * len(base) and _covers(base, length, packed):
+                    ways.setdefault(length, (device, None))
+                case Route(device, base, length, gateway) if _covers(base, length, packed):
+                    ways[length] = device, gateway
+        return ways[max(ways)] if ways else None
 
     def _drop_routes(self, nexthop: Nexthop) -> None:
         for key, entry in list(self.tables.items()):
@@ -277,11 +299,17 @@ class FakeKernel:
             raise KernelError(self._link_faults.pop(0))
 
     def _tell(self, event: Event) -> None:
+        key = event_key(event)
+        if key is not None and key[0] in ("address", "route"):
+            self._queue(Rerouted())
         match event:
             case Seen(entry) if entry.device not in self._devices:
                 return
             case Gone((_, device, _, _)) if device not in self._devices:
                 return
+        self._queue(event)
+
+    def _queue(self, event: Event) -> None:
         if self._notify is None:
             return
         if not self._pending:
@@ -292,6 +320,13 @@ class FakeKernel:
         events, self._pending = self._pending, []
         if self._notify is not None and events:
             self._notify(events)
+
+
+def _covers(base: bytes, length: int, packed: bytes) -> bool:
+    if len(base) != len(packed):
+        return False
+    rest = 8 * len(base) - length
+    return int.from_bytes(base) >> rest == int.from_bytes(packed) >> rest
 
 
 def _same_subnet(entry: Entry, route: Route) -> bool:

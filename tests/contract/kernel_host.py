@@ -207,7 +207,7 @@ class Meddler:
         self._kernel.meddle_remove(neighbour.key)
 
     def replace(self, route: Route) -> None:
-        self._kernel.meddle_replace(route)
+        self._kernel.meddle_replace(route._replace(protocol=4))
 
     def flush(self, kind: str, device: str) -> None:
         self._kernel.meddle_flush(kind, device)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flanneld_py.encap.kernel import Gone, KernelError, LinkChanged, Lost, Seen
+from flanneld_py.encap.kernel import Gone, KernelError, LinkChanged, Lost, Rerouted, Seen
 from flanneld_py.encap.netlink import Netlink
 from flanneld_py.encap.state import (
     Address,
@@ -270,6 +270,63 @@ async def test_a_route_without_gateway_is_read_replaced_and_removed(host: Host) 
     host.foreigner.put(found)
     assert host.apply(Verb.REMOVE, wanted) == []
     assert host.read() == set()
+
+
+async def test_a_route_of_ours_on_another_device_is_replaced_and_a_foreign_one_is_not(host: Host) -> None:
+    tunneled = Route(DEVICE, ip("10.5.1.0"), 24, ip("10.5.1.0"))
+    direct = Route(UNDERLAY, ip("10.5.1.0"), 24, ip("10.0.0.2"))
+    await host.add(tunneled)
+    for route in (direct, tunneled):
+        assert host.apply(Verb.REPLACE, route) == []
+        assert routes(host) == {route}
+    host.foreigner.replace(direct)
+    assert host.apply(Verb.REPLACE, tunneled) == [(tunneled, errno.EEXIST)]
+    assert routes(host) == {direct}
+
+
+async def test_a_route_by_way_of_a_host_is_taken_over_from_flannel_only(host: Host) -> None:
+    route = Route(UNDERLAY, ip("10.5.1.0"), 24, ip("10.0.0.2"))
+    host.foreigner.put(route, static=False)
+    assert host.apply(Verb.ADD, route) == []
+    host.foreigner.put(route)
+    assert host.apply(Verb.ADD, route) == [(route, errno.EEXIST)]
+    assert routes(host) == {route}
+
+
+async def test_a_route_by_way_of_a_host_is_removed_and_no_other_one_to_its_subnet(host: Host) -> None:
+    route = Route(UNDERLAY, ip("10.5.1.0"), 24, ip("10.0.0.2"))
+    await host.add(route)
+    assert host.apply(Verb.REMOVE, route) == []
+    assert routes(host) == set()
+
+
+def routes(host: Host) -> set[Entry]:
+    return {entry for entry in host.foreigner.table() if isinstance(entry, Route)}
+
+
+async def test_on_link_is_who_is_reached_over_the_interface_without_a_gateway(host: Host) -> None:
+    host.foreigner.put(Address(UNDERLAY, ip("10.0.1.1"), 24))
+    near, far, behind = ip("10.0.1.2"), ip("192.0.2.7"), ip("10.0.1.200")
+    assert host.kernel.on_link(UNDERLAY, [near, far]) == {near}
+    assert host.kernel.on_link("p1", [near, far]) == set()
+    assert host.kernel.on_link("nosuch0", [near]) == set()
+    for route in (
+        Route(UNDERLAY, ip("10.0.1.128"), 25, ip("10.0.1.3")),
+        Route(UNDERLAY, ip("192.0.2.0"), 24, None),
+    ):
+        await host.settle()
+        host.foreigner.put(route)
+        await host.heard(lambda events: Rerouted() in events)
+    assert host.kernel.on_link(UNDERLAY, [near, far, behind]) == {near, far}
+    await host.settle()
+    host.foreigner.remove(Address(UNDERLAY, ip("10.0.1.1"), 24))
+    await host.heard(lambda events: Rerouted() in events)
+    assert near not in host.kernel.on_link(UNDERLAY, [near])
+
+
+async def test_our_own_routes_reroute_nobody(host: Host) -> None:
+    await host.add(Route(DEVICE, ip("10.5.1.0"), 24, ip("10.5.1.0")))
+    assert Rerouted() not in host.events
 
 
 async def test_an_ipv6_address_with_another_prefix_length_is_in_the_way(host: Host) -> None:

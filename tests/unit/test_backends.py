@@ -18,47 +18,61 @@ IPV6 = '"EnableIPv6": true, "IPv6Network": "fc00::/48"'
 
 
 @pytest.mark.parametrize(
-    ("config", "choice", "has_vxlan", "device", "why"),
+    ("config", "choice", "has_vxlan", "device", "userspace", "why"),
     [
-        ('"Backend": {"Type": "vxlan"}', "auto", True, "flannel.1", ""),
-        ('"Backend": {"Type": "vxlan"}', "auto", False, "flannel.1", "the kernel has no VXLAN devices"),
-        ('"Backend": {"Type": "vxlan"}', "kernel", False, "flannel.1", ""),
-        ('"Backend": {"Type": "vxlan"}', "userspace", True, "flannel.1", "--datapath userspace"),
-        ('"Backend": {"Type": "UDP"}', "auto", True, "flannel0", "the udp backend"),
-        ('"Backend": {"Type": "udp"}', "userspace", True, "flannel0", "the udp backend"),
-        ('"SubnetLen": 24', "auto", True, "flannel0", "the udp backend"),
+        ('"Backend": {"Type": "vxlan"}', "auto", True, "flannel.1", False, "--datapath auto"),
+        ('"Backend": {"Type": "vxlan"}', "auto", False, "flannel.1", True, "the kernel has no VXLAN devices"),
+        ('"Backend": {"Type": "vxlan"}', "kernel", False, "flannel.1", False, "--datapath kernel"),
+        ('"Backend": {"Type": "vxlan"}', "userspace", True, "flannel.1", True, "--datapath userspace"),
+        ('"Backend": {"Type": "UDP"}', "auto", True, "flannel0", True, "the udp backend"),
+        ('"Backend": {"Type": "udp"}', "userspace", True, "flannel0", True, "the udp backend"),
+        ('"Backend": {"Type": "host-gw"}', "userspace", False, None, False, "routes only"),
+        ('"Backend": {"Type": "alloc"}', "auto", True, None, False, "to the operator"),
+        ('"SubnetLen": 24', "auto", True, "flannel0", True, "the udp backend"),
     ],
 )
 async def test_the_config_names_the_backend(
-    config: str, choice: Choice, has_vxlan: bool, device: str, why: str
+    config: str, choice: Choice, has_vxlan: bool, device: str | None, userspace: bool, why: str
 ) -> None:
     kernel = FakeKernel()
     kernel.has_vxlan = has_vxlan
-    (backend,) = await make(parse_config(b'{"Network": "10.5.0.0/16", %s}' % config.encode()), UNDERLAY, kernel, choice)
+    (backend,) = await make(
+        parse_config(b'{"Network": "10.5.0.0/16", %s}' % config.encode()), UNDERLAY, kernel, choice, lambda _: False
+    )
     assert backend.device == device
-    assert why in backend.why_userspace
-    assert bool(why) == bool(backend.why_userspace)
+    assert backend.userspace is userspace
+    assert why in backend.why
 
 
 @pytest.mark.parametrize(
     ("config", "choice", "complaint"),
     [
-        ('"Backend": {"Type": "wireguard"}', "auto", "'wireguard': supported are 'vxlan' and 'udp'"),
+        (
+            '"Backend": {"Type": "wireguard"}',
+            "auto",
+            "'wireguard': supported are 'vxlan', 'host-gw', 'udp' and 'alloc'",
+        ),
         ('"Backend": {"Type": "udp"}', "kernel", "--datapath is 'kernel': set --datapath to 'auto'"),
         (f'{IPV6}, "Backend": {{"Type": "vxlan"}}', "userspace", r"carried in userspace .*: IPv4 only"),
-        (f'{IPV6}, "Backend": {{"Type": "udp"}}', "auto", "'udp' carries IPv4 only"),
+        (f'{IPV6}, "Backend": {{"Type": "udp"}}', "auto", "'udp' is for IPv4 only"),
         (f'{IPV6}, "Backend": {{"Type": "vxlan"}}', "auto", "IPv6 was turned on after eth0 was chosen .* restart"),
     ],
 )
 async def test_what_cannot_be_had_is_refused_with_a_way_out(config: str, choice: Choice, complaint: str) -> None:
     with pytest.raises(ConfigInvalid, match=complaint):
-        await make(parse_config(b'{"Network": "10.5.0.0/16", %s}' % config.encode()), UNDERLAY, FakeKernel(), choice)
+        await make(
+            parse_config(b'{"Network": "10.5.0.0/16", %s}' % config.encode()),
+            UNDERLAY,
+            FakeKernel(),
+            choice,
+            lambda _: False,
+        )
 
 
 @pytest.mark.parametrize(("ipv4", "devices"), [("true", ["flannel.1", "flannel-v6.1"]), ("false", ["flannel-v6.1"])])
 async def test_each_family_has_a_device_and_both_publish_in_one_lease(ipv4: str, devices: list[str]) -> None:
     config = f'{{"Network": "10.5.0.0/16", {IPV6}, "EnableIPv4": {ipv4}, "Backend": {{"Type": "vxlan"}}}}'
-    made = await make(parse_config(config.encode()), DUAL_UNDERLAY, FakeKernel(), "auto")
+    made = await make(parse_config(config.encode()), DUAL_UNDERLAY, FakeKernel(), "auto", lambda _: False)
     assert [backend.device for backend in made] == devices
     assert [backend.mtu for backend in made] == [1450, 1430][-len(devices) :]
     attrs = published([(backend, Found("host-1")) for backend in made])

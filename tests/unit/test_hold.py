@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 from random import Random
 
 from flanneld_py.agent.carrier import Changes
+from flanneld_py.agent.onlink import OnLinkVerdicts
 from flanneld_py.agent.reconcile import Reconciler
 from flanneld_py.agent.roster import Roster
 from flanneld_py.agent.wanted import Wanted
@@ -64,7 +65,8 @@ class Host:
         self.kernel = FakeKernel()
         self.process = Process()
         self.view = LeaseView()
-        backend = Vxlan(CONFIG, UNDERLAY, nexthop_objects=True)
+        self.on_link = OnLinkVerdicts(self.kernel, "eth0", self.clock)
+        backend = Vxlan(CONFIG, UNDERLAY, self.on_link, nexthop_objects=True)
         ours = Lease(Subnets(IPv4Network("10.5.1.0/24")), backend.attrs(Found("host")))
         own = Own("k/10.5.1.0-24", ours.subnets, ADDRESS, ADDRESS)
         self._wanted = Wanted(CONFIG, backend, own, backend.link(ours), None)
@@ -74,7 +76,7 @@ class Host:
         """An agent in its prime; it finds the leases listed."""
         self.view = LeaseView()
         self.list(*listed)
-        reconciler = Reconciler(self.kernel, self.view, self._wanted, self.clock, Random(1), self.process)
+        reconciler = Reconciler(self.kernel, self.view, self._wanted, self.clock, Random(1), self.process, self.on_link)
         self.kernel.listen(["flannel.1"], reconciler.on_events)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(reconciler.run())

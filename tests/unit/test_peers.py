@@ -16,7 +16,7 @@ from flanneld_py.registry.model import Json, Lease, LeaseAttrs, Record, Rejected
 
 CONFIG = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}')
 UNDERLAY = Underlay("eth0", 1500, IPv4Address("192.0.2.1"), IPv4Address("192.0.2.1"))
-BACKEND = Vxlan(CONFIG, UNDERLAY, nexthop_objects=True)
+BACKEND = Vxlan(CONFIG, UNDERLAY, lambda _: False, nexthop_objects=True)
 OWN = Own("k/10.5.1.0-24", Subnets(IPv4Network("10.5.1.0/24")), IPv4Address("192.0.2.1"), IPv4Address("192.0.2.100"))
 
 

@@ -17,7 +17,7 @@ CONFIG = parse_config(
     b'{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "Backend": {"Type": "vxlan"}}'
 )
 US = IPv6Address("2001:db8::1")
-BACKEND = Vxlan(CONFIG, Underlay("eth0", 1500, None, None, US, US), IPV6, nexthop_objects=True)
+BACKEND = Vxlan(CONFIG, Underlay("eth0", 1500, None, None, US, US), lambda _: False, IPV6, nexthop_objects=True)
 OWN = Own("own", Subnets(IPv4Network("10.5.1.0/24"), IPv6Network("fd00:5:0:1::/64")), US, US)
 
 

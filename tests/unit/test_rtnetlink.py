@@ -98,7 +98,10 @@ def test_route_requests(seq: int, ifindex: int, pair: tuple[bytes, bytes]) -> No
     assert (found.get("dst"), found.get("gateway"), found.get("oif")) == (text(subnet), text(gateway), ifindex)
     found = decoded(rtmsg, request.route(seq, 0, ifindex, subnet, 20, None))
     assert (found.get("gateway"), found["flags"]) == (None, 0)
-    found = decoded(rtmsg, request.route_delete(seq, ifindex, subnet, 20))
+    found = decoded(rtmsg, request.route_delete(seq, ifindex, subnet, 20, gateway))
+    assert found.get("gateway") == text(gateway)
+    found = decoded(rtmsg, request.route_delete(seq, ifindex, subnet, 20, None))
+    assert found.get("gateway") is None
     assert (found["header"]["type"], found["proto"], found.get("oif")) == (rt.RTM_DELROUTE, 0, ifindex)
     found = decoded(rtmsg, request.route_by_id(seq, rt.RTM_NEWROUTE, 0, subnet, 20, 4711))
     assert (found.get("dst"), found.get("oif"), found.get("gateway")) == (text(subnet), None, None)

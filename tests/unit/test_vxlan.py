@@ -26,12 +26,13 @@ from flanneld_py.registry.config import ConfigInvalid, parse_config
 from flanneld_py.registry.model import NO_IPV4, Json, Lease, LeaseAttrs, Subnets, stand_in
 
 MAC = bytes.fromhex("0200000000aa")
+ON_LINK = IPv4Address("192.0.2.9")
 UNDERLAY = Underlay("eth0", 1500, IPv4Address("192.0.2.1"), IPv4Address("198.51.100.1"))
 
 
 def backend(options: str = "", *, nexthop_objects: bool = True) -> Vxlan:
     config = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"%s}}' % options.encode())
-    return Vxlan(config, UNDERLAY, nexthop_objects=nexthop_objects)
+    return Vxlan(config, UNDERLAY, lambda address: address == ON_LINK, nexthop_objects=nexthop_objects)
 
 
 def own_lease(options: str = "") -> Lease:
@@ -90,7 +91,7 @@ def test_the_device_with_all_options_in_any_case() -> None:
         (', "MTU": 100', "leaves 50 bytes"),
         (', "GBP": 1', "Backend.GBP is 1"),
         (', "Learning": "yes"', "Backend.Learning"),
-        (', "DirectRouting": true', "not supported yet"),
+        (', "DirectRouting": 1', "DirectRouting"),
     ],
 )
 def test_options_that_cannot_be(options: str, complaint: str) -> None:
@@ -169,7 +170,7 @@ def test_a_mac_that_another_lease_has_is_not_published_again() -> None:
 
 def test_in_userspace_the_device_is_a_tun_and_the_process_has_the_macs() -> None:
     config = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}')
-    userspace = Vxlan(config, UNDERLAY, nexthop_objects=True, why_userspace="asked for")
+    userspace = Vxlan(config, UNDERLAY, lambda _: False, nexthop_objects=True, userspace=True)
     lease = own_lease()
     assert userspace.link(lease) == TunLink("flannel.1", 1450)
     assert userspace.datapath(lease) == orders.Configure(
@@ -185,7 +186,7 @@ V6_UNDERLAY = Underlay("eth0", 1500, None, None, IPv6Address("2001:db8::1"), IPv
 
 
 def v6_backend(underlay: Underlay = V6_UNDERLAY) -> Vxlan:
-    return Vxlan(V6_CONFIG, underlay, IPV6, nexthop_objects=True)
+    return Vxlan(V6_CONFIG, underlay, lambda _: False, IPV6, nexthop_objects=True)
 
 
 def v6_lease(number: int, **changes: Json) -> Lease:
@@ -226,3 +227,23 @@ def test_of_two_devices_each_backend_owns_what_is_on_its_own() -> None:
 def test_ipv6_needs_a_larger_mtu() -> None:
     with pytest.raises(ConfigInvalid, match=r"leaves 1279 bytes to containers; it must be at least 1350"):
         v6_backend(replace(V6_UNDERLAY, mtu=1349))
+
+
+def test_direct_routing_takes_the_tunnel_only_where_there_is_no_link() -> None:
+    def lease(number: int) -> Lease:
+        data: Json = {"VNI": 1, "VtepMAC": f"02:00:00:00:00:{number:02x}"}
+        attrs = LeaseAttrs(IPv4Address(f"192.0.2.{number}"), backend_type="vxlan", backend_data=data)
+        return Lease(Subnets(IPv4Network(f"10.5.{number}.0/24")), attrs)
+
+    direct = backend(', "DirectRouting": true')
+    assert direct.peer(lease(9)).entries == (Route("eth0", bytes([10, 5, 9, 0]), 24, bytes([192, 0, 2, 9])),)
+    assert direct.peer(lease(8)).entries == backend().peer(lease(8)).entries
+    assert len(backend().peer(lease(9)).entries) == 4, "it is off by default"
+
+
+def test_on_the_underlay_interface_only_what_bears_our_mark_is_ours() -> None:
+    ours = Route("eth0", bytes([10, 5, 9, 0]), 24, bytes([192, 0, 2, 9]))
+    assert backend().owns(ours)
+    assert not backend().owns(ours._replace(protocol=RTPROT_BOOT))
+    assert not backend().owns(ours._replace(subnet=bytes([10, 6, 9, 0])))
+    assert not backend().owns(Address("eth0", bytes([10, 5, 1, 0]), 32))

@@ -1,0 +1,79 @@
+"""The `host-gw` backend as a pure function: a lease becomes a route to its subnet by way of its host, without a tunnel.
+
+It matches flannel's (`<subnet> via <PublicIP> dev <underlay>`, lease type `host-gw`). All hosts have to be on one link;
+one that is not is left out, by name, and the others work. Deliberate differences from flannel: a route that somebody
+else has made is never replaced, and what becomes of the underlay is noticed.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
+
+from flanneld_py.encap.backend import Found, OnLink, Underlay, direct_route, is_direct
+from flanneld_py.encap.family import IPV4
+from flanneld_py.encap.peers import Own, Peer, Unusable
+from flanneld_py.encap.state import Entry
+from flanneld_py.registry.codec import show
+from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
+from flanneld_py.registry.model import Lease, LeaseAttrs
+
+if TYPE_CHECKING:
+    from flanneld_py.encap import orders
+
+BACKEND_TYPE = "host-gw"
+
+
+class HostGw:
+    """Routes to the other hosts of one link. Raises ConfigInvalid if this host cannot be their gateway."""
+
+    def __init__(self, config: NetworkConfig, underlay: Underlay, on_link: OnLink) -> None:
+        assert config.ipv4 is not None
+        address, public_ip = underlay.addresses(IPV4)
+        if public_ip != address:
+            raise ConfigInvalid(
+                f"Backend.Type is 'host-gw', and --public-ip {public_ip} is not the address "
+                f"{address} of {underlay.interface}: nobody can route through it. Leave --public-ip out, "
+                "or choose 'vxlan'"
+            )
+        self._network = config.ipv4.network
+        self._public_ip = IPv4Address(public_ip)
+        self._on_link = on_link
+        self.family = IPV4
+        self.device = None
+        self.parent = underlay.interface
+        self.asks_on_link = True
+        self.mtu = underlay.mtu
+        self.userspace = False
+        self.why = "the host-gw backend has routes only"
+
+    def attrs(self, found: Found) -> LeaseAttrs:
+        """Return what we publish with our lease."""
+        return LeaseAttrs(self._public_ip, None, BACKEND_TYPE)
+
+    def link(self, lease: Lease) -> None:
+        """See Backend: there is no device."""
+
+    def datapath(self, lease: Lease) -> orders.Configure | None:
+        """See Backend."""
+        return None
+
+    def own_entries(self, own: Own) -> tuple[Entry, ...]:
+        """See Backend: nothing is there without peers."""
+        return ()
+
+    def owns(self, entry: Entry) -> bool:
+        """Tell whether an entry found on the underlay interface is ours."""
+        return is_direct(entry, self.parent, self._network)
+
+    def peer(self, lease: Lease) -> Peer:
+        """Return the route to a lease. Raises Unusable."""
+        if lease.attrs.backend_type != BACKEND_TYPE:
+            raise Unusable(f"backend type is {show(lease.attrs.backend_type or 'none')}, ours is {BACKEND_TYPE!r}")
+        public_ip = lease.attrs.public_ip
+        if not self._on_link(public_ip):
+            raise Unusable(
+                f"PublicIP {public_ip} is not on the link of {self.parent}, so it cannot be a gateway: bring that host "
+                "into the same layer-2 network, or choose Backend.Type 'vxlan' with DirectRouting"
+            )
+        return Peer(lease, None, (direct_route(self.parent, lease),))

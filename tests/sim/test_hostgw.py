@@ -1,0 +1,136 @@
+"""Clusters without a tunnel: routes by way of the hosts, as long as these are on the link."""
+
+from __future__ import annotations
+
+from errno import EEXIST
+from pathlib import Path
+
+import pytest
+
+from flanneld_py.encap.state import Address, Entry, Route
+from tests.fake_kernel import FakeKernel
+from tests.sim.cluster import DEVICE, Cluster
+
+HOSTGW = b'{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}'
+DIRECT = b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "DirectRouting": true}}'
+LEASE = b'{"PublicIP":"192.0.2.9","PublicIPv6":null,"BackendType":"host-gw"}'
+ROUTE = Route("eth0", bytes([10, 5, 9, 0]), 24, bytes([192, 0, 2, 9]))
+DETOUR = Route("eth0", bytes([192, 0, 2, 9]), 32, bytes([192, 0, 2, 254]), protocol=4)
+STATIC = 4
+UNDERLAY = Address("eth0", bytes([192, 0, 2, 1]), 24)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    cluster = Cluster(tmp_path)
+    cluster.kernel(1).tables[UNDERLAY.key] = UNDERLAY
+    return cluster
+
+
+def ours(kernel: FakeKernel) -> set[Entry]:
+    return {entry for entry in kernel.tables.values() if isinstance(entry, Route) and entry.protocol == 84}
+
+
+async def test_a_peer_is_there_while_it_is_on_the_link(cluster: Cluster, tmp_path: Path) -> None:
+    kernel = cluster.kernel(1)
+    await cluster.configure(HOSTGW)
+    await cluster.put_raw("10.5.9.0-24", LEASE)
+    await cluster.put_raw("10.5.8.0-24", LEASE.replace(b"192.0.2.9", b"198.51.100.8"))
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert kernel.links == {}
+        assert ours(kernel) == {ROUTE}
+        assert "FLANNEL_MTU=1500" in (tmp_path / "1.env").read_text()
+        assert "198.51.100.8 is not on the link of eth0" in str((await agent.describe())["rejected_leases"])
+        kernel.meddle_set(DETOUR)
+        await cluster.clock.run_until(lambda: ours(kernel) == set(), 2)
+        kernel.meddle_remove(DETOUR.key)
+        await cluster.clock.run_until(lambda: ours(kernel) == {ROUTE}, 2)
+        kernel.meddle_remove(ROUTE.key)
+        await cluster.clock.run_until(lambda: ours(kernel) == {ROUTE}, 1)
+        await cluster.delete("10.5.9.0-24")
+        await cluster.clock.run_until(lambda: ours(kernel) == set(), 1)
+
+
+async def test_what_somebody_else_routes_is_never_touched(cluster: Cluster) -> None:
+    kernel = cluster.kernel(1)
+    same, other = ROUTE._replace(protocol=STATIC), ROUTE._replace(subnet=bytes([10, 5, 8, 0]), protocol=STATIC)
+    for entry in (same, other):
+        kernel.tables[entry.key] = entry
+    await cluster.configure(HOSTGW)
+    await cluster.put_raw("10.5.9.0-24", LEASE)
+    await cluster.put_raw("10.5.8.0-24", LEASE.replace(b"2.9", b"2.8"))
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        failing = (await agent.describe())["failing_entries"]
+        assert isinstance(failing, list)
+        assert len(failing) == 2
+        await cluster.delete("10.5.9.0-24")
+        await cluster.delete("10.5.8.0-24")
+        await cluster.settle(agent)
+        assert [kernel.tables[entry.key].protocol for entry in (same, other)] == [STATIC] * 2  # type: ignore[union-attr]
+
+
+async def test_a_foreign_route_that_goes_makes_room_at_once(cluster: Cluster) -> None:
+    kernel, theirs = cluster.kernel(1), ROUTE._replace(gateway=bytes([192, 0, 2, 254]), protocol=STATIC)
+    await cluster.configure(HOSTGW)
+    await cluster.put_raw("10.5.9.0-24", LEASE)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        kernel.meddle_replace(theirs)
+        await cluster.settle(agent)
+        assert kernel.tables[theirs.key] == theirs
+        kernel.meddle_remove(theirs.key)
+        await cluster.clock.run_until(lambda: ours(kernel) == {ROUTE}, 0.1)
+
+
+async def test_a_restart_removes_what_it_left_and_keeps_the_rest(cluster: Cluster) -> None:
+    kernel, left = cluster.kernel(1), ROUTE._replace(subnet=bytes([10, 5, 7, 0]))
+    kernel.tables[left.key] = left
+    await cluster.configure(HOSTGW)
+    await cluster.put_raw("10.5.9.0-24", LEASE)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert ours(kernel) == {ROUTE}
+
+
+@pytest.mark.parametrize("config", [DIRECT.replace(b"true", b"false"), b'{"Network": "10.5.0.0/16"}'])
+async def test_another_backend_removes_what_host_gw_left(cluster: Cluster, config: bytes) -> None:
+    kernel = cluster.kernel(1)
+    kernel.tables[ROUTE.key] = ROUTE
+    await cluster.configure(config)
+    await cluster.put("10.5.8.0-24", "192.0.2.8", "02:00:00:00:00:08")
+    async with cluster.processes(), cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert not [entry for entry in ours(kernel) if entry.device == "eth0"]
+
+
+async def test_direct_routing_is_decided_again_and_the_route_is_replaced(cluster: Cluster) -> None:
+    kernel = cluster.kernel(1)
+    await cluster.configure(DIRECT)
+    await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+    tunneled = Route(DEVICE, ROUTE.subnet, 24, ROUTE.subnet)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert ours(kernel) == {ROUTE}
+        assert {key[0] for key in kernel.tables if key[1] == DEVICE} == {"address"}
+        kernel.fail(
+            lambda operation: operation.verb.value == "remove" and isinstance(operation.entry, Route), EEXIST, 99
+        )
+        kernel.meddle_set(DETOUR)
+        await cluster.clock.run_until(lambda: ours(kernel) == {tunneled}, 2)
+        assert len([key for key in kernel.tables if key[1] == DEVICE]) == 5
+        kernel.meddle_remove(DETOUR.key)
+        await cluster.clock.run_until(lambda: ours(kernel) == {ROUTE}, 2)
+        await cluster.settle(agent)
+        assert {key[0] for key in kernel.tables if key[1] == DEVICE} == {"address"}
+
+
+async def test_a_change_that_no_event_told_is_found(cluster: Cluster) -> None:
+    kernel = cluster.kernel(1)
+    await cluster.configure(HOSTGW)
+    await cluster.put_raw("10.5.9.0-24", LEASE)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        kernel.tables[DETOUR.key] = DETOUR
+        await cluster.clock.run_until(lambda: ours(kernel) == set(), 400)
