@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from tests.bench import idle, joins, latency, load, machine, repair, start, throughput, userspace
+from tests.bench import hostgw, idle, joins, latency, load, machine, repair, start, throughput, userspace
 from tests.bench.chart import chart
 from tests.bench.figures import GOAL_PEERS, OURS, Daemon, Figure, Setting
 from tests.bench.paths import FLANNEL_UDP, PATHS
@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "start": start.run,
     "idle": idle.run,
     "throughput": throughput.run,
+    "hostgw": hostgw.run,
     "userspace": userspace.run,
 }
 PATH_NAMES = ", ".join(path.name for path in PATHS)

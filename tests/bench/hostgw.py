@@ -1,0 +1,67 @@
+"""The host-gw backend, against the same bridges and routes without any daemon.
+
+    by agents      two hosts, a container on each, routes by the daemon
+    by hand        the same topology, a route on each host by `ip route`: the bare underlay through the same bridges
+
+Per round and path: iperf3 with one TCP stream and with four, in rotating order. Ratios are made within a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from ipaddress import IPv4Interface
+
+from tests.bench.figures import Figure, Goal, Setting
+from tests.bench.throughput import BY_HAND, COUNTS, SECONDS
+from tests.lab.lab import Lab
+from tests.lab.measure import Station, throughput
+from tests.lab.topology import Plan
+
+ENOUGH = Goal(0.97, at_most=False)
+"""The kernel routes in both: what is left is how iperf3 varies on shared cores."""
+
+
+def run(setting: Setting) -> Iterator[Figure]:
+    """Measure every daemon and the yardstick."""
+    with ExitStack() as labs:
+        paths: dict[str, tuple[Station, Station]] = {}
+        for daemon in setting.daemons:
+            lab = labs.enter_context(Lab(Plan(hosts=2, backend="host-gw", flanneld=daemon.path)))
+            lab.wait_connected()
+            paths[daemon.name] = lab.containers[0], lab.containers[1]
+        lab = labs.enter_context(Lab(Plan(hosts=2, overlay="none")))
+        route_by_hand(lab)
+        lab.wait_connected()
+        paths[BY_HAND] = lab.containers[0], lab.containers[1]
+        samples = _rounds(setting, paths)
+    for count in COUNTS:
+        what = f"TCP, {count} stream{'s' * (count > 1)}"
+        for path in paths:
+            yield Figure("hostgw", what, path, "Gbit/s", tuple(samples[count, path]))
+        for daemon in setting.daemons:
+            pairs = zip(samples[count, daemon.name], samples[count, BY_HAND], strict=True)
+            goal = ENOUGH if daemon is setting.ours else None
+            ratios = tuple(ours / theirs for ours, theirs in pairs)
+            yield Figure("hostgw", f"{what}, against {BY_HAND}", daemon.name, "x", ratios, goal)
+
+
+def route_by_hand(lab: Lab) -> None:
+    """Give each host a subnet, containers, and a route to the other's subnet."""
+    subnets: list[IPv4Interface] = [lab.plan.manual_subnet(number) for number in (1, 2)]
+    for host, subnet in zip(lab.hosts, subnets, strict=True):
+        host.attach(lab.run, lab.plan.containers, subnet, lab.plan.underlay_mtu)
+    for host, other, subnet in zip(lab.hosts, lab.hosts[::-1], subnets[::-1], strict=True):
+        host.namespace.ip(f"route add {subnet.network} via {other.address} dev eth0")
+
+
+def _rounds(setting: Setting, paths: dict[str, tuple[Station, Station]]) -> dict[tuple[int, str], list[float]]:
+    names = list(paths)
+    samples: dict[tuple[int, str], list[float]] = {(count, path): [] for count in COUNTS for path in names}
+    for number in range(setting.rounds):
+        first = number % len(names)
+        for count in COUNTS:
+            for path in names[first:] + names[:first]:
+                samples[count, path].append(throughput(*paths[path], SECONDS, streams=count))
+        setting.say(", ".join(f"{path} {samples[1, path][-1]:.1f} Gbit/s" for path in names))
+    return samples
