@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-DEBIAN := curl etcd-client etcd-server ethtool gcc iperf3 iproute2 iputils-ping nftables procps python3-dev python3-venv tcpdump util-linux
+DEBIAN := curl etcd-client etcd-server ethtool gcc iperf3 iproute2 iptables iputils-ping nftables procps python3-dev python3-venv tcpdump util-linux
 
 .DEFAULT_GOAL := help
 .PHONY: help system check format test test-unit lab bench clean

@@ -3,7 +3,8 @@
     config (wait) -> lease (wait) -> TaskGroup:
         Follower    registry -> LeaseView
         Keeper      our own lease
-        Reconciler  LeaseView + kernel events -> kernel, one for each family; first pass done: subnet file, ready
+        Reconciler  LeaseView + kernel events -> kernel, one for each family
+        Guard       firewall rules (left out with --firewall none); first pass of all done: subnet file, ready
 
 Not here: the process around it (daemon.py).
 """
@@ -22,6 +23,7 @@ from flanneld_py.agent.carrier import KernelCarrier, UserspaceCarrier
 from flanneld_py.agent.claim import Claimer
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.follow import Follower
+from flanneld_py.agent.guard import Guard
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.keep import Keeper
 from flanneld_py.agent.log import facts, log
@@ -71,7 +73,8 @@ class Agent:
     """See the module's docstring.
 
     `tell` hears a sentence on the agent's state whenever it changes; `take_device` is asked for our device before it is
-    touched, and raises Broken if another agent has it; `start_datapath` is line.start_process.
+    touched, and raises Broken if another agent has it; `start_datapath` is line.start_process, `make_guard` makes
+    what keeps the firewall rules.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Agent:
         tell: Callable[[str], None],
         take_device: Callable[[str], None],
         start_datapath: Callable[[Path], Awaitable[None]],
+        make_guard: Callable[[tuple[Wanted, ...]], Guard] | None = None,
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -97,6 +101,8 @@ class Agent:
         self._tell = tell
         self._take_device = take_device
         self._start_datapath = start_datapath
+        self._make_guard = make_guard
+        self._guard: Guard | None = None
         self._status = ""
         self._on_link = OnLinkVerdicts(kernel, underlay.interface, clock)
         self._wanted: tuple[Wanted, ...] = ()
@@ -135,6 +141,8 @@ class Agent:
             new = self._wanted = await self._acquire(network, ())
             for reconciler, each in zip(reconcilers, new, strict=True):
                 reconciler.want(each)
+            if self._guard is not None:
+                self._guard.want(new)
             if supervisor is not None and new[0].datapath is not None:
                 supervisor.configure(new[0].datapath)
             self._write_subnet_file(new)
@@ -147,12 +155,17 @@ class Agent:
         tasks.create_task(self._keeper.keep(take_another), name="keeper")
         for reconciler, backend in zip(reconcilers, network.backends, strict=True):
             tasks.create_task(reconciler.run(), name=f"reconciler of {backend.family.name}")
+        guard = self._guard = self._make_guard(wanted) if self._make_guard is not None else None
+        if guard is not None:
+            tasks.create_task(guard.run(), name="firewall")
         if supervisor is not None:
             await reconcilers[0].surveyed.wait()  # A process that runs already would drop the peers it is not told of.
             tasks.create_task(supervisor.run(), name="data plane")
             await supervisor.fed.wait()
         for reconciler in reconcilers:
             await reconciler.ready.wait()
+        if guard is not None:
+            await guard.looked.wait()
         self._write_subnet_file(wanted)
         self.ready.set()
         log.info(
@@ -229,10 +242,11 @@ class Agent:
 
     def _write_subnet_file(self, wanted: tuple[Wanted, ...]) -> None:
         path = self._settings.subnet_file
+        ipmasq = self._guard is not None and self._guard.masquerades
         config = wanted[0].config
         networks = [family.network for family in (config.ipv4, config.ipv6) if family is not None]
         families = tuple(zip(networks, wanted[0].own.subnets.families, strict=True))
-        content = subnetfile.SubnetFile(families, min(each.backend.mtu for each in wanted), ipmasq=False)
+        content = subnetfile.SubnetFile(families, min(each.backend.mtu for each in wanted), ipmasq)
         try:
             subnetfile.write(path, content)
         except OSError as error:

@@ -10,12 +10,16 @@ import asyncio
 import gc
 import signal
 import socket
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Never
 
 from flanneld_py.agent.agent import Agent, Broken, Settings
-from flanneld_py.agent.clock import SystemClock
+from flanneld_py.agent.blackhole import Blackhole
+from flanneld_py.agent.clock import Clock, SystemClock
+from flanneld_py.agent.guard import FirewallOptions, Guard, name_suffix, names_of_interest
 from flanneld_py.agent.host import read_host
 from flanneld_py.agent.http import HealthServer
 from flanneld_py.agent.identity import read_identity
@@ -25,8 +29,14 @@ from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.notify import Notifier
 from flanneld_py.agent.options import Options, UsageError
 from flanneld_py.agent.status import Document, starting
+from flanneld_py.agent.subnetfile import previous_subnets
+from flanneld_py.agent.wanted import Wanted
+from flanneld_py.encap import blackhole
 from flanneld_py.encap.backend import Underlay
+from flanneld_py.encap.command import HostTools
+from flanneld_py.encap.enforce import Enforcer
 from flanneld_py.encap.netlink import Netlink
+from flanneld_py.encap.nftwatch import watch
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.etcd import Credentials, EtcdStore, Tls
 from flanneld_py.registry.registry import Registry
@@ -51,8 +61,6 @@ class Daemon:
 
     async def run(self) -> None:
         """Run until a signal comes. Raises UsageError, and Broken or NoInterface for what an operator has to mend."""
-        for warning in self._options.warnings:
-            log.warning(warning)
         require_capability()
         registry = Registry(open_store(self._options), self._options.prefix)
         health = HealthServer(lambda: self._agent is not None and self._agent.ready.is_set(), self._status)
@@ -65,6 +73,7 @@ class Daemon:
                 self._agent = await self._make_agent(registry, kernel)
                 relax_garbage_collection()
                 await self._agent.start(tasks)
+                tasks.create_task(self._keep_blackhole(), name="blackhole")
                 self._notifier.tell(READY="1")
         except* Stopped:
             log.info("stopping; device, routes and lease stay, traffic goes on")
@@ -92,6 +101,11 @@ class Daemon:
             raise Broken(
                 f"cannot serve health on {address}:{port} ({error.strerror}); change --healthz-ip or --healthz-port"
             ) from error
+
+    async def _keep_blackhole(self) -> None:
+        file, every = self._options.subnet_file, self._options.firewall.resync or 300.0
+        keeper = Blackhole(lambda: previous_subnets(file), blackhole.put, blackhole.remove, self._clock, every)
+        await keeper.run(wanted=self._options.blackhole)
 
     async def _make_agent(self, registry: Registry, kernel: Netlink) -> Agent:
         options = self._options
@@ -126,7 +140,19 @@ class Daemon:
             lambda status: self._notifier.tell(STATUS=status),
             lambda device: self._locks.append(lock_device(device)),
             start_datapath,
+            guard_maker(options.firewall, self._clock) if options.firewall.asked != "none" else None,
         )
+
+
+def guard_maker(options: FirewallOptions, clock: Clock) -> Callable[[tuple[Wanted, ...]], Guard]:
+    """Return what makes the guard of this host's firewall rules, once the network is known."""
+
+    def make(wanted: tuple[Wanted, ...]) -> Guard:
+        suffix = name_suffix(wanted[0].backend.device)
+        enforcer = Enforcer(HostTools(), options.asked, suffix, prefer_nft=wanted[0].config.nftables)
+        return Guard(enforcer, partial(watch, names_of_interest(suffix)), options, wanted, clock, Random())
+
+    return make
 
 
 def datapaths(folder: Path) -> list[Path]:

@@ -47,11 +47,35 @@ FLAGS = (
     Flag(
         "subnet-lease-renew-margin", "number", "60", "warn if the lease is not renewed this many minutes before it ends"
     ),
-    Flag("ip-masq", "switch", "false", "not supported yet: ignored with a warning, and FLANNEL_IPMASQ stays false"),
-    Flag("ip-masq-fully-random-disable", "switch", "false", "not supported yet"),
-    Flag("iptables-resync", "number", "5", "accepted, without effect: nothing is polled here"),
-    Flag("iptables-forward-rules", "switch", "true", "not supported yet: the host's FORWARD policy must be ACCEPT"),
-    Flag("ip-blackhole-route", "switch", "false", "not supported yet"),
+    Flag(
+        "ip-masq",
+        "switch",
+        "false",
+        "masquerade what leaves the network; FLANNEL_IPMASQ says so to the container engine",
+    ),
+    Flag("ip-masq-fully-random-disable", "switch", "false", "masquerade without choosing source ports at random"),
+    Flag(
+        "snat-exclude",
+        "list",
+        "",
+        "CIDR (or several, with commas) towards which containers keep their own addresses; repeatable",
+    ),
+    Flag(
+        "iptables-resync",
+        "number",
+        "5",
+        "seconds between looks at what tells of no change: legacy iptables, the blackhole route; 0: none",
+    ),
+    Flag("iptables-forward-rules", "switch", "true", "accept forwarded packets from and to the network in iptables"),
+    Flag(
+        "firewall", "text", "auto", "where the rules go: `nftables`, `iptables`, `none`, or `auto`: what the host uses"
+    ),
+    Flag(
+        "ip-blackhole-route",
+        "switch",
+        "false",
+        "drop packets to containers of ours that are not there, by a route of the worst metric",
+    ),
     Flag("healthz-ip", "text", "0.0.0.0", "address of the health server"),
     Flag("healthz-port", "number", "0", "port of `/healthz`, `/readyz` and `/status`; 0 is off"),
     Flag(

@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from flanneld_py.agent.flags import FLAGS, KUBE
+from flanneld_py.agent.guard import FirewallOptions
 
 A = TypeVar("A", IPv4Address, IPv6Address)
 
@@ -59,10 +60,11 @@ class Options:
     margin: float
     healthz: tuple[str, int] | None
     datapath: Literal["auto", "kernel", "userspace"]
+    firewall: FirewallOptions
+    blackhole: bool
     datapath_stop: bool
     log_json: bool
     verbose: bool
-    warnings: tuple[str, ...]
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str], version: Callable[[], str]) -> Options:
@@ -158,7 +160,6 @@ def _check(given: Mapping[str, list[str]]) -> Options:
     if not _is_ip(healthz_ip):
         raise UsageError(f"--healthz-ip is {healthz_ip!r}; it must be an IP address")
     port = number("healthz-port", 0, 65535)
-    number("iptables-resync", 0, 10**6)
     files = {name: _file(f"etcd-{name}file", text(f"etcd-{name}file")) for name in ("key", "cert", "ca")}
     if any(files.values()) and endpoints[0].startswith("http:"):
         raise UsageError("certificates are given, and --etcd-endpoints says http; write https://, or leave them out")
@@ -180,10 +181,35 @@ def _check(given: Mapping[str, list[str]]) -> Options:
         margin=60.0 * number("subnet-lease-renew-margin", 1, 1439),
         healthz=(healthz_ip, port) if port else None,
         datapath=datapath,
+        blackhole=given.get("ip-blackhole-route") == ["true"],
+        firewall=_firewall(given, text("firewall"), number("iptables-resync", 0, 10**6)),
         datapath_stop=text("datapath-stop") == "true",
         log_json=text("log-json") == "true",
         verbose=number("v", 0, 100) > 0,
-        warnings=_warnings(given),
+    )
+
+
+def _firewall(given: Mapping[str, list[str]], asked: Any, resync: int) -> FirewallOptions:
+    if asked not in ("auto", "nftables", "iptables", "none"):
+        raise UsageError(f"--firewall is {asked!r}; it must be auto, nftables, iptables or none")
+    masquerade = given.get("ip-masq") == ["true"]
+    if masquerade and asked == "none":
+        raise UsageError("--ip-masq needs rules, and --firewall none makes none; leave one of them out")
+    excluded = []
+    for cidr in ",".join(given.get("snat-exclude", ())).replace(" ", "").split(","):
+        if not cidr:
+            continue
+        try:
+            excluded.append(ip_network(cidr))
+        except ValueError:
+            raise UsageError(f"--snat-exclude is {cidr!r}; it must be a network such as 10.0.0.0/8") from None
+    return FirewallOptions(
+        asked=asked,
+        masquerade=masquerade,
+        forward=given.get("iptables-forward-rules") != ["false"],
+        random_fully=given.get("ip-masq-fully-random-disable") != ["true"],
+        excluded=tuple(excluded),
+        resync=resync,
     )
 
 
@@ -249,12 +275,3 @@ def _regex(pattern: str) -> str:
     except re.error as error:
         raise UsageError(f"--iface-regex {pattern!r} is no regular expression: {error}") from None
     return pattern
-
-
-def _warnings(given: Mapping[str, list[str]]) -> tuple[str, ...]:
-    """What was asked for and is not done, each as a sentence for the log."""
-    said = []
-    for name in ("ip-masq", "ip-masq-fully-random-disable", "ip-blackhole-route"):
-        if given.get(name) == ["true"]:
-            said.append(f"--{name} is not supported yet and has no effect")
-    return tuple(said)

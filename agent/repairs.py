@@ -1,4 +1,4 @@
-"""Repairs of what others did to our kernel entries: each at once and with a line in the log, as long as they are few.
+"""Repairs of what others did to our kernel entries or firewall rules: at once and with a line in the log, while few.
 
 Somebody who undoes our work again and again (another daemon, a script in a loop) would else keep both busy for ever. So
 there is a credit of BURST repairs, and PER_SECOND new ones; when it is used up, repairs wait, and the log says so once.
@@ -13,9 +13,10 @@ PER_SECOND = 5.0
 
 
 class Repairs:
-    """`patience` is how many seconds the next repair waits: none while there is credit."""
+    """`patience` is how many seconds the next repair waits: none while there is credit. `what` is what is repaired."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "our kernel entries") -> None:
+        self._what = what
         self._credit = float(BURST)
         self._last = 0.0
         self._fight = False
@@ -33,7 +34,7 @@ class Repairs:
             self._fight = False
         if self._fight:
             return
-        log.info("somebody else changed our kernel entries; they are right again", **facts(entries=entries))
+        log.info(f"somebody else changed {self._what}; they are right again", **facts(entries=entries))
         if self._credit < 1:
             self._fight = True
-            log.warning("somebody keeps changing our kernel entries: repairs are slowed down; find out who it is")
+            log.warning(f"somebody keeps changing {self._what}: repairs are slowed down; find out who it is")

@@ -83,6 +83,9 @@ def test_addresses_and_health() -> None:
         (["--subnet-file=/"], "the path of a file"),
         (["--healthz-ip", "localhost"], "--healthz-ip is 'localhost'"),
         (["--etcd-client", "curl"], "grpc or etcd3"),
+        (["--firewall", "pf"], "auto, nftables, iptables or none"),
+        (["--firewall", "none", "--ip-masq"], "leave one of them out"),
+        (["--snat-exclude", "10.0.0.1/8"], "--snat-exclude is '10.0.0.1/8'"),
         (["--datapath", "magic"], "auto, kernel or userspace"),
         (["--kube-subnet-mgr"], "not supported"),
         (["--kube-api-url", "http://k"], "not supported"),
@@ -117,9 +120,19 @@ def test_no_secret_is_shown() -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_what_is_asked_for_and_not_done_is_said() -> None:
-    assert options("--ip-masq").warnings == ("--ip-masq is not supported yet and has no effect",)
-    assert options("--ip-masq=false").warnings == ()
+def test_firewall() -> None:
+    given = options().firewall
+    assert (given.asked, given.masquerade, given.forward, given.random_fully) == ("auto", False, True, True)
+    assert (given.excluded, given.resync) == ((), 5)
+    assert options("--ip-blackhole-route").blackhole
+    assert not options("--ip-blackhole-route=false").blackhole
+    given = options(
+        *("--ip-masq", "--iptables-forward-rules=false", "--ip-masq-fully-random-disable", "--iptables-resync=0"),
+        *("--snat-exclude", "192.168.0.0/16,fd00::/8", "--snat-exclude=10.0.0.1", "--firewall", "iptables"),
+    ).firewall
+    assert (given.asked, given.masquerade, given.forward, given.random_fully) == ("iptables", True, False, False)
+    assert [str(cidr) for cidr in given.excluded] == ["192.168.0.0/16", "fd00::/8", "10.0.0.1/32"]
+    assert given.resync == 0
 
 
 def test_help_and_version() -> None:

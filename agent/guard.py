@@ -1,0 +1,198 @@
+"""Keep the firewall rules: bring them there at start, and back whenever somebody else took them away.
+
+    choose (once) -> enforce -> wait: a change in nftables (an event) or a turn of the clock -> enforce ...
+
+- nftables and iptables-nft tell of changes: repaired at once. Legacy iptables tells nobody: looked at every
+  `--iptables-resync` seconds, and only while it has tables. Everything is looked at every five minutes as well.
+- A step that fails leaves the old rules in force, is said once for each reason, and is tried again with a backoff. A
+  host without nft and iptables has no rules, says so once, and everything else works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from random import Random
+from typing import Never, Protocol
+
+from flanneld_py.agent.backoff import Backoff
+from flanneld_py.agent.clock import Clock
+from flanneld_py.agent.log import OnChange, facts, log
+from flanneld_py.agent.repairs import Repairs
+from flanneld_py.agent.wanted import Wanted
+from flanneld_py.encap.command import FirewallError
+from flanneld_py.encap.enforce import Asked, Choice, Outcome
+from flanneld_py.encap.firewall import Network, Policy
+from flanneld_py.encap.iptables import DOCKERS, forward_part, masquerade_part
+from flanneld_py.encap.nft import FLANNELS, OURS
+
+SETTLE = 0.01
+"""Seconds to let changes that belong together arrive: a transaction tells each of its rules."""
+
+LOOK_EVERY = 300.0
+"""Seconds between looks that nothing asked for, jittered."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirewallOptions:
+    """What the operator decides; `resync` in seconds, 0 for no looks at legacy iptables."""
+
+    asked: Asked = "auto"
+    masquerade: bool = False
+    forward: bool = True
+    random_fully: bool = True
+    excluded: tuple[Network, ...] = ()
+    resync: float = 5.0
+
+    def policies(self, wanted: tuple[Wanted, ...]) -> tuple[Policy, ...]:
+        """Return what this means for a host with this network and these subnets of it, for each family."""
+        config, subnets = wanted[0].config, wanted[0].own.subnets
+        return tuple(
+            Policy(family.network, subnet, self.masquerade, self.forward, self.random_fully, self.excluded)
+            for family, subnet in ((config.ipv4, subnets.v4), (config.ipv6, subnets.v6))
+            if family is not None and subnet is not None
+        )
+
+
+Watch = Callable[[Callable[[], None]], AbstractContextManager[None]]
+"""Calls what it is given at every change in nftables, as long as the context lasts."""
+
+
+class Enforces(Protocol):
+    """What brings rules to the host: enforce.Enforcer."""
+
+    async def choose(self) -> Choice | None:
+        """See enforce.Enforcer."""
+        ...
+
+    def unwatched(self) -> bool:
+        """See enforce.Enforcer."""
+        ...
+
+    async def enforce(self, choice: Choice, policies: tuple[Policy, ...]) -> Outcome:
+        """See enforce.Enforcer."""
+        ...
+
+
+def name_suffix(device: str | None) -> str:
+    """Return what tells the tables and chains of several networks on one host apart.
+
+    Nothing for flannel's default, and for a backend without a device, of which a host has one.
+    """
+    return "" if device in (None, "flannel.1", "flannel-v6.1") else "-" + device.rpartition(".")[2]
+
+
+def names_of_interest(suffix: str) -> frozenset[str]:
+    """List the tables and chains whose changes may concern us; `suffix` as in enforce.Enforcer."""
+    ours = (OURS + suffix, "postrouting", masquerade_part(suffix).chain, forward_part(suffix).chain)
+    return frozenset((*ours, *(name for _, name in FLANNELS), "nat", "filter", "POSTROUTING", "FORWARD", DOCKERS))
+
+
+class Guard:
+    """The rules of one network. `looked` is set after the first try, whatever came of it."""
+
+    def __init__(
+        self,
+        enforcer: Enforces,
+        watch: Watch,
+        options: FirewallOptions,
+        wanted: tuple[Wanted, ...],
+        clock: Clock,
+        rng: Random,
+    ) -> None:
+        self._enforcer = enforcer
+        self._watch = watch
+        self._options = options
+        self._policies = options.policies(wanted)
+        self._clock = clock
+        self._rng = rng
+        self._wake = asyncio.Event()
+        self._backoff = Backoff(0.1, 60.0, rng)
+        self._trouble = OnChange()
+        self._obstacles: frozenset[str] = frozenset()
+        self._repairs = Repairs("the host's firewall rules")
+        self._retry_at = float("inf")
+        self._look_at = 0.0
+        self._in_force = False
+        self._own_change = True
+        self.masquerades = options.masquerade
+        """Whether masquerading is our business; not so on a host without any tool for it."""
+        self.looked = asyncio.Event()
+
+    def mark(self) -> None:
+        """Look again: something has changed in the packet filter."""
+        self._wake.set()
+
+    def want(self, wanted: tuple[Wanted, ...]) -> None:
+        """Change what is wanted: our subnet is another one."""
+        self._policies, self._own_change = self._options.policies(wanted), True
+        self._wake.set()
+
+    async def run(self) -> Never:
+        """Keep the rules for good."""
+        choice = await self._choose()
+        if choice is None:
+            self.looked.set()
+            await self._clock.wait(asyncio.Event(), float("inf"))
+            raise AssertionError("unreachable")
+        with self._watch(self.mark):
+            while True:
+                await self._enforce(choice)
+                self.looked.set()
+                await self._next()
+
+    async def _choose(self) -> Choice | None:
+        """Choose the packet filter, once it can be looked at."""
+        while True:
+            try:
+                choice = await self._enforcer.choose()
+                break
+            except FirewallError as error:
+                self._trouble.warn("the packet filter cannot be read, trying again", error)
+                self.looked.set()
+            await self._clock.sleep(self._backoff.next())
+        self._trouble.over()
+        self._backoff.reset()
+        self.masquerades = choice is not None and self._options.masquerade
+        if choice is not None:
+            log.info(f"firewall rules go to {choice.kind}", **facts(because=choice.why))
+        elif self._options.masquerade or self._options.forward:
+            missing = {"auto": "nft or iptables", "nftables": "nft"}.get(self._options.asked, "iptables")
+            log.warning(
+                f"no firewall rules: this host has no {missing}; install it and start again, or say --firewall none",
+                **facts(masquerade=False, forward=False),
+            )
+        return choice
+
+    async def _enforce(self, choice: Choice) -> None:
+        outcome = await self._enforcer.enforce(choice, self._policies)
+        now = self._clock.now()
+        self._look_at = now + LOOK_EVERY * self._rng.uniform(0.75, 1.25)
+        for obstacle in outcome.obstacles:
+            if obstacle not in self._obstacles:
+                log.warning("forwarded packets of the overlay are dropped by others", **facts(do=obstacle))
+        self._obstacles = frozenset(outcome.obstacles)
+        if outcome.failures:
+            self._trouble.warn("firewall rules cannot be changed, trying again", "; ".join(outcome.failures))
+            self._retry_at = now + self._backoff.next()
+            return
+        self._retry_at = float("inf")
+        self._backoff.reset()
+        if self._trouble.over() or (self._own_change and not self._in_force):
+            log.info("firewall rules are in force", **facts(changed=outcome.changed))
+        elif outcome.changed and not self._own_change:
+            self._repairs.note(1, now)
+        self._in_force, self._own_change = True, False
+
+    async def _next(self) -> None:
+        """Wait until it is time to look again."""
+        while True:
+            due = min(self._retry_at, self._look_at)
+            poll = self._clock.now() + self._options.resync if self._options.resync else due
+            await self._clock.wait(self._wake, min(due, poll))
+            if self._wake.is_set() or self._clock.now() >= due or self._enforcer.unwatched():
+                break
+        await self._clock.sleep(max(SETTLE, self._repairs.patience))
+        self._wake.clear()

@@ -1,0 +1,40 @@
+"""The blackhole route for our own subnet: packets to containers that are not there end here (`--ip-blackhole-route`).
+
+Without it they would follow the default route, where every container has a route of its own and none covers the subnet.
+It has the worst metric there is and our protocol number: any other route to the subnet, a bridge's say, goes before it.
+"""
+
+from __future__ import annotations
+
+from errno import EEXIST, ESRCH
+from ipaddress import IPv4Network, IPv6Network
+from typing import Literal
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from flanneld_py.encap.kernel import KernelError
+from flanneld_py.encap.state import ROUTE_PROTOCOL
+
+WORST = 0xFFFFFFFF
+
+
+async def put(subnet: IPv4Network | IPv6Network) -> bool:
+    """Make the route; tell whether it was not there. Raises KernelError."""
+    return await _change("add", subnet, done_already=EEXIST)
+
+
+async def remove(subnet: IPv4Network | IPv6Network) -> bool:
+    """Remove the route; tell whether it was there. Raises KernelError."""
+    return await _change("del", subnet, done_already=ESRCH)
+
+
+async def _change(what: Literal["add", "del"], subnet: IPv4Network | IPv6Network, *, done_already: int) -> bool:
+    try:
+        async with AsyncIPRoute() as route:
+            await route.route(what, dst=str(subnet), type="blackhole", proto=ROUTE_PROTOCOL, priority=WORST)
+    except NetlinkError as error:
+        if error.code == done_already:
+            return False
+        raise KernelError(f"cannot {what} blackhole route {subnet}: {error.args[1]}") from error
+    return True

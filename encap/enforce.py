@@ -1,0 +1,199 @@
+"""Which packet filters the host has, which of them carries our rules, and in which order they are brought there.
+
+    masquerade   one place: our nftables table, or our chain in the host's iptables
+    forward      every iptables in use (nft's, legacy's): each of them can drop, and none can overrule another
+
+    enforce:  survey -> ours in force -> then only: what is left in the other one, and flannel's, removed
+
+An iptables is in use if its tables exist; one that is not is left so. What drops forwarded packets in nftables outside
+iptables cannot be overruled by any rule of ours: it is named in `Outcome.obstacles`, with what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flanneld_py.encap.command import FirewallError, Tools
+from flanneld_py.encap.firewall import Network, Policy, rules
+from flanneld_py.encap.iptables import COMMANDS, Iptables, is_legacy
+from flanneld_py.encap.nft import FAMILIES, Nft, Survey
+
+Asked = Literal["auto", "nftables", "iptables", "none"]
+"""`--firewall`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where masquerade rules go, and why there."""
+
+    kind: Literal["nftables", "iptables"]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one try. `failures` are the reasons of what was not done; all else was."""
+
+    changed: bool
+    failures: tuple[str, ...] = ()
+    obstacles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """An iptables of the host: `main` is the one that the plain command means."""
+
+    infix: str
+    legacy: bool
+    main: bool
+
+
+class Enforcer:
+    """The packet filters of this host. `suffix` tells several networks on one host apart.
+
+    `proc` is where the kernel lists legacy iptables' tables for our network namespace.
+    """
+
+    def __init__(
+        self, tools: Tools, asked: Asked, suffix: str, *, prefer_nft: bool, proc: Path = Path("/proc/thread-self/net")
+    ) -> None:
+        self._tools = tools
+        self._asked = asked
+        self._suffix = suffix
+        self._prefer_nft = prefer_nft
+        self._proc = proc
+        self._nft = Nft(tools, suffix) if tools.has("nft") else None
+        self._variants: tuple[_Variant, ...] = ()
+        self._iptables: dict[tuple[int, str], Iptables] = {}
+
+    async def choose(self) -> Choice | None:
+        """Find out what the host has and choose; None if it has neither. Raises FirewallError."""
+        self._variants = await self._find_variants()
+        survey = await self._survey()
+        return choose(
+            self._asked,
+            nft=self._nft is not None,
+            iptables=bool(self._variants),
+            ours_in_nft=self._nft is not None and self._nft.ours(survey),
+            iptables_in_use=any(self._legacy(family) or survey.iptables(family) for family in COMMANDS),
+            prefer_nft=self._prefer_nft,
+        )
+
+    def unwatched(self) -> bool:
+        """Tell whether legacy iptables is in use, whose changes no event tells."""
+        return any(self._legacy(family) for family in COMMANDS)
+
+    async def enforce(self, choice: Choice, policies: Sequence[Policy]) -> Outcome:
+        """Bring the host to what the policies (one for each family) say. Idempotent."""
+        try:
+            survey = await self._survey()
+        except FirewallError as error:
+            return Outcome(False, (str(error),))
+        work = _Work()
+        wanted = [rules(policy) for policy in policies]
+        if choice.kind == "nftables":
+            assert self._nft is not None
+            await work.attempt(self._nft.ensure(wanted, survey))
+        for each in wanted:
+            for variant in self._variants:
+                here = choice.kind == "iptables" and variant.main
+                in_use = self._legacy(each.family) if variant.legacy else self._in_nft(each.family, survey)
+                if here or in_use:
+                    forward = each.forward if here or "filter" in in_use else ()
+                    # What masquerades elsewhere goes only once this is in force.
+                    masquerade = each.masquerade if here else None if work.failures else ()
+                    await work.attempt(self._chains(each.family, variant.infix).ensure(masquerade, forward))
+        if choice.kind == "iptables" and self._nft is not None and not work.failures:
+            await work.attempt(self._nft.ensure((), survey))
+        obstacles = await self._obstacles([policy.network for policy in policies if policy.forward], survey)
+        return Outcome(work.changed, tuple(work.failures), obstacles)
+
+    async def _find_variants(self) -> tuple[_Variant, ...]:
+        """List the host's kinds of iptables, at most one of nft's and one legacy."""
+        found: list[_Variant] = []
+        for infix in ("", "-nft", "-legacy"):
+            command = f"iptables{infix}"
+            if all(self._tools.has(each) for each in (command, f"{command}-save", f"{command}-restore")):
+                legacy = await is_legacy(self._tools, command)
+                if legacy not in [variant.legacy for variant in found]:
+                    found.append(_Variant(infix, legacy, main=not found))
+        return tuple(found)
+
+    async def _survey(self) -> Survey:
+        return Survey() if self._nft is None else await self._nft.survey()
+
+    def _chains(self, family: int, infix: str) -> Iptables:
+        command = COMMANDS[family] + infix
+        return self._iptables.setdefault((family, infix), Iptables(self._tools, command, self._suffix))
+
+    def _legacy(self, family: int) -> frozenset[str]:
+        """Name legacy iptables' tables that exist: asking the tool itself would make them."""
+        try:
+            return frozenset((self._proc / f"{FAMILIES[family]}_tables_names").read_text(encoding="ascii").split())
+        except OSError:  # The kernel has no legacy iptables, or it is not loaded.
+            return frozenset()
+
+    def _in_nft(self, family: int, survey: Survey) -> frozenset[str]:
+        # Without nft nobody can tell, but then iptables is all that can be there.
+        return frozenset(("filter", "nat")) if self._nft is None else survey.iptables(family)
+
+    async def _obstacles(self, networks: Sequence[Network], survey: Survey) -> tuple[str, ...]:
+        """Say what to do about chains that drop our forwarded packets and are not ours to change."""
+        found = []
+        with_iptables = any(not variant.legacy for variant in self._variants)
+        for chain in survey.forward:
+            managed = with_iptables and chain.table in (("ip", "filter"), ("ip6", "filter")) and chain.name == "FORWARD"
+            for network in networks:
+                advice = "" if managed else chain.advice(network)
+                if advice and not await self._mentioned(network, chain.table):
+                    found.append(advice)
+        return tuple(found)
+
+    async def _mentioned(self, network: Network, table: tuple[str, str]) -> bool:
+        """Tell whether a table of others has rules about a network: then somebody has followed the advice."""
+        try:
+            return str(network) in await self._tools.run("nft", "list", "table", *table)
+        except FirewallError:  # It is gone again.
+            return True
+
+
+class _Work:
+    """What has been done and what has failed so far."""
+
+    def __init__(self) -> None:
+        self.changed = False
+        self.failures: list[str] = []
+
+    async def attempt(self, step: Awaitable[bool]) -> None:
+        """Do a step; a failure is kept."""
+        try:
+            self.changed |= await step
+        except FirewallError as error:
+            self.failures.append(str(error))
+
+
+def choose(
+    asked: Asked, *, nft: bool, iptables: bool, ours_in_nft: bool, iptables_in_use: bool, prefer_nft: bool
+) -> Choice | None:
+    """Choose where masquerade rules go, None if there is no tool for it: with the rules that the host has already."""
+    match asked:
+        case "nftables":
+            return Choice("nftables", "as asked for") if nft else None
+        case "iptables":
+            return Choice("iptables", "as asked for") if iptables else None
+        case "none":
+            return None
+    if not nft:
+        return Choice("iptables", "nft is not installed") if iptables else None
+    if not iptables:
+        return Choice("nftables", "iptables is not installed")
+    if prefer_nft:
+        return Choice("nftables", "EnableNFTables in the network config")
+    if ours_in_nft:
+        return Choice("nftables", "our rules are there already")
+    if iptables_in_use:
+        return Choice("iptables", "the host has iptables rules")
+    return Choice("nftables", "the host has no iptables rules")

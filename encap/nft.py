@@ -1,0 +1,176 @@
+"""The masquerade rules in nftables: one table of ours for each address family, replaced in one transaction.
+
+    table ip flanneld-py { chain postrouting { type nat hook postrouting ...; the rules } }      and ip6 likewise
+
+    survey    nft list chains               which tables there are, and who else has a say on forwarded packets
+    ensure    nft list table -> compare -> nft -f -: old table out, new one in, at once -> leftovers out
+
+Nothing outside our tables is written, and flannel's two (flannel-ipv4, flannel-ipv6) are removed once ours are in
+force. No forward rules stand here: an accept in one table does not keep another table from dropping, so they go where
+the drop is (iptables.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flanneld_py.encap.command import FirewallError, Tools
+from flanneld_py.encap.firewall import KUBE_MARK, In, Match, Network, NotIn, Rule, Rules, Verdict
+
+FAMILIES = {4: "ip", 6: "ip6"}
+OURS = "flanneld-py"
+FLANNELS = (("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6"))
+
+_VERDICTS = {
+    Verdict.RETURN: "return",
+    Verdict.ACCEPT: "accept",
+    Verdict.MASQUERADE: "masquerade",
+    Verdict.MASQUERADE_RANDOM: "masquerade fully-random",
+}
+
+TableName = tuple[str, str]
+"""Family and name, as in `table ip nat`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardChain:
+    """A chain that every forwarded packet goes through; `drops` by policy."""
+
+    table: TableName
+    name: str
+    drops: bool
+
+    def advice(self, network: Network) -> str:
+        """Say what makes it let a network's packets through; nothing if it need not be told."""
+        family, table = self.table
+        version = FAMILIES[network.version]
+        if family not in (version, "inet"):
+            return ""
+        if table == "firewalld":
+            return f"firewall-cmd --permanent --zone=trusted --add-source={network} && firewall-cmd --reload"
+        insert = f"nft insert rule {family} {table} {self.name} {version}"
+        return f"{insert} saddr {network} accept; {insert} daddr {network} accept" if self.drops else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What there is in nftables, ours and everybody's."""
+
+    tables: frozenset[TableName] = frozenset()
+    forward: tuple[ForwardChain, ...] = ()
+
+    def iptables(self, family: int) -> frozenset[str]:
+        """Name the tables of iptables-nft that exist for a family."""
+        return frozenset(name for kind, name in self.tables if kind == FAMILIES[family] and name in ("filter", "nat"))
+
+
+def read_survey(text: str) -> Survey:
+    """Read `nft list chains`."""
+    tables: list[TableName] = []
+    forward: list[ForwardChain] = []
+    chain = ""
+    for line in text.splitlines():
+        match line.split():
+            case ["table", family, name, "{"]:
+                tables.append((family, name))
+            case ["chain", name, "{"]:
+                chain = name
+            case ["type", "filter", "hook", "forward", *rest]:
+                forward.append(ForwardChain(tables[-1], chain, "policy drop" in " ".join(rest)))
+    return Survey(frozenset(tables), tuple(forward))
+
+
+def table_text(rules: Rules, name: str) -> str:
+    """Write a family's masquerade rules as nft lists them."""
+    family = FAMILIES[rules.family]
+    lines = [
+        f"table {family} {name} {{",
+        "\tchain postrouting {",
+        "\t\ttype nat hook postrouting priority srcnat; policy accept;",
+        *(f"\t\t{_rule(rule, family)}" for rule in rules.masquerade),
+        "\t}",
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _rule(rule: Rule, family: str) -> str:
+    mark = [f"meta mark & 0x{KUBE_MARK:08x} == 0x{KUBE_MARK:08x}"] if rule.marked else []
+    source = [f"{family} saddr {_side(rule.source)}"] if rule.source else []
+    destination = [f"{family} daddr {_side(rule.destination)}"] if rule.destination else []
+    return " ".join([*mark, *source, *destination, _VERDICTS[rule.verdict]])
+
+
+def _side(side: Match) -> str:
+    network = side.network
+    # A single address is listed without its length.
+    shown = str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
+    match side:
+        case In():
+            return shown
+        case NotIn():
+            return f"!= {shown}"
+
+
+class Nft:
+    """Our tables; `suffix` tells the tables of several networks on one host apart."""
+
+    def __init__(self, tools: Tools, suffix: str = "") -> None:
+        self._tools = tools
+        self._name = OURS + suffix
+        self._leftovers = () if suffix else FLANNELS
+        self._listed: dict[str, str] = {}
+
+    async def survey(self) -> Survey:
+        """Look at what there is. Raises FirewallError."""
+        return read_survey(await self._tools.run("nft", "list", "chains"))
+
+    def ours(self, survey: Survey) -> bool:
+        """Tell whether a table of ours is there."""
+        return any(name == self._name for _, name in survey.tables)
+
+    async def ensure(self, wanted: Sequence[Rules], survey: Survey) -> bool:
+        """Bring our tables to what is wanted, then remove flannel's; tell whether ours changed. Raises FirewallError.
+
+        All changes of our tables are one transaction: until it is complete, the old rules are in force.
+        """
+        texts = {FAMILIES[rules.family]: table_text(rules, self._name) for rules in wanted if rules.masquerade}
+        script = ""
+        for family in FAMILIES.values():
+            there = (family, self._name) in survey.tables
+            text = texts.get(family, "")
+            if there and not text:
+                script += f"delete table {family} {self._name}\n"
+            elif text and not (there and self._same(text, await self._list(family))):
+                # Added first, because deleting what is not there is an error.
+                script += f"add table {family} {self._name}\ndelete table {family} {self._name}\n{text}"
+        if script:
+            await self._tools.run("nft", "-f", "-", stdin=script)
+            for family, text in texts.items():
+                self._learn(text, await self._list(family))
+        left = sorted(survey.tables.intersection(self._leftovers))
+        if left:
+            await self._tools.run("nft", "-f", "-", stdin="".join(f"delete table {f} {n}\n" for f, n in left))
+        return bool(script)
+
+    async def _list(self, family: str) -> str:
+        try:
+            return await self._tools.run("nft", "-s", "list", "table", family, self._name)
+        except FirewallError as error:
+            if "No such file or directory" in str(error):
+                return ""
+            raise
+
+    def _same(self, text: str, listed: str) -> bool:
+        return _plain(listed) in (_plain(text), self._listed.get(text))
+
+    def _learn(self, text: str, listed: str) -> None:
+        """Remember how this nft lists what we wrote: another version may say the same in other words."""
+        if listed.count("\n") == text.count("\n"):
+            self._listed = {text: _plain(listed)} | {t: seen for t, seen in self._listed.items() if t != text}
+
+
+def _plain(listed: str) -> str:
+    return re.sub(r"\s+", " ", listed).strip()

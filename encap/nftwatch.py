@@ -1,0 +1,102 @@
+"""Changes to nftables, told by the kernel: a netfilter multicast socket, and which of its messages are of interest.
+
+    message: nlmsghdr (16 bytes) | nfgenmsg (4) | attributes; its type is subsystem << 8 | what happened
+
+iptables-nft's changes are nftables' changes; legacy iptables tells nobody. Our own changes come back as well: a look at
+what is there then finds all as it should be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from struct import Struct
+
+SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP = 1
+NETLINK_NETFILTER = 12
+NFNLGRP_NFTABLES = 7  # linux/netfilter/nfnetlink.h
+NFNL_SUBSYS_NFTABLES = 10
+RECEIVE_BYTES = 1 << 16
+
+_NAME_OF = {0: 1, 2: 1, 3: 3, 5: 3, 6: 2, 8: 2}
+"""Message -> its attribute that names the table, or for a rule its chain (linux/netfilter/nf_tables.h).
+
+NFT_MSG_NEWTABLE, DELTABLE; NEWCHAIN, DELCHAIN; NEWRULE, DELRULE."""
+
+_NEW_CHAIN, _CHAIN_HOOK = 3, 4
+"""A chain with a hook sees every packet, whatever its name."""
+
+_HEADER = Struct("=IHHII")
+_ATTRIBUTE = Struct("=HH")
+_TYPE_MASK = 0x3FFF
+
+
+@contextmanager
+def watch(names: Collection[str], changed: Callable[[], None]) -> Iterator[None]:
+    """Call `changed` whenever a table or chain of these names is made, changed or deleted, or a rule in such a chain.
+
+    And whenever somebody makes a chain that the kernel sends packets through.
+    The socket belongs to the network namespace of the thread that calls, inside a running event loop. A kernel without
+    nftables tells nothing.
+    """
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    try:
+        monitor = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
+    except OSError:  # No netfilter over netlink in this kernel.
+        yield
+        return
+
+    def hear() -> None:
+        try:
+            buffer = monitor.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            changed()  # Events were lost: one of them may have been about us.
+            return
+        if concerns(buffer, names):
+            changed()
+
+    loop = asyncio.get_running_loop()
+    try:
+        monitor.bind((0, 0))
+        monitor.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+        loop.add_reader(monitor, hear)
+        yield
+    finally:
+        loop.remove_reader(monitor)
+        monitor.close()
+
+
+def concerns(buffer: bytes, names: Collection[str]) -> bool:
+    """Tell whether a message in the buffer is about a table or chain of these names, or a new chain with a hook."""
+    at = 0
+    while at + _HEADER.size + 4 <= len(buffer):
+        length, kind, *_ = _HEADER.unpack_from(buffer, at)
+        if length < _HEADER.size:
+            return True  # Not understood: look.
+        subsystem, what = divmod(kind, 256)
+        if subsystem == NFNL_SUBSYS_NFTABLES and what in _NAME_OF:
+            attributes = dict(_attributes(buffer[at + _HEADER.size + 4 : at + length]))
+            name = attributes.get(_NAME_OF[what], b"").rstrip(b"\0").decode(errors="replace")
+            if name in names or (what == _NEW_CHAIN and _CHAIN_HOOK in attributes):
+                return True
+        at += (length + 3) & ~3
+    return False
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Take netlink attributes apart: type and content."""
+    at = 0
+    while at + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind & _TYPE_MASK, data[at + _ATTRIBUTE.size : at + length]
+        at += (length + 3) & ~3

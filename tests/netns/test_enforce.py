@@ -1,0 +1,232 @@
+"""The packet filters of a real kernel, in a namespace of its own: nobody else's rule is touched, nothing is left."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_network
+
+import pytest
+
+from flanneld_py.encap.command import HostTools
+from flanneld_py.encap.enforce import Asked, Choice, Enforcer, Outcome
+from flanneld_py.encap.firewall import Policy
+from tests.contract.kernel_host import entered, throwaway_namespace
+
+pytestmark = pytest.mark.root
+
+V4 = Policy(ip_network("10.42.0.0/16"), ip_network("10.42.5.0/24"), masquerade=True, excluded=(ip_network("10.0.0.1"),))
+V6 = Policy(
+    ip_network("fd42::/48"), ip_network("fd42:0:0:5::/64"), masquerade=True, excluded=(ip_network("fd00:aa::/32"),)
+)
+BOTH = (V4, V6)
+OFF = tuple(replace(policy, masquerade=False, forward=False) for policy in BOTH)
+
+OTHERS = """
+for i in iptables-nft ip6tables-nft iptables-legacy ip6tables-legacy; do
+  $i -P FORWARD DROP
+  $i -A FORWARD -i eth7 -m comment --comment 'not "ours"' -j ACCEPT
+  $i -A FORWARD -j REJECT
+  $i -t nat -A POSTROUTING -o eth7 -j MASQUERADE
+  $i -t nat -N FLANNELETTE
+  $i -t nat -A POSTROUTING -j FLANNELETTE
+  $i -t mangle -A FORWARD -p tcp --syn -j TCPMSS --clamp-mss-to-pmtu
+done
+nft add table ip flannel-other
+nft add chain ip flannel-other postrtg '{ type nat hook postrouting priority 100; }'
+nft add rule ip flannel-other postrtg ip saddr 192.0.2.0/24 masquerade
+"""
+
+FLANNELS_IPTABLES = """
+for i in {iptables} {ip6tables}; do
+  $i -t nat -N FLANNEL-POSTRTG
+  $i -t nat -A FLANNEL-POSTRTG -m comment --comment 'flanneld masq' -j RETURN
+  $i -t nat -A POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG
+  $i -N FLANNEL-FWD
+  $i -A FLANNEL-FWD -m comment --comment 'flanneld forward' -j ACCEPT
+  $i -A FORWARD -m comment --comment 'flanneld forward' -j FLANNEL-FWD
+done
+"""
+
+FLANNELS_NFT = """
+for f in ip:flannel-ipv4 ip6:flannel-ipv6; do
+  nft add table ${f%:*} ${f#*:}
+  nft add chain ${f%:*} ${f#*:} postrtg '{ type nat hook postrouting priority 100; }'
+  nft add rule ${f%:*} ${f#*:} postrtg masquerade
+done
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_a_namespace() -> Iterator[None]:
+    with throwaway_namespace() as name, entered(name):
+        yield
+
+
+def sh(script: str) -> str:
+    done = subprocess.run(["sh", "-ec", script], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def everything() -> str:
+    """All rules, without dates; with handles, so that a rule which is replaced by its like is seen."""
+    saves = "iptables-save; ip6tables-save; iptables-legacy-save; ip6tables-legacy-save"
+    return sh(f"(nft -a list ruleset; {saves}) | sed '/^# [GC]/d'")
+
+
+def foreign() -> str:
+    """Everybody else's rules, wherever ours may stand beside them."""
+    chains = "'ip filter FORWARD' 'ip6 filter FORWARD' 'ip nat POSTROUTING' 'ip6 nat POSTROUTING'"
+    return sh(
+        f"(for chain in {chains}; do nft -a list chain $chain; done; nft -a list table ip flannel-other;"
+        " iptables-save; ip6tables-save; iptables-legacy-save; ip6tables-legacy-save)"
+        " | grep -v '^# [GC]' | grep -v 'FLANNEL-[PF]'"
+    )
+
+
+class Host:
+    """An enforcer with its choice made, as the guard uses it."""
+
+    def __init__(self, asked: Asked = "auto", *, suffix: str = "") -> None:
+        self.enforcer = Enforcer(HostTools(), asked, suffix, prefer_nft=False)
+
+    async def enforce(self, *policies: Policy) -> Outcome:
+        choice = await self.enforcer.choose()
+        assert isinstance(choice, Choice)
+        outcome = await self.enforcer.enforce(choice, policies)
+        assert outcome.failures == ()
+        return outcome
+
+
+KINDS = pytest.mark.parametrize("asked", ["nftables", "iptables"])
+
+
+@KINDS
+async def test_nobody_elses_rule_is_touched_and_nothing_is_left(asked: Asked) -> None:
+    sh(OTHERS)
+    before, others = everything(), foreign()
+    host = Host(asked)
+    assert (await host.enforce(*BOTH)).changed
+    assert foreign() == others
+    there = everything()
+    assert (there.count("FLANNEL-FWD -s 10.42.0.0/16"), there.count("FLANNEL-FWD -s fd42::/48")) == (2, 2), there
+    assert (await host.enforce(*OFF)).changed
+    assert everything() == before
+
+
+@KINDS
+async def test_an_empty_host_is_empty_again(asked: Asked) -> None:
+    host = Host(asked)
+    assert (await host.enforce(*BOTH)).changed
+    assert "10.0.0.1" in everything()
+    assert "fd00:aa::/32" in everything()
+    assert (await host.enforce(*OFF)).changed
+    assert "flannel" not in everything().lower()
+
+
+@KINDS
+async def test_what_is_right_is_not_written_again_also_by_the_next_process(asked: Asked) -> None:
+    sh(OTHERS)
+    await Host(asked).enforce(*BOTH)
+    before = everything()
+    assert not (await Host(asked).enforce(*BOTH)).changed
+    assert everything() == before
+
+
+@pytest.mark.parametrize("tools", ["iptables-nft ip6tables-nft", "iptables-legacy ip6tables-legacy"])
+@KINDS
+async def test_what_flannel_left_goes_once_ours_is_in_force(asked: Asked, tools: str) -> None:
+    sh(OTHERS)
+    others = foreign()
+    iptables, ip6tables = tools.split()
+    sh(FLANNELS_IPTABLES.format(iptables=iptables, ip6tables=ip6tables) + FLANNELS_NFT)
+    await Host(asked).enforce(*BOTH)
+    assert foreign() == others
+    there = everything()
+    assert "flannel-ipv" not in there
+    places = [there.count(":FLANNEL-POSTRTG"), there.count("table ip flanneld-py {"), there.count(":FLANNEL-FWD")]
+    assert places == ([0, 1, 4] if asked == "nftables" else [2, 0, 4])
+    assert there.count("-A FLANNEL-POSTRTG") == (0 if asked == "nftables" else 14), "its rules are ours now"
+
+
+class Spoiler(HostTools):
+    """Tools that are asked for one impossible thing at the end of every transaction: all of it is refused."""
+
+    async def run(self, *command: str, stdin: str = "") -> str:
+        if command[0] == "nft":
+            stdin = stdin and stdin + "delete table ip nothing\n"
+        return await super().run(*command, stdin=stdin.replace("COMMIT", "-D FORWARD -i nothing -j DROP\nCOMMIT"))
+
+
+@KINDS
+async def test_what_cannot_be_done_leaves_the_old_rules_in_force(asked: Asked) -> None:
+    sh(OTHERS)
+    await Host(asked).enforce(V4)
+    before = everything()
+    spoilt = Enforcer(Spoiler(), asked, "", prefer_nft=False)
+    choice = await spoilt.choose()
+    assert choice is not None
+    outcome = await spoilt.enforce(choice, [replace(V4, subnet=ip_network("10.42.9.0/24"))])
+    assert len(outcome.failures) == 1
+    assert not outcome.changed
+    assert everything() == before
+
+
+async def test_a_masquerade_that_fails_does_not_keep_packets_from_being_forwarded() -> None:
+    """Nor is what masqueraded before removed."""
+    sh(OTHERS)
+    await Host("iptables").enforce(V4)
+    sh("iptables -F FORWARD")
+    spoilt = Enforcer(NftSpoiler(), "nftables", "", prefer_nft=False)
+    choice = await spoilt.choose()
+    assert choice is not None
+    outcome = await spoilt.enforce(choice, [V4])
+    assert len(outcome.failures) == 1
+    there = sh("iptables-save")
+    assert '-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD' in there
+    assert "-A FLANNEL-POSTRTG -s 10.42.5.0/24" in there
+
+
+class NftSpoiler(HostTools):
+    """Tools of which nft can change nothing."""
+
+    async def run(self, *command: str, stdin: str = "") -> str:
+        return await super().run(*command, stdin=stdin + "delete table ip nothing\n" if "-f" in command else stdin)
+
+
+async def test_two_networks_do_not_know_of_each_other() -> None:
+    sh(OTHERS)
+    first, second = Host("iptables"), Host("nftables", suffix="-7")
+    other = replace(V4, network=ip_network("10.77.0.0/16"), subnet=ip_network("10.77.1.0/24"))
+    await first.enforce(V4)
+    alone = everything()
+    await second.enforce(other)
+    assert not (await first.enforce(V4)).changed
+    assert not (await second.enforce(other)).changed
+    await second.enforce(replace(other, masquerade=False, forward=False))
+    assert everything() == alone
+
+
+async def test_auto_stays_where_it_was_when_iptables_comes_later() -> None:
+    await Host().enforce(V4)
+    sh("iptables -P FORWARD DROP")
+    choice = await Host().enforcer.choose()
+    assert choice == Choice("nftables", "our rules are there already")
+
+
+async def test_what_drops_and_is_not_ours_is_named_until_somebody_acts() -> None:
+    sh("nft add table inet firewalld; nft add table inet mine")
+    for table in ("firewalld", "mine"):
+        sh(f"nft add chain inet {table} way '{{ type filter hook forward priority 10; policy drop; }}'")
+    host = Host("nftables")
+    obstacles = (await host.enforce(V4)).obstacles
+    assert obstacles == (
+        "firewall-cmd --permanent --zone=trusted --add-source=10.42.0.0/16 && firewall-cmd --reload",
+        "nft insert rule inet mine way ip saddr 10.42.0.0/16 accept;"
+        " nft insert rule inet mine way ip daddr 10.42.0.0/16 accept",
+    )
+    sh(obstacles[1])
+    sh("nft add rule inet firewalld way ip saddr 10.42.0.0/16 accept")
+    assert (await host.enforce(V4)).obstacles == ()

@@ -1,0 +1,284 @@
+"""Masquerade and forward rules on real hosts: what packets look like where they arrive, and what the rules survive.
+
+    h1c1 ── h1 ──┐
+    h2c1 ── h2 ──┴── core 172.30.0.1: outside of the overlay's Network; routes to containers through h1
+
+A `Mailbox` is a UDP socket that writes down who sent to it: source addresses and ports as they were on the wire.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, ip_network
+
+import pytest
+
+from tests.lab.host import Container, Host
+from tests.lab.lab import Lab
+from tests.lab.measure import ping, ping_through
+from tests.lab.namespace import Namespace
+from tests.netns.conftest import MakeLab
+from tests.netns.test_agent import nothing_lost, subnet, until
+
+pytestmark = pytest.mark.root
+
+PORT = 9999
+RECEIVE = """
+import socket
+box = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+box.bind(("", %d))
+print("open", flush=True)
+while True:
+    print(*box.recvfrom(100)[1], flush=True)
+"""
+SEND = """
+import socket, sys
+for port in range(int(sys.argv[2]), int(sys.argv[3])):
+    letter = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    letter.bind(("", port))
+    letter.sendto(b"x", (sys.argv[1], %d))
+"""
+OWN_PORTS = range(40000, 40020)
+
+KINDS = pytest.mark.parametrize("kind", ["nftables", "iptables"])
+
+
+class Mailbox:
+    """Who sent to a UDP port, in order of arrival."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def senders(self, count: int) -> list[tuple[IPv4Address, int]]:
+        assert self._process.stdout is not None
+        lines = [self._process.stdout.readline().decode().split() for _ in range(count)]
+        return [(IPv4Address(address), int(port)) for address, port in lines]
+
+
+@contextmanager
+def mailbox(place: Namespace) -> Iterator[Mailbox]:
+    process = place.popen([sys.executable, "-c", RECEIVE % PORT], stdout=subprocess.PIPE)
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"open\n"
+            yield Mailbox(process)
+        finally:
+            process.kill()
+
+
+def seen_from(source: Namespace, place: Namespace, address: IPv4Address) -> list[tuple[IPv4Address, int]]:
+    """Send from OWN_PORTS and tell who the other end saw."""
+    with mailbox(place) as box:
+        ports = [str(OWN_PORTS.start), str(OWN_PORTS.stop)]
+        source.run([sys.executable, "-c", SEND % PORT, str(address), *ports])
+        return box.senders(len(OWN_PORTS))
+
+
+def sources(seen: list[tuple[IPv4Address, int]]) -> set[IPv4Address]:
+    return {address for address, _ in seen}
+
+
+def sh(host: Host, command: str) -> str:
+    return host.namespace.run(["sh", "-ec", command]).stdout
+
+
+def masqueraded(lab: Lab, container: Container) -> bool:
+    """Whether the outside sees the host instead of the container."""
+    return container.address not in sources(seen_from(container.namespace, lab.core, lab.plan.gateway))
+
+
+def connected(make_lab: MakeLab, *arguments: str) -> Lab:
+    lab = make_lab(hosts=2, agent_args=arguments)
+    assert lab.wait_connected() == []
+    return lab
+
+
+@KINDS
+def test_who_sees_whose_address(make_lab: MakeLab, kind: str) -> None:
+    lab = connected(make_lab, "--ip-masq", "--firewall", kind)
+    (here, there), (h1, _) = lab.containers, lab.hosts
+    assert h1.agent.subnet_env()["FLANNEL_IPMASQ"] == "true"
+
+    outside = seen_from(here.namespace, lab.core, lab.plan.gateway)
+    assert sources(outside) == {h1.address}
+    assert [port for _, port in outside] != list(OWN_PORTS), "ports at random"
+
+    assert seen_from(here.namespace, there.namespace, there.address) == [(here.address, port) for port in OWN_PORTS]
+    lab.core.ip(f"route add {lab.plan.network} via {h1.address}")
+    assert sources(seen_from(lab.core, here.namespace, here.address)) == {lab.plan.gateway}
+    vtep = ip_network(subnet(h1)).network_address
+    assert sources(seen_from(lab.core, there.namespace, there.address)) == {vtep}, "the answer comes back through us"
+
+
+@KINDS
+def test_ports_stay_if_asked(make_lab: MakeLab, kind: str) -> None:
+    lab = connected(make_lab, "--ip-masq", "--ip-masq-fully-random-disable", "--firewall", kind)
+    seen = seen_from(lab.containers[0].namespace, lab.core, lab.plan.gateway)
+    assert seen == [(lab.hosts[0].address, port) for port in OWN_PORTS]
+
+
+@KINDS
+def test_excluded_networks_see_containers(make_lab: MakeLab, kind: str) -> None:
+    lab = connected(make_lab, "--ip-masq", "--firewall", kind, "--snat-exclude", "198.51.100.0/24,203.0.113.0/24")
+    here = lab.containers[0].namespace
+    lab.core.ip("addr add 203.0.113.1/32 dev br0")
+    assert sources(seen_from(here, lab.core, IPv4Address("203.0.113.1"))) == {lab.containers[0].address}
+    assert sources(seen_from(here, lab.core, lab.plan.gateway)) == {lab.hosts[0].address}
+
+
+DAMAGE = {
+    "nftables": [
+        "nft flush ruleset",
+        "nft delete table ip flanneld-py",
+        "nft flush chain ip flanneld-py postrouting",
+        "nft delete rule ip flanneld-py postrouting handle"
+        " $(nft -a list chain ip flanneld-py postrouting | sed -n 's/.*daddr != 224.* handle //p')",
+        "nft insert rule ip flanneld-py postrouting accept",
+    ],
+    "iptables": [
+        "nft flush ruleset",
+        "iptables -t nat -F",
+        "iptables -t nat -F FLANNEL-POSTRTG",
+        "iptables -t nat -F POSTROUTING",
+        "printf '*nat\\nCOMMIT\\n' | iptables-restore",
+        "iptables -t nat -I FLANNEL-POSTRTG -j RETURN",
+        "iptables -t nat -I POSTROUTING -j ACCEPT",
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_what_others_take_away_comes_back(make_lab: MakeLab, kind: str) -> None:
+    lab = connected(make_lab, "--ip-masq", "--firewall", kind)
+    host = lab.hosts[0]
+    show = "nft -s list table ip flanneld-py" if kind == "nftables" else "iptables -t nat -S FLANNEL-POSTRTG"
+    before = sh(host, show)
+    for damage in DAMAGE[kind]:
+        sh(host, damage)
+        until(lambda: host.namespace.run(["sh", "-c", show], check=False).stdout == before, damage)
+        until(lambda: masqueraded(lab, lab.containers[0]), damage)
+
+
+@pytest.mark.parametrize("iptables", ["iptables-nft", "iptables-legacy"])
+@KINDS
+def test_forwarding_goes_on_when_docker_drops_by_policy(make_lab: MakeLab, kind: str, iptables: str) -> None:
+    """Docker comes later, makes its chains, and sets FORWARD's policy; it comes again after a flush."""
+    lab = connected(make_lab, "--firewall", kind, "--iptables-resync", "1")
+    docker = (
+        f"{iptables} -N DOCKER; {iptables} -A DOCKER ! -i docker0 -o cni0 -j DROP;"
+        f"{iptables} -N DOCKER-USER; {iptables} -A DOCKER-USER -j RETURN; {iptables} -P FORWARD DROP;"
+        f"{iptables} -I FORWARD -o cni0 -j DOCKER; {iptables} -I FORWARD -j DOCKER-USER;"
+    )
+    for host in lab.hosts:
+        sh(host, docker)
+    assert lab.wait_connected() == []
+    for host in lab.hosts:
+        jumps = [line for line in sh(host, f"{iptables}-save").splitlines() if "-j FLANNEL-FWD" in line]
+        assert jumps == ['-A DOCKER-USER -m comment --comment "flanneld forward" -j FLANNEL-FWD']
+        sh(host, f"printf '*filter\\nCOMMIT\\n' | {iptables}-restore; {docker}")
+    assert lab.wait_connected() == []
+    sh(lab.hosts[0], f"{iptables} -I DOCKER-USER -s {lab.containers[1].address} -j DROP")
+    assert ping(*lab.pairs()[0], count=2, patience=0.3).received == 0, (
+        "what the operator wrote there counts before ours"
+    )
+
+
+def test_forwarding_without_docker_passes_a_chain_that_ends_in_reject(make_lab: MakeLab) -> None:
+    lab = make_lab(hosts=2, overlay="none")
+    for host in lab.hosts:
+        sh(host, "iptables -A FORWARD -i nowhere -j DROP; iptables -A FORWARD -j REJECT")
+        host.agent.start()
+    for host in lab.hosts:
+        host.agent.wait_ready()
+        lab.attach(host)
+    assert lab.wait_connected() == []
+    assert 'go to iptables because="the host has iptables rules"' in lab.hosts[0].agent.log_tail()
+
+
+def test_a_chain_that_cannot_be_overruled_is_named(make_lab: MakeLab) -> None:
+    lab = connected(make_lab)
+    host = lab.hosts[0]
+    sh(host, "nft add table inet filter")
+    sh(host, "nft add chain inet filter forward '{ type filter hook forward priority 0; policy drop; }'")
+    until(lambda: "nft insert rule inet filter forward ip saddr 10.42.0.0/16 accept" in host.agent.log_tail(), "a hint")
+    sh(host, "nft insert rule inet filter forward ip saddr 10.42.0.0/16 accept")
+    sh(host, "nft insert rule inet filter forward ip daddr 10.42.0.0/16 accept")
+    assert lab.wait_connected() == []
+
+
+@KINDS
+def test_a_restart_changes_nothing_and_loses_nothing(make_lab: MakeLab, kind: str) -> None:
+    lab = connected(make_lab, "--ip-masq", "--firewall", kind)
+    host, here = lab.hosts[0], lab.containers[0]
+    handles = sh(host, "nft -a list ruleset")
+    with ping_through(*lab.pairs()[0]) as stream:
+        host.agent.kill()
+        assert masqueraded(lab, here), "rules stay while the agent is down"
+        host.agent.start()
+        host.agent.wait_ready()
+        nothing_lost(stream)
+    assert sh(host, "nft -a list ruleset | sed 's/packets [0-9]* bytes [0-9]*//'") == sh(
+        host, f"cat <<'END' | sed 's/packets [0-9]* bytes [0-9]*//'\n{handles}END\n"
+    )
+
+
+def test_changing_places_loses_no_masquerade_and_leaves_nothing(make_lab: MakeLab) -> None:
+    lab = connected(make_lab, "--ip-masq", "--firewall", "nftables")
+    host, here = lab.hosts[0], lab.containers[0]
+    for kind, other in (("iptables", "flanneld-py"), ("nftables", "FLANNEL-POSTRTG")):
+        host.agent.terminate()
+        host.agent.start("--firewall", kind)
+        host.agent.wait_ready()
+        assert other not in sh(host, "nft list ruleset")
+        assert masqueraded(lab, here)
+    host.agent.terminate()
+    host.agent.start("--ip-masq=false", "--iptables-forward-rules=false")
+    host.agent.wait_ready()
+    assert "flannel" not in sh(host, "nft list ruleset; iptables-save; iptables-legacy-save").lower()
+    assert host.agent.subnet_env()["FLANNEL_IPMASQ"] == "false"
+    assert not masqueraded(lab, here)
+
+
+def test_two_networks_on_one_host_have_rules_of_their_own(make_lab: MakeLab) -> None:
+    lab = connected(make_lab, "--ip-masq", "--firewall", "nftables")
+    assert lab.etcd is not None
+    lab.etcd.ctl("put", "/second/config", '{"Network": "10.77.0.0/16", "Backend": {"Type": "vxlan", "VNI": 7}}')
+    host = lab.hosts[0]
+    before = sh(host, "nft list table ip flanneld-py")
+    second = host.namespace.popen(
+        [
+            *(lab.plan.flanneld or sys.executable.replace("python", "flanneld-py"), "--iface", "eth0"),
+            *("--etcd-endpoints", f"http://{lab.plan.gateway}:2379", "--etcd-prefix", "/second", "--ip-masq"),
+            *("--subnet-file", str(host.directory / "second" / "subnet.env"), "--firewall", "nftables"),
+        ]
+    )
+    with second:
+        try:
+            until((host.directory / "second" / "subnet.env").exists, "the second network")
+            assert "10.77.0.0/16" in sh(host, "nft list table ip flanneld-py-7")
+            assert sh(host, "nft list table ip flanneld-py") == before
+        finally:
+            second.terminate()
+
+
+def test_the_blackhole_route_is_kept_and_stands_in_nobodys_way(make_lab: MakeLab) -> None:
+    lab = connected(make_lab, "--ip-blackhole-route", "--iptables-resync", "1")
+    host = lab.hosts[0]
+    show = "ip route show type blackhole proto 84"
+    route = f"blackhole {subnet(host)}"
+    until(lambda: sh(host, show).startswith(route), "the route")
+    sh(host, f"ip route del {route} metric 4294967295")
+    until(lambda: sh(host, show).startswith(route), "the route again")
+    assert lab.wait_connected() == []
+    assert ping(host, lab.containers[0], count=1).received == 1
+    sh(host, "ip link set cni0 down")
+    there = str(lab.containers[0].address)
+    assert host.namespace.run(["ip", "route", "get", there], check=False).returncode != 0, "not to the default route"
+    host.agent.terminate()
+    host.agent.start("--ip-blackhole-route=false")
+    host.agent.wait_ready()
+    until(lambda: sh(host, show) == "", "the route is gone")

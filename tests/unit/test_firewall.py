@@ -1,0 +1,74 @@
+"""The rules as data, held against a list of packets: who is masqueraded, who is accepted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+import pytest
+
+from flanneld_py.encap.firewall import In, Match, NotIn, Policy, Rule, Verdict, rules
+
+V4 = Policy(ip_network("10.42.0.0/16"), ip_network("10.42.5.0/24"), masquerade=True)
+V6 = Policy(ip_network("fd42::/48"), ip_network("fd42:0:0:5::/64"), masquerade=True)
+EXCLUDED = (ip_network("192.168.0.0/16"), ip_network("fd00:aa::/32"))
+
+
+def fits(match: Match | None, address: IPv4Address | IPv6Address) -> bool:
+    match match:
+        case None:
+            return True
+        case In(network):
+            return address in network
+        case NotIn(network):
+            return address not in network
+
+
+def verdict(chain: tuple[Rule, ...], source: str, destination: str, *, marked: bool = False) -> Verdict | None:
+    """Do what the packet filter does: the first rule that fits decides."""
+    for rule in chain:
+        if rule.marked and not marked:
+            continue
+        if fits(rule.source, ip_address(source)) and fits(rule.destination, ip_address(destination)):
+            return rule.verdict
+    return None
+
+
+@pytest.mark.parametrize(
+    ("policy", "here", "there", "outside", "excluded", "multicast"),
+    [
+        (V4, "10.42.5.2", "10.42.9.2", "198.51.100.1", "192.168.7.7", "224.0.0.9"),
+        (V6, "fd42:0:0:5::2", "fd42:0:0:9::2", "2001:db8::1", "fd00:aa::7", "ff02::9"),
+    ],
+    ids=["IPv4", "IPv6"],
+)
+def test_who_is_masqueraded(policy: Policy, here: str, there: str, outside: str, excluded: str, multicast: str) -> None:
+    chain = rules(replace(policy, excluded=EXCLUDED)).masquerade
+    leave, masquerade = Verdict.RETURN, Verdict.MASQUERADE_RANDOM
+    assert verdict(chain, here, there) == leave
+    assert verdict(chain, there, here) == leave
+    assert verdict(chain, here, here) == leave
+    assert verdict(chain, outside, here) == leave, "our containers see who speaks to them"
+    assert verdict(chain, here, outside) == masquerade
+    assert verdict(chain, here, excluded) == leave
+    assert verdict(chain, outside, there) == masquerade, "the answer has to come back through us"
+    assert verdict(chain, here, multicast) is None
+    assert verdict(chain, outside, outside) is None
+    assert verdict(chain, here, outside, marked=True) == leave, "kube-proxy's own business"
+
+
+def test_without_random_ports() -> None:
+    chain = rules(replace(V4, random_fully=False)).masquerade
+    assert verdict(chain, "10.42.5.2", "198.51.100.1") == Verdict.MASQUERADE
+
+
+def test_who_is_accepted() -> None:
+    chain = rules(V4).forward
+    assert verdict(chain, "10.42.5.2", "198.51.100.1") == Verdict.ACCEPT
+    assert verdict(chain, "198.51.100.1", "10.42.5.2") == Verdict.ACCEPT
+    assert verdict(chain, "198.51.100.1", "198.51.100.2") is None
+
+
+def test_what_is_switched_off_has_no_rules() -> None:
+    assert rules(replace(V4, masquerade=False)).masquerade == ()
+    assert rules(replace(V4, forward=False)).forward == ()

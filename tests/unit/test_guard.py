@@ -1,0 +1,212 @@
+"""The guard on a packet filter that is a fake: at once where told, now and then where not, patient with faults."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from random import Random
+
+import pytest
+
+from flanneld_py.agent.guard import LOOK_EVERY, FirewallOptions, Guard
+from flanneld_py.agent.log import TextFormatter
+from flanneld_py.agent.wanted import Wanted
+from flanneld_py.encap.backend import Underlay
+from flanneld_py.encap.command import FirewallError
+from flanneld_py.encap.enforce import Choice, Outcome
+from flanneld_py.encap.firewall import Policy
+from flanneld_py.encap.peers import Own
+from flanneld_py.encap.state import TunLink
+from flanneld_py.encap.vxlan import Vxlan
+from flanneld_py.registry.config import parse_config
+from flanneld_py.registry.model import Subnets
+from tests.manual_clock import ManualClock
+
+CONFIG = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}')
+ADDRESS = IPv4Address("192.0.2.1")
+BACKEND = Vxlan(CONFIG, Underlay("eth0", 1500, ADDRESS, ADDRESS), nexthop_objects=True, on_link=lambda _: False)
+OPTIONS = FirewallOptions(masquerade=True, resync=5)
+NFTABLES = Choice("nftables", "a test says so")
+
+
+def wanted(subnet: str = "10.5.1.0/24") -> tuple[Wanted, ...]:
+    own = Own("k/" + subnet.replace("/", "-"), Subnets(IPv4Network(subnet)), ADDRESS, ADDRESS)
+    return (Wanted(CONFIG, BACKEND, own, TunLink(BACKEND.device, BACKEND.mtu), None),)
+
+
+class Filter:
+    """A packet filter: what is in it, what goes wrong with it, and whether it is one that tells nobody of changes."""
+
+    def __init__(self, choice: Choice | None = NFTABLES) -> None:
+        self.choice = choice
+        self.there: tuple[Policy, ...] = ()
+        self.failures: tuple[str, ...] = ()
+        self.obstacles: tuple[str, ...] = ()
+        self.unreadable = False
+        self.legacy = False
+        self.tries = 0
+        self.changed: Callable[[], None] | None = None
+
+    @contextmanager
+    def watch(self, changed: Callable[[], None]) -> Iterator[None]:
+        self.changed = changed
+        yield
+        self.changed = None
+
+    def flush(self) -> None:
+        self.there = ()
+        if self.changed is not None and not self.legacy:
+            self.changed()
+
+    async def choose(self) -> Choice | None:
+        if self.unreadable:
+            raise FirewallError("`nft list chains` failed: Operation not permitted")
+        return self.choice
+
+    def unwatched(self) -> bool:
+        return self.legacy
+
+    async def enforce(self, choice: Choice, policies: tuple[Policy, ...]) -> Outcome:
+        self.tries += 1
+        if self.failures:
+            return Outcome(False, self.failures, self.obstacles)
+        changed, self.there = self.there != policies, policies
+        return Outcome(changed, (), self.obstacles)
+
+
+@asynccontextmanager
+async def guarded(host: Filter, clock: ManualClock, options: FirewallOptions = OPTIONS) -> AsyncIterator[Guard]:
+    guard = Guard(host, host.watch, options, wanted(), clock, Random(1))
+    async with asyncio.TaskGroup() as tasks:
+        life = tasks.create_task(guard.run())
+        try:
+            await clock.run_until(guard.looked.is_set)
+            yield guard
+        finally:
+            life.cancel()
+
+
+def said(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(TextFormatter(timestamps=False).format(record) for record in caplog.records)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_heard(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "flanneld-py")
+
+
+async def test_rules_are_brought_and_it_is_said_which_and_why(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Filter()
+    async with guarded(host, clock) as guard:
+        assert host.there == OPTIONS.policies(wanted())
+        assert guard.masquerades
+        await clock.run_for(1)
+    text = said(caplog)
+    assert 'firewall rules go to nftables because="a test says so"' in text
+    assert text.count("firewall rules are in force") == 1
+
+
+async def test_what_was_taken_away_is_back_at_once(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    host = Filter()
+    async with guarded(host, clock):
+        before = clock.now()
+        host.flush()
+        await clock.run_until(lambda: host.there != (), 0.1)
+        assert clock.now() - before < 0.1
+    assert "somebody else changed the host's firewall rules; they are right again" in said(caplog)
+
+
+async def test_a_change_that_tells_nobody_is_found(clock: ManualClock) -> None:
+    host = Filter()
+    host.legacy = True
+    async with guarded(host, clock):
+        host.flush()
+        await clock.run_until(lambda: host.there != (), OPTIONS.resync * 1.1)
+        host.legacy = False
+        host.there = ()
+        tries = host.tries
+        await clock.run_for(LOOK_EVERY / 2)
+        assert host.tries == tries, "nobody looks where changes are told"
+        await clock.run_until(lambda: host.there != (), LOOK_EVERY)
+
+
+async def test_a_fault_is_said_once_and_tried_again_with_patience(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Filter()
+    host.failures = ("`nft -f -` failed: no memory",)
+    async with guarded(host, clock) as guard:
+        assert guard.looked.is_set(), "everything else goes on"
+        await clock.run_for(600)
+        assert 5 < host.tries < 30
+        assert said(caplog).count("no memory") == 1
+        host.failures = ("another reason",)
+        await clock.run_for(120)
+        assert said(caplog).count("another reason") == 1
+        host.failures = ()
+        await clock.run_until(lambda: host.there != (), 120)
+    assert said(caplog).count("firewall rules are in force") == 1
+
+
+async def test_a_filter_that_cannot_be_read_holds_nobody_up(clock: ManualClock) -> None:
+    host = Filter()
+    host.unreadable = True
+    async with guarded(host, clock) as guard:
+        assert guard.looked.is_set()
+        assert guard.masquerades, "it will: the subnet file is written now, and not again"
+        host.unreadable = False
+        await clock.run_until(lambda: host.there != (), 120)
+
+
+async def test_a_host_without_any_tool_has_no_rules_and_says_so(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Filter(choice=None)
+    async with guarded(host, clock) as guard:
+        assert not guard.masquerades
+        await clock.run_for(3600)
+    assert said(caplog).count("this host has no nft or iptables; install it") == 1
+    assert host.tries == 0
+
+
+async def test_another_subnet_means_other_rules(clock: ManualClock) -> None:
+    host = Filter()
+    async with guarded(host, clock) as guard:
+        other = wanted("10.5.9.0/24")
+        guard.want(other)
+        await clock.run_until(lambda: host.there == OPTIONS.policies(other), 1)
+
+
+async def test_what_nobody_but_the_operator_can_mend_is_said_once(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Filter()
+    host.obstacles = ("add it to the trusted zone",)
+    async with guarded(host, clock):
+        for _ in range(3):
+            host.flush()
+            await clock.run_until(lambda: host.there != (), 1)
+    assert said(caplog).count("add it to the trusted zone") == 1
+
+
+async def test_a_fight_is_not_fought_at_full_speed(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    host = Filter()
+    async with guarded(host, clock, replace(OPTIONS, resync=0)):
+        for _ in range(60):
+            host.flush()
+            await clock.run_until(lambda: host.there != (), 1)
+        before = clock.now()
+        host.flush()
+        await clock.run_until(lambda: host.there != (), 1)
+        assert clock.now() - before >= 0.19
+    assert "somebody keeps changing" in said(caplog)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from ipaddress import ip_network
+
+from flanneld_py.encap.firewall import Policy, rules
+from flanneld_py.encap.nft import ForwardChain, read_survey, table_text
+
+LISTED = """table ip flanneld-py {
+	chain postrouting {
+		type nat hook postrouting priority srcnat; policy accept;
+	}
+}
+table ip empty {
+}
+table ip filter {
+	chain FORWARD {
+		type filter hook forward priority filter; policy drop;
+	}
+	chain DOCKER-USER {
+	}
+}
+table inet firewalld {
+	chain filter_FORWARD {
+		type filter hook forward priority filter + 10; policy accept;
+	}
+}
+"""
+
+
+def test_a_table_is_written_as_nft_lists_it() -> None:
+    policy = Policy(
+        ip_network("fd42::/48"),
+        ip_network("fd42:0:0:5::/64"),
+        masquerade=True,
+        random_fully=False,
+        excluded=(ip_network("fd00::1/128"),),
+    )
+    assert table_text(rules(policy), "flanneld-py-7").splitlines() == [
+        "table ip6 flanneld-py-7 {",
+        "\tchain postrouting {",
+        "\t\ttype nat hook postrouting priority srcnat; policy accept;",
+        "\t\tmeta mark & 0x00004000 == 0x00004000 return",
+        "\t\tip6 saddr fd42:0:0:5::/64 ip6 daddr fd42::/48 return",
+        "\t\tip6 saddr fd42::/48 ip6 daddr fd42:0:0:5::/64 return",
+        "\t\tip6 saddr != fd42::/48 ip6 daddr fd42:0:0:5::/64 return",
+        "\t\tip6 saddr fd42::/48 ip6 daddr fd00::1 return",
+        "\t\tip6 saddr fd42::/48 ip6 daddr != ff00::/8 masquerade",
+        "\t\tip6 saddr != fd42::/48 ip6 daddr fd42::/48 masquerade",
+        "\t}",
+        "}",
+    ]
+
+
+def test_a_survey_tells_tables_and_who_decides_on_forwarded_packets() -> None:
+    survey = read_survey(LISTED)
+    assert survey.tables == {("ip", "flanneld-py"), ("ip", "empty"), ("ip", "filter"), ("inet", "firewalld")}
+    assert survey.forward == (
+        ForwardChain(("ip", "filter"), "FORWARD", drops=True),
+        ForwardChain(("inet", "firewalld"), "filter_FORWARD", drops=False),
+    )
+    assert survey.iptables(4) == {"filter"}
+    assert survey.iptables(6) == set()

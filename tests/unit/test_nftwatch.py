@@ -1,0 +1,50 @@
+"""Which of the kernel's messages are of interest; that they come is tested on a real kernel in tests/netns."""
+
+from __future__ import annotations
+
+from struct import pack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flanneld_py.encap.nftwatch import concerns
+
+NAMES = frozenset(("flanneld-py", "FORWARD"))
+NEW_TABLE, NEW_CHAIN, DEL_CHAIN, NEW_RULE, NEW_ELEMENT = 0, 3, 5, 6, 12
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    return pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def message(what: int, *attributes: bytes, subsystem: int = 10) -> bytes:
+    body = pack("=BBH", 2, 0, 0) + b"".join(attributes)
+    return pack("=IHHII", 16 + len(body), subsystem << 8 | what, 0, 1, 1) + body
+
+
+@pytest.mark.parametrize(
+    ("told", "ours"),
+    [
+        (message(NEW_TABLE, attribute(1, b"flanneld-py\0")), True),
+        (message(NEW_TABLE, attribute(1, b"other\0")), False),
+        (message(DEL_CHAIN, attribute(1, b"filter\0"), attribute(3, b"FORWARD\0")), True),
+        (message(DEL_CHAIN, attribute(1, b"filter\0"), attribute(3, b"KUBE-SEP\0")), False),
+        (message(NEW_CHAIN, attribute(3, b"mine\0"), attribute(0x8004, b"hook")), True),
+        (message(NEW_RULE, attribute(1, b"filter\0"), attribute(2, b"FORWARD\0")), True),
+        (message(NEW_RULE, attribute(1, b"FORWARD\0"), attribute(2, b"KUBE-SEP\0")), False),
+        (message(NEW_ELEMENT, attribute(1, b"flanneld-py\0")), False),
+        (message(NEW_RULE, attribute(2, b"FORWARD\0"), subsystem=1), False),
+        (message(NEW_RULE, attribute(2, b"KUBE-SEP\0")) + message(NEW_TABLE, attribute(1, b"flanneld-py\0")), True),
+        (bytes(20), True),
+        (b"", False),
+    ],
+)
+def test_what_is_of_interest(told: bytes, ours: bool) -> None:
+    assert concerns(told, NAMES) == ours
+
+
+@given(st.binary(max_size=200))
+def test_nothing_that_comes_is_too_odd(told: bytes) -> None:
+    concerns(told, NAMES)
+    concerns(message(NEW_RULE, told), NAMES)
