@@ -28,6 +28,9 @@ from flanneld_py.encap.wire import RECEIVE_SIZE, Wire
 SHARE = 1 << 18
 """Bytes per direction in one turn of the loop: some super-packets, some hundred microseconds."""
 
+LITTLE = 1 << 14
+"""Bytes of a receipt after which no other is expected at once: to ask in vain would hold up a lone packet."""
+
 MOST = 64
 """Packets that are read, and receipts that are taken, in one turn; as many datagrams fit one send."""
 
@@ -119,7 +122,7 @@ class Relay:
             if at == begin:
                 size, sender = each, source
             at += total
-            if at > SHARE:
+            if total < LITTLE or at > SHARE:
                 break
         if at > begin:
             self._admit(self._from_wire[begin:at], size, sender)

@@ -176,6 +176,9 @@ class Wire:
 
         Raises OSError, BlockingIOError among them: what was not sent by then is lost.
         """
+        if len(parts) == 1 and len(parts[0]) <= size:
+            self._sender.sendto(parts[0], to)
+            return
         if self.segmentation:
             control = ((socket.IPPROTO_UDP, UDP_SEGMENT, SHORT.pack(size)),)
             try:

@@ -50,6 +50,7 @@ FLANNEL_UDP = PacketPath("flannel-udp", Carrier.DAEMON, Carrier.DAEMON, backend=
 PATHS = (
     KERNEL,
     PacketPath("userspace", Carrier.USERSPACE, Carrier.USERSPACE, held=True),
+    PacketPath("udp", Carrier.USERSPACE, Carrier.USERSPACE, backend="udp", held=True),
     PacketPath("mixed", Carrier.USERSPACE, Carrier.KERNEL),
     FLANNEL_UDP,
 )
