@@ -239,17 +239,41 @@ static PyObject *segment(PyObject *self, PyObject *args)
 
 /* Gathering */
 
-/* Tell whether two packets of one size from the device have one fate: right ones to one address, nothing to be cut. */
+/* Return where the destination is in a packet whose IP header is sound and whose TTL is not used up, else NULL. */
+static const byte *destination(const byte *packet, size_t length, size_t *size)
+{
+    int version = length < 20 ? 0 : packet[0] >> 4;
+    size_t header = (size_t)(packet[0] & 15) * 4;
+    *size = version == 4 ? 4 : 16;
+    if (version == 4)
+        return header >= 20 && header <= length && get16(packet + 2) == length && packet[8] ? packet + 16 : NULL;
+    return version == 6 && length >= 40 && get16(packet + 4) + 40u == length && packet[7] ? packet + 24 : NULL;
+}
+
+/* Tell whether two packets of one size from the device have one fate: sound ones to one address, nothing to be cut. */
 static int same_fate(const byte *a, const byte *b, size_t size)
 {
-    const byte *x = a + sizeof(struct vnet), *y = b + sizeof(struct vnet);
-    size_t length = size - sizeof(struct vnet);
-    if (size < sizeof(struct vnet) + 20 || memcmp(a, b, sizeof(struct vnet)) || a[1] != GSO_NONE || x[0] != y[0])
+    const size_t lead = sizeof(struct vnet);
+    size_t width, other;
+    if (size <= lead || memcmp(a, b, lead) || a[1] != GSO_NONE || a[lead] != b[lead])
         return 0;
-    if (x[0] == 0x45)
-        return get16(x + 2) == length && get16(y + 2) == length && x[8] && y[8] && !memcmp(x + 16, y + 16, 4);
-    return x[0] >> 4 == 6 && length >= 40 && get16(x + 4) + 40u == length && get16(y + 4) + 40u == length && x[7] &&
-           y[7] && !memcmp(x + 24, y + 24, 16);
+    const byte *to = destination(a + lead, size - lead, &width), *too = destination(b + lead, size - lead, &other);
+    return to && too && !memcmp(to, too, width);
+}
+
+static PyObject *train(const byte *buffer, size_t start, size_t stop, size_t each)
+{
+    const size_t lead = sizeof(struct vnet);
+    struct vnet vnet;
+    size_t width = 0;
+    const byte *to = NULL;
+    if (each > lead) {
+        memcpy(&vnet, buffer + start, lead);
+        to = destination(buffer + start + lead, each - lead, &width);
+    }
+    return Py_BuildValue("(nnniy#)", (Py_ssize_t)start, (Py_ssize_t)stop, (Py_ssize_t)each,
+                         each > lead && vnet.type != GSO_NONE ? (int)vnet.size : 0, to ? (const char *)to : "",
+                         (Py_ssize_t)(to ? width : 0));
 }
 
 static PyObject *gather_all(int fd, byte *buffer, size_t room, Py_ssize_t most)
@@ -266,14 +290,14 @@ static PyObject *gather_all(int fd, byte *buffer, size_t room, Py_ssize_t most)
         }
         if (at == start || (size_t)size != each || !same_fate(buffer + start, buffer + at, each)) {
             if (at != start)
-                trains = append(trains, Py_BuildValue("(nnn)", (Py_ssize_t)start, (Py_ssize_t)at, (Py_ssize_t)each));
+                trains = append(trains, train(buffer, start, at, each));
             start = at;
             each = (size_t)size;
         }
         at += (size_t)size;
     }
     if (trains && at != start)
-        trains = append(trains, Py_BuildValue("(nnn)", (Py_ssize_t)start, (Py_ssize_t)at, (Py_ssize_t)each));
+        trains = append(trains, train(buffer, start, at, each));
     return trains;
 }
 

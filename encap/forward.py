@@ -27,6 +27,10 @@ _DF = 0x40
 """Don't Fragment, in the first byte of IPv4's fragment field."""
 
 
+MOST_KNOWN = 8192
+"""Destinations that are remembered; when there are more, all are forgotten."""
+
+
 @dataclass(frozen=True, slots=True)
 class Remote:
     """A peer: its subnet (packed base, prefix length), its underlay address (packed), its VTEP's MAC (b"" for RAW)."""
@@ -78,7 +82,7 @@ class Own:
 class Table:
     """Who is behind which subnet. Addresses are packed bytes, 4 or 16 long.
 
-    Two keys with one subnet: the one set last counts, until it is removed.
+    Two keys with one subnet: the one set last counts, until it is removed. `known` has what lookups have found so far.
     """
 
     def __init__(self) -> None:
@@ -86,6 +90,7 @@ class Table:
         self._claims: dict[tuple[int, int, int], dict[str, Remote]] = {}
         self._by_length: dict[int, list[tuple[int, dict[int, Remote]]]] = {4: [], 16: []}
         self._by_address: dict[bytes, dict[str, Remote]] = {}
+        self.known: dict[bytes, Remote] = {}
 
     def set(self, key: str, remote: Remote) -> None:
         """Add a peer or replace the one under this key."""
@@ -116,6 +121,9 @@ class Table:
         for shift, remotes in self._by_length[len(destination)]:
             remote = remotes.get(number >> shift)
             if remote is not None:
+                if len(self.known) >= MOST_KNOWN:
+                    self.known.clear()
+                self.known[bytes(destination)] = remote
                 return remote
         return None
 
@@ -125,6 +133,7 @@ class Table:
 
     def _settle(self, subnet: tuple[int, int, int]) -> None:
         """Make the lookup follow what is claimed about one subnet."""
+        self.known.clear()
         size, shift, prefix = subnet
         lengths = self._by_length[size]
         remotes = next((remotes for other, remotes in lengths if other == shift), None)

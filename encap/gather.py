@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from flanneld_py.encap.virtio import GSO_NONE, VNET_HEADER
+from flanneld_py.encap.virtio import GSO_NONE, VNET, VNET_HEADER
 
 try:
     from flanneld_py.encap import accelerator
@@ -22,8 +22,9 @@ except ImportError:
 LARGEST = VNET_HEADER + 65535
 """Bytes of the largest read."""
 
-Train = tuple[int, int, int]
-"""Where it begins and ends in the buffer, and the size of each packet with its virtio header, in bytes."""
+Train = tuple[int, int, int, int, bytes]
+"""Where it begins and ends in the buffer, and the size of each packet with its virtio header, in bytes; the gso_size of
+a super-packet, else 0; the destination, packed, if the IP headers are sound, else b""."""
 
 
 def gather_in_python(fd: int, buffer: memoryview, most: int) -> list[Train]:
@@ -44,13 +45,14 @@ def gather_in_python(fd: int, buffer: memoryview, most: int) -> list[Train]:
             if trains:
                 break  # it will be there the next time
             raise
-        start, _, each = trains[-1] if trains else (0, 0, 0)
-        if size == each and _same_fate(buffer[start : start + size], buffer[at : at + size]):
-            trains[-1] = (start, at + size, each)
-        elif size:
-            trains.append((at, at + size, size))
-        else:
+        if not size:
             break
+        packet = buffer[at : at + size]
+        start, _, each, _, to = trains[-1] if trains else (0, 0, 0, 0, b"")
+        if to and size == each and _alike(buffer[start : start + size], packet) and to == _destination(packet):
+            trains[-1] = (start, at + size, each, 0, to)
+        else:
+            trains.append((at, at + size, size, _gso_size(packet), _destination(packet)))
         at += size
     return trains
 
@@ -59,16 +61,23 @@ gather: Callable[[int, memoryview, int], list[Train]]
 gather = gather_in_python if accelerator is None else accelerator.gather
 
 
-def _same_fate(a: memoryview, b: memoryview) -> bool:
-    x, y = a[VNET_HEADER:], b[VNET_HEADER:]
-    size = len(x)
-    if size < 20 or a[:VNET_HEADER] != b[:VNET_HEADER] or a[1] != GSO_NONE or x[0] != y[0]:
-        return False
-    if x[0] == 0x45:
-        length, lives, destination = slice(2, 4), 8, slice(16, 20)
-    elif x[0] >> 4 == 6 and size >= 40:
-        size, length, lives, destination = size - 40, slice(4, 6), 7, slice(24, 40)
-    else:
-        return False
-    right = all(int.from_bytes(packet[length], "big") == size and packet[lives] for packet in (x, y))
-    return right and x[destination] == y[destination]
+def _alike(a: memoryview, b: memoryview) -> bool:
+    return a[: VNET_HEADER + 1] == b[: VNET_HEADER + 1] and a[1] == GSO_NONE
+
+
+def _gso_size(packet: memoryview) -> int:
+    if len(packet) <= VNET_HEADER or packet[1] == GSO_NONE:
+        return 0
+    size: int = VNET.unpack_from(packet)[3]
+    return size
+
+
+def _destination(packet: memoryview) -> bytes:
+    packet = packet[VNET_HEADER:]
+    length = len(packet)
+    version = packet[0] >> 4 if length >= 20 else 0
+    if version == 4:
+        sound = 20 <= (packet[0] & 15) << 2 <= length and (packet[2] << 8 | packet[3]) == length and packet[8]
+        return bytes(packet[16:20]) if sound else b""
+    sound = version == 6 and length >= 40 and (packet[4] << 8 | packet[5]) + 40 == length and packet[7]
+    return bytes(packet[24:40]) if sound else b""

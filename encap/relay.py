@@ -11,12 +11,11 @@ here: what the kernel does not take at once is dropped and counted, and the kern
 from __future__ import annotations
 
 import errno
-import struct
 from collections.abc import Callable
 
 from flanneld_py.encap.batch import Batch
 from flanneld_py.encap.directory import Directory, Endpoint, Hop
-from flanneld_py.encap.forward import Drop, Reply, Send, outbound
+from flanneld_py.encap.forward import Drop, Remote, Reply, Send, outbound
 from flanneld_py.encap.frame import Refused
 from flanneld_py.encap.merge import coalesce
 from flanneld_py.encap.offload import segment
@@ -34,8 +33,8 @@ LITTLE = 1 << 14
 MOST = 64
 """Packets that are read, and receipts that are taken, in one turn; as many datagrams fit one send."""
 
-GSO = struct.Struct("=xBxxH")
-"""gso_type and gso_size of a virtio header."""
+UDP6_HEADERS = 48
+"""Bytes; whatever is cut, its segments have headers of this order: if one may not fit, the long way decides exactly."""
 
 
 class DeviceGone(Exception):
@@ -62,21 +61,23 @@ class Relay:
         except OSError as error:
             self._refused_by_device("out", error)
             return
-        table, mtu = self._directory.table, self._directory.mtu
-        for start, stop, each in trains:
+        known, mtu = self._directory.table.known, self._directory.mtu
+        for start, stop, each, gso_size, destination in trains:
             train = self._from_tun[start:stop]
-            gso_type, gso_size = GSO.unpack_from(train)
-            verdict = outbound(table, train[VNET_HEADER:each], mtu, gso_size if gso_type else 0)
-            if isinstance(verdict, Send):
-                assert isinstance(verdict.remote, Hop)
-                self._send(train, each, verdict.remote)
+            hop = known.get(destination)
+            if hop is None or (gso_size + UDP6_HEADERS if gso_size else each - VNET_HEADER) > mtu:
+                for at in range(0, stop - start, each):
+                    self._decide(train[at : at + each], gso_size)
             else:
-                for at in range(0, len(train), each):
-                    self._turn_away(train[at + VNET_HEADER : at + each], gso_size if gso_type else 0)
+                self._send(train, each, hop)
         self._batch.flush()
 
-    def _turn_away(self, packet: memoryview, gso_size: int) -> None:
-        match outbound(self._directory.table, packet, self._directory.mtu, gso_size):
+    def _decide(self, packet: memoryview, gso_size: int) -> None:
+        """Do with one packet, virtio header in front, what forward.py says: whatever is not the common case."""
+        directory = self._directory
+        match outbound(directory.table, packet[VNET_HEADER:], directory.mtu, gso_size):
+            case Send(hop):
+                self._send(packet, len(packet), hop)
             case Reply(reply, reason):
                 self._dropped("out", reason.value)
                 if self._may_answer():
@@ -86,7 +87,8 @@ class Relay:
             case Drop(reason):
                 self._dropped("out", reason.value)
 
-    def _send(self, train: memoryview, each: int, hop: Hop) -> None:
+    def _send(self, train: memoryview, each: int, hop: Remote) -> None:
+        assert isinstance(hop, Hop)
         datagrams, size = segment(train, each, hop.prefix4 if train[VNET_HEADER] >> 4 == 4 else hop.prefix6)
         if not size:
             self._dropped("out", Refused.OFFLOAD.value)
@@ -143,7 +145,7 @@ class Relay:
         elif size <= offset:
             self._dropped("in", Refused.SHORT.value, pieces(len(datagrams), size))
         else:
-            whole = uncut(datagrams, size, offset) if self._udp else None
+            whole = uncut(datagrams, size, offset) if self._udp and len(datagrams) > size else None
             mtu = self._directory.mtu
             for header, start, stop in (whole,) if whole else coalesce(datagrams, size, offset, mtu, self._udp):
                 self._deliver(header, datagrams[start:stop], source)

@@ -25,28 +25,34 @@ steps = st.lists(st.tuples(st.sampled_from("abcdef"), st.none() | remotes), max_
 
 
 def filled(changes: list[tuple[str, Remote | None]]) -> tuple[Table, dict[str, Remote]]:
-    table: Table = Table()
-    model: dict[str, Remote] = {}
-    for key, remote in changes:
-        model.pop(key, None)
-        if remote is None:
-            table.remove(key)
-        else:
-            table.set(key, remote)
-            model[key] = remote
+    table, model = Table(), dict[str, Remote]()
+    for change in changes:
+        fill(table, model, change)
     return table, model
+
+
+def fill(table: Table, model: dict[str, Remote], change: tuple[str, Remote | None]) -> None:
+    key, remote = change
+    model.pop(key, None)
+    if remote is None:
+        table.remove(key)
+    else:
+        table.set(key, remote)
+        model[key] = remote
 
 
 @given(steps, st.lists(v4 | v6, max_size=20))
 def test_the_longest_prefix_wins(changes: list[tuple[str, Remote | None]], destinations: list[bytes]) -> None:
-    table, model = filled(changes)
-    for destination in destinations:
-        best: Remote | None = None
-        for remote in model.values():
-            subnet = ip_network((ip_address(remote.base), remote.length))
-            if ip_address(destination) in subnet and (best is None or remote.length >= best.length):
-                best = remote
-        assert table.lookup(destination) == best
+    table, model = Table(), dict[str, Remote]()
+    for change in changes:
+        fill(table, model, change)
+        for destination in destinations:
+            best: Remote | None = None
+            for remote in model.values():
+                subnet = ip_network((ip_address(remote.base), remote.length))
+                if ip_address(destination) in subnet and (best is None or remote.length >= best.length):
+                    best = remote
+            assert table.lookup(destination) == table.known.get(destination) == best
 
 
 @given(steps, v4)

@@ -53,12 +53,14 @@ def test_a_train_is_packets_in_their_order_with_one_fate(waiting: list[bytes], m
             buffer = memoryview(bytearray(LARGEST + 40 * 200))
             trains = gather(reader.fileno(), buffer, most)
         outcomes.append(trains)
-        read = [bytes(buffer[at : at + each]) for start, stop, each in trains for at in range(start, stop, each)]
+        read = [bytes(buffer[at : at + each]) for start, stop, each, *_ in trains for at in range(start, stop, each)]
         assert read == waiting[:most]
-        for start, stop, each in trains:
+        for start, stop, each, gso_size, destination in trains:
+            assert gso_size == 0
             fates = [outbound(table, buffer[at + VNET_HEADER : at + each], 100) for at in range(start, stop, each)]
             if isinstance(fates[0], Send):
                 assert fates == fates[:1] * len(fates)
+                assert table.known[destination] == fates[0].remote
             cut = [segment(buffer[start:stop], each, b"prefix") for segment in CUTTERS]
             single = [CUTTERS[0](*alone(b"", buffer[at : at + each]), b"prefix") for at in range(start, stop, each)]
             assert cut[0] == cut[-1] == (b"".join(datagrams for datagrams, _ in single), single[0][1])
@@ -77,7 +79,11 @@ def test_what_is_alike_travels_together(gather: object) -> None:
             writer.send(each)
         size = len(packet)
         buffer = memoryview(bytearray(2 * LARGEST))
-        expected = [(0, 3 * size, size), (3 * size, 4 * size, size), (4 * size, 5 * size, size)]
+        expected = [
+            (0, 3 * size, size, 0, bytes((10, 2, 0, 2))),
+            (3 * size, 4 * size, size, 0, bytes((10, 2, 0, 9))),
+            (4 * size, 5 * size, size, 0, bytes((10, 2, 0, 2))),
+        ]
         assert gather(reader.fileno(), buffer, 64) == expected
         assert gather(reader.fileno(), buffer, 64) == [], "nothing waits"
         writer.send(packet)
