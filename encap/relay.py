@@ -69,7 +69,7 @@ class Relay:
                 for at in range(0, stop - start, each):
                     self._decide(train[at : at + each], gso_size)
             else:
-                self._send(train, each, hop)
+                self._send(train, each, hop, alone=len(trains) == 1)
         self._batch.flush()
 
     def _decide(self, packet: memoryview, gso_size: int) -> None:
@@ -87,16 +87,25 @@ class Relay:
             case Drop(reason):
                 self._dropped("out", reason.value)
 
-    def _send(self, train: memoryview, each: int, hop: Remote) -> None:
+    def _send(self, train: memoryview, each: int, hop: Remote, *, alone: bool = False) -> None:
         assert isinstance(hop, Hop)
         datagrams, size = segment(train, each, hop.prefix4 if train[VNET_HEADER] >> 4 == 4 else hop.prefix6)
         if not size:
             self._dropped("out", Refused.OFFLOAD.value)
             return
-        self._batch.add(datagrams, size, hop.endpoint)
+        if alone and len(datagrams) == size:
+            self._send_one(datagrams, hop.endpoint)
+        else:
+            self._batch.add(datagrams, size, hop.endpoint)
         count = len(train) // each
         hop.tally.sent += count
         hop.tally.sent_bytes += len(train) - count * VNET_HEADER
+
+    def _send_one(self, datagram: bytes, to: Endpoint) -> None:
+        try:
+            self.wire.send_one(datagram, to)
+        except OSError as error:
+            self._lost(error)
 
     def _lost(self, error: OSError) -> None:
         self._dropped("out-wire", _name(error))

@@ -171,14 +171,15 @@ class Wire:
         """Return how many bytes of datagrams of `size` bytes one send takes."""
         return size * max(1, min(MAX_SEGMENTS, MAX_PAYLOAD // size)) if self.segmentation else size
 
+    def send_one(self, datagram: bytes, to: Endpoint) -> None:
+        """Send one datagram. Raises OSError: then it is lost."""
+        self._sender.sendto(datagram, to)
+
     def send(self, parts: Sequence[bytes | memoryview], size: int, to: Endpoint) -> None:
         """Send up to a capacity of datagrams of `size` bytes, back to back in `parts`; the last may be shorter.
 
         Raises OSError, BlockingIOError among them: what was not sent by then is lost.
         """
-        if len(parts) == 1 and len(parts[0]) <= size:
-            self._sender.sendto(parts[0], to)
-            return
         if self.segmentation:
             control = ((socket.IPPROTO_UDP, UDP_SEGMENT, SHORT.pack(size)),)
             try:
