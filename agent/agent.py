@@ -4,6 +4,7 @@
         Follower    registry -> LeaseView
         Keeper      our own lease
         Reconciler  LeaseView + kernel events -> kernel, one for each family
+        Supervisor  the data-plane process, one for each family, where packets are carried in userspace
         Guard       firewall rules (left out with --firewall none); first pass of all done: subnet file, ready
 
 Not here: the process around it (daemon.py).
@@ -12,11 +13,11 @@ Not here: the process around it (daemon.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Never
 
 from flanneld_py.agent import status, subnetfile
 from flanneld_py.agent.carrier import KernelCarrier, UserspaceCarrier
@@ -33,6 +34,7 @@ from flanneld_py.agent.reconcile import Reconciler
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap import backends
 from flanneld_py.encap.backend import Backend, Found, Underlay
+from flanneld_py.encap.family import Family
 from flanneld_py.encap.kernel import Event, Kernel
 from flanneld_py.encap.peers import Own
 from flanneld_py.registry.config import NetworkConfig
@@ -52,13 +54,15 @@ class Broken(Exception):
 class Settings:
     """What the operator decides about an agent; `margin` in seconds (`--subnet-lease-renew-margin`).
 
-    `control` is the folder of the userspace data plane's control socket.
+    `control` is the folder of the userspace data planes' control sockets, `workers` how many processes move packets
+    in each of them.
     """
 
     subnet_file: Path
     margin: float = 3600.0
     datapath: backends.Choice = "auto"
     control: Path = Path("/run/flannel")
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,7 @@ class Agent:
         self._status = ""
         self._on_link = OnLinkVerdicts(kernel, underlay.interface, clock)
         self._wanted: tuple[Wanted, ...] = ()
-        self._supervisor: Supervisor | None = None
+        self._supervisors: dict[Family, Supervisor] = {}
         self.view = LeaseView()
         self._follower = Follower(registry, self.view, clock, rng, self._changed)
         addresses = (underlay.public_ip, underlay.public_ip6)
@@ -123,11 +127,14 @@ class Agent:
         previous = subnetfile.previous_subnets(self._settings.subnet_file)
         wanted = await self._acquire(network, previous)
         self._wanted = wanted
-        supervisor = self._supervisor = self._make_supervisor(wanted[0])
-        carrier = UserspaceCarrier(supervisor) if supervisor is not None else KernelCarrier()
-        reconcilers = self._reconcilers = tuple(
-            Reconciler(self._kernel, self.view, each, self._clock, self._rng, carrier, self._on_link) for each in wanted
-        )
+        supervisors = self._supervisors = dict(self._make_supervisors(wanted))
+
+        def make(each: Wanted) -> Reconciler:
+            family = each.backend.family
+            carrier = UserspaceCarrier(supervisors[family], family) if family in supervisors else KernelCarrier()
+            return Reconciler(self._kernel, self.view, each, self._clock, self._rng, carrier, self._on_link)
+
+        reconcilers = self._reconcilers = tuple(map(make, wanted))
         devices = [backend.device for backend in network.backends if backend.device]
         for name in [f"device {device}" for device in devices] or [
             f"Network {network.config.ipv4 and network.config.ipv4.network}"
@@ -141,26 +148,31 @@ class Agent:
             new = self._wanted = await self._acquire(network, ())
             for reconciler, each in zip(reconcilers, new, strict=True):
                 reconciler.want(each)
+                if each.datapath is not None:
+                    supervisors[each.backend.family].configure(each.datapath)
             if self._guard is not None:
                 self._guard.want(new)
-            if supervisor is not None and new[0].datapath is not None:
-                supervisor.configure(new[0].datapath)
             self._write_subnet_file(new)
             log.error(
                 "the subnet of this host has changed: restart the container engine and its containers",
                 **facts(old=lost.subnets, new=new[0].own.subnets),
             )
 
+        async def supervise(reconciler: Reconciler, supervisor: Supervisor) -> Never:
+            await reconciler.surveyed.wait()  # A process that runs already would drop the peers it is not told of.
+            await supervisor.run()
+
         tasks.create_task(self._follower.run(), name="follower")
         tasks.create_task(self._keeper.keep(take_another), name="keeper")
-        for reconciler, backend in zip(reconcilers, network.backends, strict=True):
-            tasks.create_task(reconciler.run(), name=f"reconciler of {backend.family.name}")
+        for reconciler, each in zip(reconcilers, wanted, strict=True):
+            family = each.backend.family
+            tasks.create_task(reconciler.run(), name=f"reconciler of {family.name}")
+            if family in supervisors:
+                tasks.create_task(supervise(reconciler, supervisors[family]), name=f"data plane of {family.name}")
         guard = self._guard = self._make_guard(wanted) if self._make_guard is not None else None
         if guard is not None:
             tasks.create_task(guard.run(), name="firewall")
-        if supervisor is not None:
-            await reconcilers[0].surveyed.wait()  # A process that runs already would drop the peers it is not told of.
-            tasks.create_task(supervisor.run(), name="data plane")
+        for supervisor in supervisors.values():
             await supervisor.fed.wait()
         for reconciler in reconcilers:
             await reconciler.ready.wait()
@@ -181,9 +193,8 @@ class Agent:
             document |= status.network(self._wanted)
         if self._reconcilers:
             document |= status.peers(self._reconcilers)
-        if self._supervisor is not None:
-            report = await self._supervisor.report()
-            document |= {"userspace": status.userspace(report, self._supervisor.trouble)}
+        for family, supervisor in self._supervisors.items():
+            document |= {status.USERSPACE[family]: status.userspace(await supervisor.report(), supervisor.trouble)}
         return document
 
     async def _network(self) -> Network:
@@ -203,18 +214,20 @@ class Agent:
             log.info(f"packets are carried {carrier}", **about)
         return made
 
-    def _make_supervisor(self, wanted: Wanted) -> Supervisor | None:
-        """Make what keeps the userspace data plane running, for IPv4. Imported here: most hosts never need it."""
-        if wanted.datapath is None:
-            return None
-        from flanneld_py.agent.supervise import Supervisor
+    def _make_supervisors(self, wanted: tuple[Wanted, ...]) -> Iterator[tuple[Family, Supervisor]]:
+        """Make what keeps the userspace data planes running, one for each family; none if the kernel carries."""
 
         async def prepared() -> None:
             for reconciler in self._reconcilers:
                 reconciler.mark()
 
-        control = self._settings.control / f"datapath-{wanted.datapath.device}.sock"
-        return Supervisor(control, self._start_datapath, prepared, wanted.datapath, self._clock, self._rng)
+        for each in wanted:
+            if each.datapath is not None:
+                from flanneld_py.agent.supervise import Supervisor  # Most hosts never need it.
+
+                control = self._settings.control / f"datapath-{each.datapath.device}.sock"
+                started = self._start_datapath, prepared
+                yield each.backend.family, Supervisor(control, *started, each.datapath, self._clock, self._rng)
 
     async def _acquire(self, network: Network, previous: tuple[subnetfile.Network, ...]) -> tuple[Wanted, ...]:
         """Get a lease and work out what it means for the kernel, for each family."""
@@ -236,7 +249,10 @@ class Agent:
             public_ip = backend.family.public(lease.attrs)
             assert public_ip is not None, "we have published it"
             own = Own(self._registry.key(lease.subnets), lease.subnets, public_ip, address)
-            return Wanted(network.config, backend, own, backend.link(lease), backend.datapath(lease))
+            datapath = backend.datapath(lease)
+            if datapath is not None:
+                datapath = replace(datapath, workers=self._settings.workers)
+            return Wanted(network.config, backend, own, backend.link(lease), datapath)
 
         return tuple(map(wanted, network.backends))
 

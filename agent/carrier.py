@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from flanneld_py.agent.hold import Holder
+from flanneld_py.encap.family import Family
 from flanneld_py.encap.peers import Peer
 
 if TYPE_CHECKING:
@@ -41,10 +42,11 @@ class KernelCarrier:
 
 
 class UserspaceCarrier:
-    """The data-plane process, by way of its Supervisor."""
+    """The data-plane process of one family, by way of its Supervisor."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, family: Family) -> None:
         self._supervisor = supervisor
+        self._family = family
         self.hold = supervisor.hold
         self.release = supervisor.release
 
@@ -53,8 +55,10 @@ class UserspaceCarrier:
         from flanneld_py.encap import orders  # Most hosts never need it.
 
         def entry(key: str, peer: Peer) -> orders.Peer:
-            subnet = peer.lease.subnets.v4
-            address = peer.lease.attrs.public_ip.packed
-            return orders.Peer(key, subnet.network_address.packed, subnet.prefixlen, address, peer.vtep or bytes(6))
+            subnet, address = self._family.subnet(peer.lease.subnets), self._family.public(peer.lease.attrs)
+            assert subnet is not None
+            assert address is not None
+            base, length = subnet.network_address.packed, subnet.prefixlen
+            return orders.Peer(key, base, length, address.packed, peer.vtep or bytes(6))
 
         self._supervisor.update((key, entry(key, peer) if peer else None) for key, peer in changes)

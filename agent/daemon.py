@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from flanneld_py.agent.interface import Asked, Choice, choose
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.notify import Notifier
-from flanneld_py.agent.options import Options, UsageError
+from flanneld_py.agent.options import Options, UsageError, default_workers
 from flanneld_py.agent.status import Document, starting
 from flanneld_py.agent.subnetfile import previous_subnets
 from flanneld_py.agent.wanted import Wanted
@@ -123,7 +124,13 @@ class Daemon:
                 switch = name.replace("/", ".")
                 log.warning(f"this host does not forward packets, so its containers reach nobody: sysctl {switch}=1")
         return Agent(
-            Settings(options.subnet_file, options.margin, options.datapath, options.subnet_file.parent),
+            Settings(
+                options.subnet_file,
+                options.margin,
+                options.datapath,
+                options.subnet_file.parent,
+                options.datapath_workers or default_workers(len(os.sched_getaffinity(0))),
+            ),
             registry,
             kernel,
             Underlay(

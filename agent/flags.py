@@ -84,6 +84,12 @@ FLAGS = (
         "auto",
         "`kernel` VXLAN, `userspace`, or `auto`: kernel if it has VXLAN devices; `udp` is always userspace",
     ),
+    Flag(
+        "datapath-workers",
+        "number",
+        "",
+        "processes that carry packets in userspace, in each family; else a quarter of the cores, from 1 to 4",
+    ),
     Flag("datapath-stop", "switch", "false", "end the userspace data plane, which outlives the agent, and exit"),
     Flag("log-json", "switch", "false", "log JSON objects instead of text"),
     Flag("v", "number", "0", "1 and more: log details"),

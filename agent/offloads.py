@@ -48,7 +48,10 @@ class Offloads:
         if not status.configured or there == self._said:
             return
         self._said = there
-        log.info("offloads of the data plane in use", **facts(offloads=",".join(there) or "none"))
+        log.info("offloads of the data plane in use", **facts(device=status.device, offloads=",".join(there) or "none"))
         if missing := lacking(status):
             means = "; ".join(dict.fromkeys(MEANINGS[name] for name in missing))
-            log.warning("the data plane lacks offloads and is slower", **facts(lacking=",".join(missing), means=means))
+            log.warning(
+                "the data plane lacks offloads and is slower",
+                **facts(device=status.device, lacking=",".join(missing), means=means),
+            )

@@ -18,6 +18,9 @@ from urllib.parse import urlsplit
 from flanneld_py.agent.flags import FLAGS, KUBE
 from flanneld_py.agent.guard import FirewallOptions
 
+MAX_WORKERS = 32
+"""What the data-plane process takes (encap/feed.py)."""
+
 A = TypeVar("A", IPv4Address, IPv6Address)
 
 
@@ -62,6 +65,7 @@ class Options:
     datapath: Literal["auto", "kernel", "userspace"]
     firewall: FirewallOptions
     blackhole: bool
+    datapath_workers: int | None
     datapath_stop: bool
     log_json: bool
     verbose: bool
@@ -84,6 +88,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], version: Cal
         if _BY_NAME[name].kind == "refused" and values[-1] != "false":
             raise UsageError(f"--{name} is not supported. {KUBE}. Remove the flag or {_BY_NAME[name].variable}.")
     return _check(given)
+
+
+def default_workers(cores: int) -> int:
+    """Return how many processes carry packets in userspace if nobody says: what the host can spare."""
+    return max(1, min(4, cores // 4))
 
 
 def help_text() -> str:
@@ -183,6 +192,7 @@ def _check(given: Mapping[str, list[str]]) -> Options:
         datapath=datapath,
         blackhole=given.get("ip-blackhole-route") == ["true"],
         firewall=_firewall(given, text("firewall"), number("iptables-resync", 0, 10**6)),
+        datapath_workers=number("datapath-workers", 1, MAX_WORKERS) if "datapath-workers" in given else None,
         datapath_stop=text("datapath-stop") == "true",
         log_json=text("log-json") == "true",
         verbose=number("v", 0, 100) > 0,

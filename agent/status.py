@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from flanneld_py.encap.family import IPV4, IPV6
+
 if TYPE_CHECKING:
     from flanneld_py.agent.reconcile import Reconciler
     from flanneld_py.agent.supervise import Report
@@ -24,6 +26,9 @@ TOTALS = {
 }
 """The data plane's counters that count no drops."""
 
+USERSPACE = {IPV4: "userspace", IPV6: "userspace_ipv6"}
+"""The field of each family's data-plane process."""
+
 
 def starting(state: str) -> Document:
     """Return what there is to say before there is a lease; `state` is a sentence."""
@@ -38,7 +43,7 @@ def starting(state: str) -> Document:
         "peers": 0,
         "rejected_leases": [],
         "failing_entries": [],
-        "userspace": None,
+        **dict.fromkeys(USERSPACE.values()),
     }
 
 

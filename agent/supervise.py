@@ -135,7 +135,9 @@ class Supervisor:
     async def _wait(self, reason: str) -> None:
         if reason != self.trouble:
             self.trouble = reason
-            log.warning("the data-plane process is not served, trying again", **facts(reason=reason))
+            log.warning(
+                "the data-plane process is not served, trying again", **facts(device=self._wanted.device, reason=reason)
+            )
         await self._clock.sleep(self._backoff.next())
 
     async def _reach(self) -> Line:
@@ -145,9 +147,9 @@ class Supervisor:
         except (FileNotFoundError, ConnectionRefusedError):
             await self._start(self._control)
             line = await connect(self._control)
-            log.info("data-plane process started", **facts(pid=line.pid))
+            log.info("data-plane process started", **facts(device=self._wanted.device, pid=line.pid))
             return line
-        log.info("data-plane process found running", **facts(pid=line.pid))
+        log.info("data-plane process found running", **facts(device=self._wanted.device, pid=line.pid))
         return line
 
     async def _serve(self, line: Line, answers: asyncio.Queue[orders.Message]) -> Never:
@@ -203,7 +205,7 @@ class Supervisor:
             case orders.Done():
                 await self._prepared()
             case orders.Refused(reason, restart=True):
-                log.info("the data-plane process is replaced", **facts(pid=line.pid, reason=reason))
+                log.info("the data-plane process is replaced", **facts(device=self._wanted.device, reason=reason))
                 await self._ask(line, answers, orders.Stop())
             case orders.Refused(reason):
                 raise DatapathError(reason)

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Protocol
 
-from flanneld_py.encap.family import Family, IPAddress
+from flanneld_py.encap.family import Family, IPAddress, Network
 from flanneld_py.encap.peers import Own, Peer
 from flanneld_py.encap.state import ROUTE_PROTOCOL, Entry, Link, OurLink, Route
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
@@ -130,7 +130,7 @@ def direct_route(interface: str, lease: Lease) -> Route:
     return Route(interface, subnet.network_address.packed, subnet.prefixlen, lease.attrs.public_ip.packed)
 
 
-def is_direct(entry: Entry, interface: str, network: IPv4Network) -> bool:
+def is_direct(entry: Entry, interface: str, network: Network) -> bool:
     """Tell whether an entry is a direct route that we have made, now or on another backend."""
     return (
         isinstance(entry, Route)

@@ -29,22 +29,18 @@ async def make(
     config: NetworkConfig, underlay: Underlay, kernel: Kernel, choice: Choice, on_link: OnLink
 ) -> tuple[Backend, ...]:
     """Make the backend that the config names, for each family that is on. Raises ConfigInvalid if it cannot be had."""
+    families = [family for family in (IPV4, IPV6) if family.config(config) is not None]
     match config.backend_type:
         case vxlan.BACKEND_TYPE:
             userspace, why = choice == "userspace", f"--datapath {choice}"
             if choice == "auto" and (lacking := await kernel.why_no_vxlan()):
                 userspace, why = True, f"the kernel has no VXLAN devices: {lacking}"
-            if userspace and config.ipv6 is not None:
-                raise ConfigInvalid(f"EnableIPv6 is true, and packets would be carried in userspace ({why}): IPv4 only")
-            families = [family for family in (IPV4, IPV6) if family.config(config) is not None]
             objects = kernel.nexthop_objects
             return tuple(
                 vxlan.Vxlan(config, underlay, on_link, family, nexthop_objects=objects, userspace=userspace, why=why)
                 for family in families
             )
-        case udp.BACKEND_TYPE | hostgw.BACKEND_TYPE | alloc.BACKEND_TYPE as name if (
-            config.ipv4 is None or config.ipv6 is not None
-        ):
+        case hostgw.BACKEND_TYPE | alloc.BACKEND_TYPE as name if config.ipv4 is None or config.ipv6 is not None:
             raise ConfigInvalid(f"Backend.Type {name!r} is for IPv4 only: EnableIPv6 must be false and EnableIPv4 true")
         case hostgw.BACKEND_TYPE:
             return (hostgw.HostGw(config, underlay, on_link),)
@@ -56,6 +52,6 @@ async def make(
                     "Backend.Type is 'udp', which no kernel carries, and --datapath is 'kernel': "
                     "set --datapath to 'auto' or 'userspace', or Backend.Type to 'vxlan'"
                 )
-            return (udp.Udp(config, underlay),)
+            return tuple(udp.Udp(config, underlay, family) for family in families)
         case other:
             raise ConfigInvalid(f"Backend.Type is {other!r}: supported are 'vxlan', 'host-gw', 'udp' and 'alloc'")

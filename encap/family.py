@@ -1,7 +1,7 @@
 """The address family that a backend serves, and where its things stand in config, lease and attributes.
 
-In dual stack there are two backend objects and two devices, each as though it were alone: IPv4 in VXLAN over IPv4, and
-IPv6 in VXLAN over IPv6.
+In dual stack there are two backend objects and two devices, each as though it were alone: IPv4 travels over IPv4, and
+IPv6 over IPv6.
 """
 
 from __future__ import annotations

@@ -4,45 +4,48 @@ It matches flannel's (device `flannel0` with `<subnet base>/32` and one route fo
 in UDP; a lease that names no backend), so that hosts with flannel's daemon are peers like any other. The packets are
 carried by the data-plane process, which knows the peers: in the kernel a peer needs nothing.
 
-Two deliberate differences from flannel, both of the process: it takes packets from known peers only, and it outlives
-the agent.
+Three deliberate differences from flannel: the process takes packets from known peers only, it outlives the agent, and
+there is IPv6, which flannel's has not: the same over IPv6, by a device and a process of its own. A host with flannel's
+daemon publishes no IPv6 address, so it is a peer in IPv4 alone.
 """
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
 from flanneld_py.encap.backend import Found, Underlay, container_mtu, is_direct, number
-from flanneld_py.encap.family import IPV4
+from flanneld_py.encap.family import IPV4, Family
 from flanneld_py.encap.peers import Own, Peer
 from flanneld_py.encap.state import ROUTE_PROTOCOL, Address, Entry, Route, TunLink
 from flanneld_py.registry.config import NetworkConfig
-from flanneld_py.registry.model import Lease, LeaseAttrs
+from flanneld_py.registry.model import Lease, LeaseAttrs, stand_in
 
 if TYPE_CHECKING:
     from flanneld_py.encap import orders
 
 BACKEND_TYPE = "udp"
-DEVICE = "flannel0"
+DEVICE = {32: "flannel0", 128: "flannel0-v6"}
+"""Over IPv4 as flannel names it, and over IPv6; no VXLAN device has such a name."""
+
 DEFAULT_PORT = 8285
 
-OVERHEAD = 28
-"""Bytes per packet over IPv4: UDP 8, IP 20."""
+OVERHEAD = {32: 28, 128: 48}
+"""Bytes per packet over IPv4 and IPv6: UDP 8, IP 20 or 40."""
 
 
 class Udp:
     """Bare packets in UDP for one network on one host. Raises ConfigInvalid for a Backend section that cannot be."""
 
-    def __init__(self, config: NetworkConfig, underlay: Underlay) -> None:
-        assert config.ipv4 is not None
-        self.family = IPV4
-        self._network: IPv4Network = config.ipv4.network
-        self._address, public_ip = underlay.addresses(IPV4)
-        self._public_ip = IPv4Address(public_ip)
+    def __init__(self, config: NetworkConfig, underlay: Underlay, family: Family = IPV4) -> None:
+        family_config = family.config(config)
+        assert family_config is not None
+        self.family = family
+        self._network = family_config.network
+        self._address, self._public_ip = underlay.addresses(family)
         self._port = number(config.backend.get("port"), "Port", DEFAULT_PORT, 1, 65535)
-        self.mtu = container_mtu(config, underlay, IPV4, OVERHEAD)
-        self.device = DEVICE
+        self.mtu = container_mtu(config, underlay, family, OVERHEAD[family.bits])
+        self.device = DEVICE[family.bits]
         self.parent = underlay.interface
         self.asks_on_link = False
         self.userspace = True
@@ -50,7 +53,11 @@ class Udp:
 
     def attrs(self, found: Found) -> LeaseAttrs:
         """Return what we publish with our lease: as flannel's, no type and no data."""
-        return LeaseAttrs(self._public_ip)
+        match self._public_ip:
+            case IPv4Address() as public_ip:
+                return LeaseAttrs(public_ip)
+            case IPv6Address() as public_ip6:
+                return LeaseAttrs(stand_in(public_ip6), public_ip6)
 
     def link(self, lease: Lease) -> TunLink:
         """Return the device as it should be."""
@@ -60,23 +67,31 @@ class Udp:
         """Return what the data-plane process is to be, given our lease."""
         from flanneld_py.encap import orders  # A host on another backend need not load it.
 
-        local = self._address.packed
-        return orders.Configure(orders.Mode.RAW, self.device, local, self._port, self.mtu, (lease.subnets.v4,))
+        subnet = self.family.subnet(lease.subnets)
+        assert subnet is not None
+        return orders.Configure(orders.Mode.RAW, self.device, self._address.packed, self._port, self.mtu, (subnet,))
 
     def own_entries(self, own: Own) -> tuple[Entry, ...]:
         """Return our base address and the route to everybody: what no peer has, the data plane answers with ICMP."""
-        base, network = own.subnets.v4.network_address.packed, self._network.network_address.packed
-        return Address(self.device, base, 32), Route(self.device, network, self._network.prefixlen, None)
+        subnet = self.family.subnet(own.subnets)
+        assert subnet is not None
+        base, network = subnet.network_address.packed, self._network.network_address.packed
+        return (
+            Address(self.device, base, self.family.bits),
+            Route(self.device, network, self._network.prefixlen, None),
+        )
 
     def owns(self, entry: Entry) -> bool:
         """Tell whether an entry found is ours. An operator's own address or route stays his."""
         if entry.device == self.parent:
             return is_direct(entry, self.parent, self._network)  # Left by host-gw: it would win over our route.
+        if entry.device != self.device:
+            return False
         match entry:
             case Route():
                 return entry.protocol == ROUTE_PROTOCOL
             case Address(_, address, _):
-                return len(address) == 4 and IPv4Address(address) in self._network
+                return 8 * len(address) == self.family.bits and ip_address(address) in self._network
             case _:
                 return False
 

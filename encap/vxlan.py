@@ -132,9 +132,10 @@ class Vxlan:
             return None
         from flanneld_py.encap import orders  # Most hosts never need it.
 
-        mac = self._vtep(lease.attrs.backend_data)
-        local, subnets = self._address.packed, (lease.subnets.v4,)
-        return orders.Configure(orders.Mode.VXLAN, self.device, local, self.port, self.mtu, subnets, self.vni, mac)
+        mac, subnet = self._vtep(self.family.data(lease.attrs)), self.family.subnet(lease.subnets)
+        assert subnet is not None
+        local = self._address.packed
+        return orders.Configure(orders.Mode.VXLAN, self.device, local, self.port, self.mtu, (subnet,), self.vni, mac)
 
     def own_entries(self, own: Own) -> tuple[Entry, ...]:
         """Return the entries that are there without any peer: our base address, without a route to go with it."""

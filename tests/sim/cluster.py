@@ -13,6 +13,7 @@ from flanneld_py.agent.agent import Agent, Settings
 from flanneld_py.agent.identity import Identity
 from flanneld_py.encap import orders
 from flanneld_py.encap.backend import Underlay
+from flanneld_py.encap.backends import Choice
 from flanneld_py.encap.state import Entry, FdbEntry, Key, Neighbour, Nexthop, Route, TunLink, VxlanLink
 from flanneld_py.registry.codec import encode_attrs
 from flanneld_py.registry.memory import MemoryStore
@@ -37,9 +38,9 @@ class Cluster:
         self._folder = folder
         self._kernels: dict[int, FakeKernel] = {}
         self._processes: asyncio.TaskGroup | None = None
-        self._running: dict[int, asyncio.Task[None]] = {}
-        self.datapaths: dict[int, FakeProcess] = {}
-        """The data-plane process of each host that ever needed one."""
+        self._running: dict[tuple[int, str], asyncio.Task[None]] = {}
+        self.datapaths: dict[tuple[int, str], FakeProcess] = {}
+        """The data-plane process of each device, by host and device, that ever needed one."""
 
     async def _write(self, operation: Put | Delete) -> None:
         """Write as somebody does whom the store's faults do not keep from it."""
@@ -72,13 +73,13 @@ class Cluster:
         return self._kernels.setdefault(number, FakeKernel())
 
     @asynccontextmanager
-    async def agent(self, number: int) -> AsyncIterator[Agent]:
+    async def agent(self, number: int, datapath: Choice = "auto") -> AsyncIterator[Agent]:
         """Run an agent on a host until the block ends; it is not waited for."""
         address, address6 = IPv4Address(f"192.0.2.{number}"), IPv6Address(f"2001:db8::{number}")
         control = self._folder / str(number)
         control.mkdir(exist_ok=True)
         agent = Agent(
-            Settings(self._folder / f"{number}.env", control=control),
+            Settings(self._folder / f"{number}.env", datapath=datapath, control=control, workers=number),
             Registry(self.store, PREFIX),
             self.kernel(number),
             Underlay("eth0", 1500, address, address, address6, address6),
@@ -108,28 +109,27 @@ class Cluster:
             try:
                 yield
             finally:
-                for number in self.datapaths:
-                    await self.crash(number)
+                for number, device in self.datapaths:
+                    await self.crash(number, device)
 
-    async def crash(self, number: int) -> None:
+    async def crash(self, number: int, device: str) -> None:
         """End a host's data-plane process, and with it its device."""
-        task = self._running[number]
+        task = self._running[number, device]
         task.cancel()
         await asyncio.wait([task])
 
     async def _start_datapath(self, number: int, control: Path) -> None:
         assert self._processes is not None, "an agent that needs a data plane runs inside processes()"
-        kernel = self.kernel(number)
+        kernel, device = self.kernel(number), control.stem.removeprefix("datapath-")
 
         def tell(configured: orders.Configure | None) -> None:
             if configured is not None:
                 kernel.meddle_create_link(TunLink(configured.device, 1500, up=False))
-                return
-            for name in [name for name, link in kernel.links.items() if isinstance(link, TunLink)]:
-                kernel.meddle_delete_link(name)
+            elif device in kernel.links:
+                kernel.meddle_delete_link(device)
 
-        self.datapaths[number] = FakeProcess(control, tell=tell)
-        self._running[number] = self._processes.create_task(self.datapaths[number].run())
+        process = self.datapaths[number, device] = FakeProcess(control, tell=tell)
+        self._running[number, device] = self._processes.create_task(process.run())
 
     async def settle(self, agent: Agent, seconds: float = 60) -> None:
         """Let an agent work until it is ready and has nothing to do, and some time beyond every backoff."""

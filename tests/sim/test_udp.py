@@ -26,7 +26,7 @@ async def cluster(tmp_path: Path) -> Cluster:
 
 def peers(cluster: Cluster, number: int) -> set[tuple[str, str]]:
     """Subnet base and underlay address of the peers that a host's data plane has."""
-    found = cluster.datapaths[number].peers.values()
+    found = cluster.datapaths[number, DEVICE].peers.values()
     return {(".".join(map(str, peer.subnet)), ".".join(map(str, peer.address))) for peer in found}
 
 
@@ -46,7 +46,7 @@ async def test_hosts_find_each_other(cluster: Cluster, tmp_path: Path) -> None:
             assert own.attrs.backend_type == ""
             assert own.attrs.backend_data is None
             assert peers(cluster, number) == {shown(lease) for lease in leases.values() if lease is not own}
-            configured = cluster.datapaths[number].configured
+            configured = cluster.datapaths[number, DEVICE].configured
             assert configured is not None
             assert (configured.mode, configured.subnets) == (orders.Mode.RAW, (own.subnets.v4,))
             kernel = cluster.kernel(number)
@@ -75,10 +75,10 @@ async def test_a_restart_finds_its_data_plane_running(cluster: Cluster) -> None:
     async with cluster.processes():
         async with cluster.agent(1) as agent:
             await cluster.settle(agent)
-        process, tables = cluster.datapaths[1], dict(cluster.kernel(1).tables)
+        process, tables = cluster.datapaths[1, DEVICE], dict(cluster.kernel(1).tables)
         async with cluster.agent(1) as agent:
             await cluster.settle(agent)
-            assert cluster.datapaths[1] is process
+            assert cluster.datapaths[1, DEVICE] is process
             assert peers(cluster, 1) == {("10.5.9.0", "192.0.2.9")}
             assert cluster.kernel(1).tables == tables
 
@@ -99,7 +99,7 @@ async def test_a_lost_subnet_means_a_new_one_in_kernel_and_data_plane(cluster: C
         await cluster.settle(agent)
         (mine,) = [lease for lease in agent.view.leases().values() if str(lease.attrs.public_ip) == "192.0.2.1"]
         assert mine.subnets != lost.subnets
-        configured = cluster.datapaths[1].configured
+        configured = cluster.datapaths[1, DEVICE].configured
         assert configured is not None
         assert configured.subnets == (mine.subnets.v4,)
         assert peers(cluster, 1) == {(str(lost.subnets.v4.network_address), "192.0.2.77")}
@@ -122,7 +122,7 @@ async def test_an_emptied_registry_takes_no_peer_from_a_data_plane_for_a_day(clu
         await cluster.delete("10.5.9.0-24")
         await cluster.settle(agent)
         assert peers(cluster, 1) == {("10.5.8.0", "192.0.2.8")}, "a peer that came back and left is an ordinary one"
-        await cluster.crash(1)
+        await cluster.crash(1, DEVICE)
         await cluster.settle(agent)
         assert peers(cluster, 1) == {("10.5.8.0", "192.0.2.8")}, "another process is told of it too"
 

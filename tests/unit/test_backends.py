@@ -53,8 +53,7 @@ async def test_the_config_names_the_backend(
             "'wireguard': supported are 'vxlan', 'host-gw', 'udp' and 'alloc'",
         ),
         ('"Backend": {"Type": "udp"}', "kernel", "--datapath is 'kernel': set --datapath to 'auto'"),
-        (f'{IPV6}, "Backend": {{"Type": "vxlan"}}', "userspace", r"carried in userspace .*: IPv4 only"),
-        (f'{IPV6}, "Backend": {{"Type": "udp"}}', "auto", "'udp' is for IPv4 only"),
+        (f'{IPV6}, "Backend": {{"Type": "udp"}}', "auto", "IPv6 was turned on after eth0 was chosen .* restart"),
         (f'{IPV6}, "Backend": {{"Type": "vxlan"}}', "auto", "IPv6 was turned on after eth0 was chosen .* restart"),
     ],
 )
@@ -67,6 +66,25 @@ async def test_what_cannot_be_had_is_refused_with_a_way_out(config: str, choice:
             choice,
             lambda _: False,
         )
+
+
+@pytest.mark.parametrize(
+    ("backend", "choice", "devices", "mtus"),
+    [
+        ("vxlan", "userspace", ["flannel.1", "flannel-v6.1"], [1450, 1430]),
+        ("udp", "auto", ["flannel0", "flannel0-v6"], [1472, 1452]),
+    ],
+)
+async def test_userspace_has_both_families_as_well(
+    backend: str, choice: Choice, devices: list[str], mtus: list[int]
+) -> None:
+    config = f'{{"Network": "10.5.0.0/16", {IPV6}, "Backend": {{"Type": "{backend}"}}}}'
+    made = await make(parse_config(config.encode()), DUAL_UNDERLAY, FakeKernel(), choice, lambda _: False)
+    assert [one.device for one in made] == devices
+    assert [one.mtu for one in made] == mtus
+    assert all(one.userspace for one in made)
+    attrs = published([(one, Found("host-1")) for one in made])
+    assert (attrs.public_ip, attrs.public_ip6) == (DUAL_UNDERLAY.public_ip, DUAL_UNDERLAY.public_ip6)
 
 
 @pytest.mark.parametrize(("ipv4", "devices"), [("true", ["flannel.1", "flannel-v6.1"]), ("false", ["flannel-v6.1"])])

@@ -27,9 +27,10 @@ def test_what_is_used_and_what_is_lacking_is_logged_when_it_changes(caplog: pyte
         return [(record.levelname, record.__dict__["facts"]) for record in caplog.records]
 
     assert lines(Status(1, False, 0)) == []
-    assert lines(ALL) == [("INFO", {"offloads": ",".join(MEANINGS)})]
+    assert lines(ALL) == [("INFO", {"device": "flannel.1", "offloads": ",".join(MEANINGS)})]
     assert lines(replace(ALL, peers=3)) == []
     info, warning = lines(replace(ALL, segmentation=False))
     assert info[0] == "INFO"
-    assert warning == ("WARNING", {"lacking": "udp-segment", "means": MEANINGS["udp-segment"]})
+    facts = {"device": "flannel.1", "lacking": "udp-segment", "means": MEANINGS["udp-segment"]}
+    assert warning == ("WARNING", facts)
     assert lines(replace(ALL, segmentation=False)) == []

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from flanneld_py.agent.flags import FLAGS
-from flanneld_py.agent.options import Exit, Options, UsageError, parse
+from flanneld_py.agent.options import MAX_WORKERS, Exit, Options, UsageError, default_workers, parse
+from flanneld_py.encap import feed
 
 
 def options(*arguments: str, **environment: str) -> Options:
@@ -22,6 +23,14 @@ def test_defaults_are_flannels() -> None:
     assert given.margin == 3600
     assert given.healthz is None
     assert (given.interfaces, given.public_ip, given.client) == ((), None, "grpc")
+
+
+def test_the_number_of_workers_is_given_or_what_the_host_can_spare() -> None:
+    assert options().datapath_workers is None
+    assert options("--datapath-workers", "32").datapath_workers == 32
+    assert options(FLANNELD_DATAPATH_WORKERS="2").datapath_workers == 2
+    assert [default_workers(cores) for cores in (1, 2, 7, 8, 12, 16, 128)] == [1, 1, 1, 2, 3, 4, 4]
+    assert MAX_WORKERS == feed.MAX_WORKERS
 
 
 def test_one_dash_or_two_value_apart_or_joined() -> None:
@@ -87,6 +96,10 @@ def test_addresses_and_health() -> None:
         (["--firewall", "none", "--ip-masq"], "leave one of them out"),
         (["--snat-exclude", "10.0.0.1/8"], "--snat-exclude is '10.0.0.1/8'"),
         (["--datapath", "magic"], "auto, kernel or userspace"),
+        (["--datapath-workers", "0"], "--datapath-workers is '0'; it must be a number from 1 to 32"),
+        (["--datapath-workers", "33"], "from 1 to 32"),
+        (["--datapath-workers", ""], "from 1 to 32"),
+        (["--datapath-workers", "two"], "from 1 to 32"),
         (["--kube-subnet-mgr"], "not supported"),
         (["--kube-api-url", "http://k"], "not supported"),
         (["--net-config-path=/x"], "not supported"),

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
 from flanneld_py.encap import orders
 from flanneld_py.encap.backend import Found, Underlay
+from flanneld_py.encap.family import IPV6
 from flanneld_py.encap.peers import Own, Peers
 from flanneld_py.encap.state import (
     ROUTE_PROTOCOL,
@@ -35,6 +37,26 @@ def configured(options: str = "") -> Udp:
 
 def test_what_we_publish_is_what_flannel_publishes() -> None:
     assert encode_attrs(configured().attrs(Found("id"))) == b'{"PublicIP":"1.2.3.4","PublicIPv6":null}'
+
+
+def test_over_ipv6_it_is_the_same_with_longer_headers_and_a_device_of_its_own() -> None:
+    config = parse_config(b'{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}')
+    address, subnet = IPv6Address("2001:db8::1"), IPv6Network("fd00:5:0:1::/64")
+    underlay = replace(UNDERLAY, address6=address, public_ip6=IPv6Address("2001:db8::ff"))
+    backend = Udp(config, underlay, IPV6)
+    lease = Lease(Subnets(SUBNET, subnet), LeaseAttrs(IPv4Address("1.2.3.4"), IPv6Address("2001:db8::ff")))
+    own = Own("k", lease.subnets, IPv6Address("2001:db8::ff"), address)
+    device = "flannel0-v6"
+    assert backend.datapath(lease) == orders.Configure(orders.Mode.RAW, device, address.packed, 8285, 1452, (subnet,))
+    assert backend.link(lease) == TunLink(device, 1452)
+    address_entry = Address(device, subnet.network_address.packed, 128)
+    assert backend.own_entries(own) == (
+        address_entry,
+        Route(device, IPv6Network("fd00:5::/48").network_address.packed, 48, None),
+    )
+    assert backend.owns(address_entry)
+    assert not backend.owns(Address(device, bytes([10, 5, 9, 0]), 32))
+    assert backend.attrs(Found("id")).public_ip6 == IPv6Address("2001:db8::ff")
 
 
 def test_no_backend_section_is_udp_as_in_flannel() -> None:
@@ -81,6 +103,7 @@ def test_two_subnets_of_one_host_are_both_used() -> None:
         (Address("flannel0", bytes([192, 168, 9, 1]), 24), False),
         (Address("flannel0", bytes(15) + b"\1", 128), False),
         (Neighbour("flannel0", bytes([10, 5, 9, 0]), bytes(6)), False),
+        (Route("flannel0-v6", bytes.fromhex("fd000005") + bytes(12), 48, None, ROUTE_PROTOCOL), False),
         (FdbEntry("flannel0", bytes(6), bytes([192, 0, 2, 2])), False),
     ],
 )
