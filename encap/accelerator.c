@@ -25,6 +25,7 @@ enum { GSO_NONE = 0, GSO_TCPV4 = 1, GSO_TCPV6 = 4, GSO_UDP_L4 = 5, GSO_ECN = 0x8
 enum { TCP = 6, UDP = 17 };
 enum { FIN = 0x01, PSH = 0x08, ACK = 0x10, CWR = 0x80 };
 enum { MAX_PACKET = 65535, LANES = 16 };
+enum { SMALLEST = 1280 }; /* segments of an uncut super-packet, see uncut.py */
 
 static unsigned get16(const byte *at) { return (unsigned)at[0] << 8 | at[1]; }
 
@@ -453,7 +454,7 @@ static struct vnet single(byte *packet, size_t length, size_t mtu)
     int unfinished = check && check == sum;
     if (is.protocol == TCP && length > mtu && mtu > is.header) {
         if ((unfinished || right_payload(packet, length, &is)) && right_header(packet, &is))
-            vnet = complete(packet, &is, length, mtu - is.header);
+            vnet = complete(packet, &is, length, (mtu < SMALLEST ? mtu : SMALLEST) - is.header);
     } else if (unfinished) {
         vnet.flags = NEEDS_CSUM;
         vnet.header = (uint16_t)is.header;

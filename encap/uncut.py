@@ -20,6 +20,9 @@ from flanneld_py.encap.checksum import complement, pseudo_sum, total
 from flanneld_py.encap.layout import Layout, put_lengths, read_layout
 from flanneld_py.encap.virtio import GSO_NONE, GSO_UDP_L4, NEEDS_CSUM, PLAIN, TCP, UDP, VNET
 
+SMALLEST = 1280
+"""Bytes: containers may have a smaller MTU than the device, in dual stack that of IPv6: this or more (RFC 8200)."""
+
 Write = tuple[bytes, int, int]
 """A virtio header, and where the datagram begins and ends whose inner packet goes to the TUN device with it."""
 
@@ -43,6 +46,7 @@ def single(packet: memoryview, mtu: int) -> bytes:
     """Return the virtio header of one packet as it came; what a namespace's kernel left unfinished is declared so.
 
     A TCP packet larger than the TUN device's `mtu` is an uncut super-packet; then its headers are completed in place.
+    Nothing says how large its segments were.
     """
     layout = read_layout(packet)
     if layout is None:
@@ -55,7 +59,8 @@ def single(packet: memoryview, mtu: int) -> bytes:
         if right and (layout.version == 6 or not complement(total(packet, 0, at))):
             put_lengths(packet, layout, len(packet))
             struct.pack_into("!H", packet, field, pseudo % 0xFFFF)
-            return VNET.pack(NEEDS_CSUM, layout.gso_type, layout.header, mtu - layout.header, at, field - at)
+            size = min(mtu, SMALLEST) - layout.header
+            return VNET.pack(NEEDS_CSUM, layout.gso_type, layout.header, size, at, field - at)
     elif unfinished:
         return VNET.pack(NEEDS_CSUM, GSO_NONE, layout.header, 0, at, field - at)
     return PLAIN

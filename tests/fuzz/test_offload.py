@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from flanneld_py.encap.checksum import complement, total
 from flanneld_py.encap.merge import Coalesce
+from flanneld_py.encap.uncut import SMALLEST
 from flanneld_py.encap.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VNET
 from tests.engines import COALESCERS, CUTTERS, Cutter, alone
 from tests.packets import ACK, CWR, FIN, PSH, SYN, TCP, UDP, Segment, cut, encode, sound, words
@@ -259,9 +260,11 @@ def test_a_super_packet_in_one_datagram_is_delivered_as_one(version: int, payloa
     (write,) = coalesce(datagram, len(datagram), 0, MTU, False)
     assert understood(datagram, write) == [
         encode(
-            replace(packet, payload=part, ident=packet.ident + i, sequence=packet.sequence + i * (MTU - packet.header))
+            replace(
+                packet, payload=part, ident=packet.ident + i, sequence=packet.sequence + i * (SMALLEST - packet.header)
+            )
         )
-        for i, part in enumerate(split(payload, MTU - packet.header))
+        for i, part in enumerate(split(payload, SMALLEST - packet.header))
     ]
 
 

@@ -39,9 +39,9 @@ Merged = Callable[..., list[tuple[bytes, bytes]]]
 def merge(request: pytest.FixtureRequest) -> Merged:
     coalesce: Coalesce = request.param
 
-    def merged(parts: list[bytes], *, udp: bool = False, offset: int = 0) -> list[tuple[bytes, bytes]]:
+    def merged(parts: list[bytes], *, udp: bool = False, offset: int = 0, mtu: int = MTU) -> list[tuple[bytes, bytes]]:
         buffer = received(parts)
-        writes = coalesce(buffer, len(parts[0]), offset, MTU, udp)
+        writes = coalesce(buffer, len(parts[0]), offset, mtu, udp)
         return [(header, bytes(buffer[start:stop])) for header, start, stop in writes]
 
     return merged
@@ -224,8 +224,15 @@ def test_an_uncut_super_packet_is_passed_on_as_such(merge: Merged) -> None:
     packet = replace(BULK, payload=DATA[:13000])
     for finished in (False, True):
         ((header, got),) = merge([encode(packet, finished=finished)])
-        assert VNET.unpack(header) == (NEEDS_CSUM, GSO_TCPV4, 52, MTU - 52, 20, 16)
+        assert VNET.unpack(header) == (NEEDS_CSUM, GSO_TCPV4, 52, 1280 - 52, 20, 16)
         assert got == encode(packet, finished=False)
+
+
+@pytest.mark.parametrize(("mtu", "segment"), [(1450, 1280), (8950, 1280), (1000, 1000)])
+def test_an_uncut_super_packet_gets_segments_that_every_container_takes(mtu: int, segment: int, merge: Merged) -> None:
+    """Also one whose MTU is below the device's: in dual stack it is the smaller one of both families."""
+    ((header, _),) = merge([encode(replace(BULK, payload=DATA[:13000]), finished=False)], mtu=mtu)
+    assert VNET.unpack(header)[3] == segment - 52
 
 
 def test_a_corrupt_large_packet_is_left_as_it_is(merge: Merged) -> None:
