@@ -221,9 +221,9 @@ class Supervisor:
 
     async def _feed_changes(self, line: Line) -> None:
         gone, changed = self._roster.changes()
+        await self._put(line, changed)  # First: a peer may be back under another key, when IPv6 was turned on.
         for key in gone:
             await line.send(feed.encode(orders.Remove(key)))
-        await self._put(line, changed)
 
     async def _put(self, line: Line, peers: list[orders.Peer]) -> None:
         for message in feed.encode_peers(peers):

@@ -14,6 +14,10 @@ class Bucket:
     spent: float = 0.0
     at: float = 0.0
 
+    def share(self, several: int) -> Bucket:
+        """Return one of so many buckets that allow together what this one allows, each at least one at once."""
+        return replace(self, rate=self.rate / several, burst=max(1.0, self.burst / several))
+
     def take(self, now: float) -> tuple[bool, Bucket]:
         """Return whether it may happen once more now, and the bucket afterwards."""
         spent = max(0.0, self.spent - max(0.0, now - self.at) * self.rate)

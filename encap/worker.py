@@ -24,7 +24,7 @@ LANES = 4
 """Lanes of each worker."""
 
 ANSWERS_PER_SECOND, ANSWERS_AT_ONCE = 100, 50
-"""ICMP errors: enough for whoever probes a path, and no work to speak of when somebody sends into nowhere."""
+"""ICMP errors, by all workers: enough for whoever probes a path, and no work to speak of for packets into nowhere."""
 
 Lane = tuple[Tun, Wire]
 Watched = Iterable[tuple[int, Callable[[], None]]]
@@ -51,7 +51,7 @@ class Worker:
 
     def __init__(self, wanted: orders.Configure, lanes: Sequence[Lane], now: Callable[[], float]) -> None:
         self._now = now
-        self._answers = Bucket(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE)
+        self._answers = Bucket(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE).share(wanted.workers)
         self._directory = Directory(wanted)
         self._relays = [Relay(self._directory, tun, wire, self._may_answer) for tun, wire in lanes]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from flanneld_py.encap import feed, orders
 class FakeProcess:
     """See the module's docstring. `refusal` is its answer to a configuration.
 
-    `tell` hears of the first configuration, and None at the end: the life of the device.
+    `tell` hears of the first configuration, and None at the end: the life of the device. `fewest` is how few peers it
+    had after any order to remove one.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class FakeProcess:
         self.refusal = refusal
         self.configured: orders.Configure | None = None
         self.peers: dict[str, orders.Peer] = {}
+        self.fewest = sys.maxsize
         self.stopped = False
         self.segmentation = False
         self._tell = tell
@@ -72,6 +75,7 @@ class FakeProcess:
                 unnamed.difference_update(one.key for one in peers)
             case orders.Remove(key):
                 self.peers.pop(key, None)
+                self.fewest = min(self.fewest, len(self.peers))
             case orders.End():
                 for key in unnamed:
                     del self.peers[key]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -91,6 +93,25 @@ def test_peers_come_and_go_in_all_members(lab: Lab, crew: Userspace, other: User
     crew.tell(orders.Put((peer(other.own),)))
     assert crew.status().peers == 1
     assert ping(source, target).loss == 0
+
+
+FLOOD = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outlet:
+    for number in range(int(sys.argv[2])):
+        outlet.sendto(b"", (sys.argv[1], 1000 + number))
+"""
+
+
+def test_all_of_them_together_keep_the_limit_of_icmp_errors(crew: Userspace) -> None:
+    key, base = peer(crew.others[0]).key, crew.others[0].subnet.network_address
+    crew.tell(orders.Remove(key))
+    assert crew.ask(orders.AskTraffic(0)) == orders.Traffic(0, ())
+    began = time.monotonic()
+    crew.host.namespace.run([sys.executable, "-c", FLOOD, str(base + 9), "600"])
+    until(lambda: crew.count("out-no-route") == 600, "all are refused")
+    answered = crew.count("out-no-route") - crew.count("out-icmp-rate")
+    assert 25 <= answered <= 50 + 100 * (time.monotonic() - began)
 
 
 def test_the_number_of_workers_is_fixed_while_it_runs(crew: Userspace) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,18 @@ def test_a_burst_and_then_the_rate() -> None:
     assert allowed == 10
     allowed, bucket = drain(bucket, now=9000.0)
     assert allowed == 50, "more than a burst is not saved up"
+
+
+@pytest.mark.parametrize("several", [1, 2, 4, 32])
+def test_shares_allow_together_what_the_whole_allows(several: int) -> None:
+    now, allowed = 5000.0, 0
+    shares = [Bucket(rate=100, burst=50).share(several)] * several
+    for seconds in (0.0, 1.0, 1.0, 1.0):
+        now += seconds
+        drained = [drain(share, now) for share in shares]
+        allowed += sum(count for count, _ in drained)
+        shares = [share for _, share in drained]
+    assert several <= allowed <= 200, "a burst each second, as nothing is asked meanwhile"
 
 
 def test_a_clock_that_stands_or_goes_back_gives_nothing() -> None:

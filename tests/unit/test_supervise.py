@@ -107,6 +107,17 @@ async def test_changes_follow_the_table(tmp_path: Path) -> None:
         await until(lambda: world.processes[0].peers == {moved.key: moved, peer(4).key: peer(4)})
 
 
+async def test_a_lease_under_another_key_leaves_no_moment_without_the_peer(tmp_path: Path) -> None:
+    """As when IPv6 is turned on."""
+    async with world_at(tmp_path) as world:
+        world.supervisor.update([(peer(2).key, peer(2))])
+        await world.supervisor.fed.wait()
+        renamed = replace(peer(2), key="10.5.2.0-24&fd00:5:0:2::-64")
+        world.supervisor.update([(peer(2).key, None), (renamed.key, renamed)])
+        await until(lambda: world.processes[0].peers == {renamed.key: renamed})
+        assert world.processes[0].fewest == 1
+
+
 async def test_who_leaves_while_peers_are_held_goes_when_they_are_released(tmp_path: Path) -> None:
     async with world_at(tmp_path) as world:
         world.supervisor.update((peer(n).key, peer(n)) for n in (2, 3, 4))
