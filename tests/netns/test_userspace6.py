@@ -28,6 +28,7 @@ DUAL = {**LEASED, "EnableIPv6": True, "IPv6Network": "fd42::/48"}
 ALONE = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd42::/48"}
 MTU = {"vxlan": 1430, "udp": 1452}
 DEVICES = {"vxlan": ("flannel.1", "flannel-v6.1"), "udp": ("flannel0", "flannel0-v6")}
+USERSPACE_FIELDS = ("userspace", "userspace_ipv6")
 DATAGRAMS = 600
 
 Start = Callable[..., tuple[Lab, tuple[Station, Station]]]
@@ -59,12 +60,18 @@ def start(make_lab: MakeLab) -> Iterator[Start]:
             host.agent.close()
 
 
-def everything_arrives(a: Station, b: Station, mtu: int) -> None:
+def drops(lab: Lab) -> list[Any]:
+    """What the data planes have dropped: the explanation of a loss."""
+    documents = [shown(host) for host in lab.hosts]
+    return [document[name] and document[name]["drops_packets"] for document in documents for name in USERSPACE_FIELDS]
+
+
+def everything_arrives(lab: Lab, a: Station, b: Station, mtu: int) -> None:
     largest = mtu - (28 if a.address.version == 4 else 48)
     for source, target in ((a, b), (b, a)):
-        assert ping(source, target, payload=largest).loss == 0
+        assert ping(source, target, payload=largest).loss == 0, drops(lab)
         for payload in (largest + 1, 5000, 60_000):
-            assert ping(source, target, payload=payload, fragment=True, count=3).loss == 0
+            assert ping(source, target, payload=payload, fragment=True, count=3).loss == 0, drops(lab)
         transfer(source, target, 16 << 20)
         arrivals = datagrams(source, target, DATAGRAMS)
         assert (arrivals.broken, arrivals.repeated) == (0, 0)
@@ -84,9 +91,9 @@ def refused(process: dict[str, Any]) -> dict[str, int]:
 def test_dual_stack(start: Start, backend: str, second: Sequence[str]) -> None:
     lab, containers6 = start(backend, DUAL, second)
     assert {host.agent.subnet_env()["FLANNEL_MTU"] for host in lab.hosts} == {str(MTU[backend])}
-    everything_arrives(*containers6, MTU[backend])
+    everything_arrives(lab, *containers6, MTU[backend])
     assert lab.wait_connected() == []
-    everything_arrives(*lab.pairs()[0], MTU[backend])
+    everything_arrives(lab, *lab.pairs()[0], MTU[backend])
     document = shown(lab.hosts[0])
     processes = [document["userspace"], document["userspace_ipv6"]]
     assert sorted(process["pid"] for process in processes) == sorted(datapath_pids(lab.hosts[0]))
@@ -105,7 +112,7 @@ def test_dual_stack(start: Start, backend: str, second: Sequence[str]) -> None:
 )
 def test_ipv6_alone(start: Start, backend: str, second: Sequence[str]) -> None:
     lab, containers6 = start(backend, ALONE, second)
-    everything_arrives(*containers6, MTU[backend])
+    everything_arrives(lab, *containers6, MTU[backend])
     for host in lab.hosts:
         assert "FLANNEL_SUBNET" not in host.agent.subnet_env()
         assert shown(host)["userspace"] is None
