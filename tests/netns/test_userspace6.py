@@ -30,6 +30,8 @@ MTU = {"vxlan": 1430, "udp": 1452}
 DEVICES = {"vxlan": ("flannel.1", "flannel-v6.1"), "udp": ("flannel0", "flannel0-v6")}
 USERSPACE_FIELDS = ("userspace", "userspace_ipv6")
 DATAGRAMS = 600
+AWHILE = 0.1
+"""Seconds between pings: ping waits for the last reply no longer than that, once it had one."""
 
 Start = Callable[..., tuple[Lab, tuple[Station, Station]]]
 
@@ -69,9 +71,10 @@ def drops(lab: Lab) -> list[Any]:
 def everything_arrives(lab: Lab, a: Station, b: Station, mtu: int) -> None:
     largest = mtu - (28 if a.address.version == 4 else 48)
     for source, target in ((a, b), (b, a)):
-        assert ping(source, target, payload=largest).loss == 0, drops(lab)
+        assert ping(source, target, payload=largest, interval=AWHILE).loss == 0, drops(lab)
         for payload in (largest + 1, 5000, 60_000):
-            assert ping(source, target, payload=payload, fragment=True, count=3).loss == 0, drops(lab)
+            done = ping(source, target, payload=payload, fragment=True, count=3, interval=AWHILE)
+            assert done.loss == 0, drops(lab)
         transfer(source, target, 16 << 20)
         arrivals = datagrams(source, target, DATAGRAMS)
         assert (arrivals.broken, arrivals.repeated) == (0, 0)
