@@ -2,8 +2,8 @@
 
 frame.py checks the encapsulation and forward.py the inner packet. What they say depends on few bytes: who sent the
 datagram, the bytes before the inner packet, and the inner addresses. So an admitted triple is remembered, and a packet
-of it needs only what is its own to be checked: version, lengths, TTL. Only IPv4 without options is remembered; all
-else, and all that is refused, takes the long way each time. Pure but for its memory.
+of it needs only what is its own to be checked: version, lengths, TTL. IPv4 with options, and all that is refused, takes
+the long way each time. Pure but for its memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Admission:
         self._vxlan = vxlan
         self.offset = VXLAN_LENGTH if vxlan else 0
         """Where the inner packet begins in a datagram."""
-        self._head = struct.Struct(f"!{self.offset}sBxH4xB3x8s")
+        self._head4 = struct.Struct(f"!{self.offset}s2xH4xB3x8s")
+        self._head6 = struct.Struct(f"!{self.offset}s4xHxB32s")
         self._admitted: dict[tuple[bytes, bytes, bytes], Remote] = {}
 
     def forget(self) -> None:
@@ -39,10 +40,16 @@ class Admission:
 
     def admit(self, source: bytes, datagram: memoryview) -> Remote | Refused:
         """Return who sent a datagram that came from an underlay address (packed), or why it is refused."""
-        if len(datagram) < self._head.size:
+        size = len(datagram) - self.offset
+        first = datagram[self.offset] if size > 0 else 0
+        if first == 0x45 and size >= 20:
+            prefix, length, ttl, addresses = self._head4.unpack_from(datagram)
+        elif first >> 4 == 6 and size >= 40:
+            prefix, length, ttl, addresses = self._head6.unpack_from(datagram)
+            length += 40
+        else:
             return self._decide(source, datagram)
-        prefix, version, length, ttl, addresses = self._head.unpack_from(datagram)
-        if version != 0x45 or length != len(datagram) - self.offset or not ttl:
+        if length != size or not ttl:
             return self._decide(source, datagram)
         flow = (source, prefix, addresses)
         remote = self._admitted.get(flow)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,8 +12,10 @@ from flanneld_py.encap.forward import Drop, Own, Remote, Table, inbound
 from flanneld_py.encap.frame import Refused, parse_vxlan, vxlan_header
 
 MAC = b"\x02\0\0\0\0\x01"
-OWN = Own(((bytes((10, 1, 0, 0)), 24),), bytes((10, 1, 0, 0)), None)
-PEERS = {f"peer {i}": Remote(bytes((10, 2, i, 0)), 24, bytes((172, 30, 0, i)), MAC) for i in range(3)}
+OWN = Own(((bytes((10, 1, 0, 0)), 24), (b"\xfd" + bytes(11) + bytes((10, 1, 0, 0)), 120)), bytes((10, 1, 0, 0)), None)
+PEERS = {f"peer {i}": Remote(bytes((10, 2, i, 0)), 24, bytes((172, 30, 0, i)), MAC) for i in range(3)} | {
+    f"peer6 {i}": Remote(b"\xfd" + bytes(11) + bytes((10, 2, i, 0)), 120, bytes((172, 30, 0, i)), MAC) for i in range(3)
+}
 
 octet = st.sampled_from((0, 1, 2, 10))
 addresses = st.tuples(st.sampled_from((1, 2)), octet, octet).map(lambda rest: bytes((10, *rest)))
@@ -23,6 +27,13 @@ frames = st.builds(
 @st.composite
 def datagrams(draw: st.DrawFn, encapsulated: bool) -> bytes:
     payload = draw(st.integers(0, 3))
+    if draw(st.booleans()):
+        length = payload + draw(st.sampled_from((0, 0, 0, 1)))
+        inner = struct.pack(
+            "!IHBB", draw(st.sampled_from((6, 6, 4))) << 28, length, 17, draw(st.sampled_from((1, 64, 0)))
+        )
+        packet6 = inner + b"\xfd" + bytes(11) + draw(addresses) + b"\xfd" + bytes(11) + draw(addresses) + bytes(payload)
+        return (draw(frames) if encapsulated else b"") + packet6
     packet = bytearray(20 + payload)
     packet[0] = draw(st.sampled_from((0x45, 0x45, 0x45, 0x46, 0x65, 0)))
     packet[2:4] = (len(packet) + draw(st.sampled_from((0, 0, 0, 1)))).to_bytes(2, "big")
