@@ -3,6 +3,7 @@
     config (wait) -> lease (wait) -> TaskGroup:
         Follower    registry -> LeaseView
         Keeper      our own lease
+        UnderlayWatch   another address, interface or MTU: published, programmed, written
         Reconciler  LeaseView + kernel events -> kernel, one for each family
         Supervisor  the data-plane process, one for each family, where packets are carried in userspace
         Guard       firewall rules (left out with --firewall none); first pass of all done: subnet file, ready
@@ -14,12 +15,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Never
 
 from flanneld_py.agent import status, subnetfile
+from flanneld_py.agent.announce import Announcer
+from flanneld_py.agent.broken import Broken
 from flanneld_py.agent.carrier import KernelCarrier, UserspaceCarrier
 from flanneld_py.agent.claim import Claimer
 from flanneld_py.agent.clock import Clock
@@ -28,15 +31,17 @@ from flanneld_py.agent.guard import Guard
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.keep import Keeper
 from flanneld_py.agent.log import facts, log
+from flanneld_py.agent.membership import Membership
 from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.onlink import OnLinkVerdicts
 from flanneld_py.agent.reconcile import Reconciler
+from flanneld_py.agent.settings import Settings
+from flanneld_py.agent.underlay import Find, UnderlayWatch
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap import backends
-from flanneld_py.encap.backend import Backend, Found, Underlay
+from flanneld_py.encap.backend import Backend, Underlay
 from flanneld_py.encap.family import Family
 from flanneld_py.encap.kernel import Event, Kernel
-from flanneld_py.encap.peers import Own
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.model import Lease, LeaseAttrs
 from flanneld_py.registry.registry import Registry
@@ -46,39 +51,12 @@ if TYPE_CHECKING:
     from flanneld_py.agent.supervise import Supervisor
 
 
-class Broken(Exception):
-    """The agent cannot go on; the text says why and what to do (exit code 1)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the operator decides about an agent; `margin` in seconds (`--subnet-lease-renew-margin`).
-
-    `control` is the folder of the userspace data planes' control sockets, `workers` how many processes move packets
-    in each of them.
-    """
-
-    subnet_file: Path
-    margin: float = 3600.0
-    datapath: backends.Choice = "auto"
-    control: Path = Path("/run/flannel")
-    workers: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """The network config and what was made of it: a backend for each family that is on, IPv4's first."""
-
-    config: NetworkConfig
-    backends: tuple[Backend, ...]
-
-
 class Agent:
     """See the module's docstring.
 
-    `tell` hears a sentence on the agent's state whenever it changes; `take_device` is asked for our device before it is
-    touched, and raises Broken if another agent has it; `start_datapath` is line.start_process, `make_guard` makes
-    what keeps the firewall rules.
+    `find` chooses again after `underlay`; `tell` hears a sentence on the agent's state whenever it changes;
+    `take_device` is asked for our device before it is touched, and raises Broken if another agent has it;
+    `start_datapath` is line.start_process, `make_guard` makes what keeps the firewall rules.
     """
 
     def __init__(
@@ -87,6 +65,7 @@ class Agent:
         registry: Registry,
         kernel: Kernel,
         underlay: Underlay,
+        find: Find,
         identity: Identity,
         clock: Clock,
         rng: Random,
@@ -96,9 +75,11 @@ class Agent:
         make_guard: Callable[[tuple[Wanted, ...]], Guard] | None = None,
     ) -> None:
         self._settings = settings
+        self._previous = subnetfile.previous_subnets(settings.subnet_file)
         self._registry = registry
         self._kernel = kernel
         self._underlay = underlay
+        self._find = find
         self._identity = identity
         self._clock = clock
         self._rng = rng
@@ -109,12 +90,15 @@ class Agent:
         self._guard: Guard | None = None
         self._status = ""
         self._on_link = OnLinkVerdicts(kernel, underlay.interface, clock)
+        self._member: Membership | None = None
+        self._watch: UnderlayWatch | None = None
+        self._announcer = Announcer(settings.subnet_file)
         self._wanted: tuple[Wanted, ...] = ()
         self._supervisors: dict[Family, Supervisor] = {}
         self.view = LeaseView()
         self._follower = Follower(registry, self.view, clock, rng, self._changed)
         addresses = (underlay.public_ip, underlay.public_ip6)
-        claimer = Claimer(registry, self.view, self._follower.list, clock, rng, identity, *addresses)
+        claimer = self._claimer = Claimer(registry, self.view, self._follower.list, clock, rng, identity, *addresses)
         self._keeper = Keeper(registry, self.view, self._follower.list, clock, rng, claimer, margin=settings.margin)
         self._reconcilers: tuple[Reconciler, ...] = ()
         self._connected = False
@@ -122,11 +106,15 @@ class Agent:
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Get a lease, start all tasks in the group, and return when the agent is ready. Raises Broken."""
-        network = await self._network()
+        member = self._member = await self._join()
+        devices, config = member.devices, member.config
+        for name in [f"device {device}" for device in devices] or [f"Network {config.ipv4 and config.ipv4.network}"]:
+            self._take_device(name)
+        self._watch = UnderlayWatch(self._underlay, self._look, self._move, self._clock, self._rng)
+        self._kernel.listen([*devices, self._underlay.interface], self._on_events)
+        tasks.create_task(self._watch.run(), name="underlay")
         self._say("waiting for a lease")
-        previous = subnetfile.previous_subnets(self._settings.subnet_file)
-        wanted = await self._acquire(network, previous)
-        self._wanted = wanted
+        wanted = self._wanted = self._work_out(await self._acquire(self._previous))
         supervisors = self._supervisors = dict(self._make_supervisors(wanted))
 
         def make(each: Wanted) -> Reconciler:
@@ -135,27 +123,15 @@ class Agent:
             return Reconciler(self._kernel, self.view, each, self._clock, self._rng, carrier, self._on_link)
 
         reconcilers = self._reconcilers = tuple(map(make, wanted))
-        devices = [backend.device for backend in network.backends if backend.device]
-        for name in [f"device {device}" for device in devices] or [
-            f"Network {network.config.ipv4 and network.config.ipv4.network}"
-        ]:
-            self._take_device(name)
-        self._kernel.listen([*devices, self._underlay.interface], self._on_events)
 
         async def take_another(lost: Lease) -> None:
             """Another host has our subnet: get a new one, and say loudly what has to follow."""
             log.error("another host holds our subnet now; taking a new one", **facts(lost=lost.subnets))
-            new = self._wanted = await self._acquire(network, ())
-            for reconciler, each in zip(reconcilers, new, strict=True):
-                reconciler.want(each)
-                if each.datapath is not None:
-                    supervisors[each.backend.family].configure(each.datapath)
-            if self._guard is not None:
-                self._guard.want(new)
-            self._write_subnet_file(new)
+            self._bring_about(lease := await self._acquire(()))
+            self._announce()
             log.error(
                 "the subnet of this host has changed: restart the container engine and its containers",
-                **facts(old=lost.subnets, new=new[0].own.subnets),
+                **facts(old=lost.subnets, new=lease.subnets),
             )
 
         async def supervise(reconciler: Reconciler, supervisor: Supervisor) -> Never:
@@ -178,11 +154,10 @@ class Agent:
             await reconciler.ready.wait()
         if guard is not None:
             await guard.looked.wait()
-        self._write_subnet_file(wanted)
+        self._announce()
         self.ready.set()
-        log.info(
-            "ready", **facts(subnet=wanted[0].own.subnets, device=" and ".join(devices) or None, peers=self._peers)
-        )
+        about = facts(subnet=self._wanted[0].own.subnets, device=" and ".join(devices) or None, peers=self._peers)
+        log.info("ready", **about)
         self._changed()
 
     async def describe(self) -> status.Document:
@@ -197,11 +172,12 @@ class Agent:
             document |= {status.USERSPACE[family]: status.userspace(await supervisor.report(), supervisor.trouble)}
         return document
 
-    async def _network(self) -> Network:
-        """Read the network config, waiting until there is one that we have a backend for."""
+    async def _join(self) -> Membership:
+        """Read the network config, waiting until there is one that we have an underlay and a backend for."""
 
-        async def use(config: NetworkConfig) -> Network:
-            return Network(config, await self._backends(config))
+        async def use(config: NetworkConfig) -> Membership:
+            self._take_underlay(await self._find(config, self._previous, self._underlay))
+            return Membership(config, self._underlay, await self._backends(config))
 
         return await wait_for_network(self._registry, use, self._clock, self._rng, self._say)
 
@@ -229,46 +205,64 @@ class Agent:
                 started = self._start_datapath, prepared
                 yield each.backend.family, Supervisor(control, *started, each.datapath, self._clock, self._rng)
 
-    async def _acquire(self, network: Network, previous: tuple[subnetfile.Network, ...]) -> tuple[Wanted, ...]:
-        """Get a lease and work out what it means for the kernel, for each family."""
+    async def _acquire(self, previous: tuple[subnetfile.Network, ...]) -> Lease:
+        member = self._member
+        assert member is not None
+        lease = await self._keeper.acquire(member.config, self._attrs, previous)
+        if self._member is not member:  # The underlay changed meanwhile.
+            self._keeper.revise(self._attrs(lease))
+        return lease
 
-        def attrs(had: Lease | None) -> LeaseAttrs:
-            ours = had.subnets if had is not None else None
-            others = [lease for lease in self.view.leases().values() if lease.subnets != ours]
+    def _attrs(self, had: Lease | None) -> LeaseAttrs:
+        assert self._member is not None
+        return self._member.attrs(self._identity.name, had, self.view.leases().values(), self._kernel)
 
-            def found(backend: Backend) -> Found:
-                device = self._kernel.link(backend.device) if backend.device else None
-                return Found(self._identity.name, had, device, others)
+    def _work_out(self, lease: Lease) -> tuple[Wanted, ...]:
+        assert self._member is not None
+        return self._member.wanted(self._registry.key(lease.subnets), lease, self._settings.workers)
 
-            return backends.published([(backend, found(backend)) for backend in network.backends])
+    def _bring_about(self, lease: Lease) -> None:
+        """Let everybody work towards what a lease means now."""
+        new = self._wanted = self._work_out(lease)
+        for reconciler, each in zip(self._reconcilers, new, strict=True):
+            reconciler.want(each)
+            if each.datapath is not None:
+                self._supervisors[each.backend.family].configure(each.datapath)
+        if self._guard is not None:
+            self._guard.want(new)
 
-        lease = await self._keeper.acquire(network.config, attrs, previous)
+    async def _look(self) -> Underlay:
+        """Choose the underlay as it is now. Raises NoInterface, OSError."""
+        assert self._member is not None
+        lease = self._keeper.lease
+        overlay = lease.subnets.families if lease is not None else self._previous
+        return await self._find(self._member.config, overlay, self._underlay)
 
-        def wanted(backend: Backend) -> Wanted:
-            address, _ = self._underlay.addresses(backend.family)
-            public_ip = backend.family.public(lease.attrs)
-            assert public_ip is not None, "we have published it"
-            own = Own(self._registry.key(lease.subnets), lease.subnets, public_ip, address)
-            datapath = backend.datapath(lease)
-            if datapath is not None:
-                datapath = replace(datapath, workers=self._settings.workers)
-            return Wanted(network.config, backend, own, backend.link(lease), datapath)
+    async def _move(self, underlay: Underlay) -> None:
+        """Go on over another underlay with the same subnet. Raises ConfigInvalid if the network cannot be carried."""
+        assert self._member is not None
+        old, config = self._underlay.interface, self._member.config
+        if self._member.bound and underlay.interface != old:
+            raise Broken(f"the underlay moved from {old} to {underlay.interface}, and our routes with it: start again")
+        made = await backends.make(config, underlay, self._kernel, self._settings.datapath, self._on_link)
+        self._take_underlay(underlay)
+        self._member = Membership(config, underlay, made)
+        lease = self._keeper.lease
+        if lease is None or not self._reconcilers:
+            return  # The lease will be acquired with this.
+        attrs = self._attrs(lease)
+        self._keeper.revise(attrs)
+        self._bring_about(replace(lease, attrs=attrs))
+        if self.ready.is_set():
+            self._announce()
 
-        return tuple(map(wanted, network.backends))
+    def _take_underlay(self, underlay: Underlay) -> None:
+        self._underlay = underlay
+        self._claimer.move(underlay.public_ip, underlay.public_ip6)
 
-    def _write_subnet_file(self, wanted: tuple[Wanted, ...]) -> None:
-        path = self._settings.subnet_file
-        ipmasq = self._guard is not None and self._guard.masquerades
-        config = wanted[0].config
-        networks = [family.network for family in (config.ipv4, config.ipv6) if family is not None]
-        families = tuple(zip(networks, wanted[0].own.subnets.families, strict=True))
-        content = subnetfile.SubnetFile(families, min(each.backend.mtu for each in wanted), ipmasq)
-        try:
-            subnetfile.write(path, content)
-        except OSError as error:
-            raise Broken(
-                f"cannot write {path} ({error.strerror}); make its folder writable or change --subnet-file"
-            ) from error
+    def _announce(self) -> None:
+        """Write the subnet file. Raises Broken."""
+        self._announcer.announce(self._wanted, ipmasq=self._guard is not None and self._guard.masquerades)
 
     def _changed(self) -> None:
         """Let everybody look again: the view or the connection has changed."""
@@ -291,6 +285,8 @@ class Agent:
         return max(reconciler.peers for reconciler in self._reconcilers)
 
     def _on_events(self, events: Sequence[Event]) -> None:
+        if self._watch is not None:
+            self._watch.on_events(events)
         for reconciler in self._reconcilers:
             reconciler.on_events(events)
 

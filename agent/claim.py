@@ -60,6 +60,10 @@ class Claimer:
         self._public_ip = public_ip
         self._public_ip6 = public_ip6
 
+    def move(self, public_ip: IPv4Address | None, public_ip6: IPv6Address | None) -> None:
+        """Take in that the others reach this host at other addresses now."""
+        self._public_ip, self._public_ip6 = public_ip, public_ip6
+
     async def claim(
         self,
         config: NetworkConfig,

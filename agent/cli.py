@@ -1,7 +1,7 @@
 """`flanneld-py`: from the command line to an exit code.
 
-0   stopped by SIGTERM or SIGINT; --help, --version
-1   cannot go on: no underlay interface, a file or port that cannot be used, an unexpected fault
+0   stopped by SIGTERM or SIGINT; --help, --version; --cleanup: nothing of ours is left
+1   cannot go on: a file or port that cannot be used, an unexpected fault; --cleanup: an agent runs, something is left
 2   wrong flags, variables or files named by them: one sentence on stderr says what to change
 """
 
@@ -32,14 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up(as_json=options.log_json, verbose=options.verbose)
 
     # Only now, so that a wrong flag is answered at once.
-    from flanneld_py.agent.agent import Broken
-    from flanneld_py.agent.daemon import Daemon, stop_datapath
-    from flanneld_py.agent.interface import NoInterface
+    from flanneld_py.agent.broken import Broken
+    from flanneld_py.agent.cleanup import clean_up
+    from flanneld_py.agent.daemon import Daemon, require_capability, stop_datapath
     from flanneld_py.agent.notify import Notifier
 
     async def run() -> None:
         if options.datapath_stop:
             await stop_datapath(options.subnet_file.parent)
+        elif options.cleanup:
+            require_capability()
+            await clean_up(options.subnet_file, print)
         else:
             await Daemon(options, Notifier(os.environ)).run()
 
@@ -49,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except* command_line.UsageError as faults:
         print(f"flanneld-py: {faults.exceptions[0]}", file=sys.stderr)
         code = 2
-    except* (Broken, NoInterface) as faults:
+    except* Broken as faults:
         log.critical(str(faults.exceptions[0]))
         code = 1
     return code

@@ -11,24 +11,27 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Never
 
-from flanneld_py.agent.agent import Agent, Broken, Settings
+from flanneld_py.agent.agent import Agent
 from flanneld_py.agent.blackhole import Blackhole
+from flanneld_py.agent.broken import Broken
+from flanneld_py.agent.cleanup import LOCK, control_sockets
 from flanneld_py.agent.clock import Clock, SystemClock
 from flanneld_py.agent.guard import FirewallOptions, Guard, name_suffix, names_of_interest
 from flanneld_py.agent.host import read_host
 from flanneld_py.agent.http import HealthServer
 from flanneld_py.agent.identity import read_identity
-from flanneld_py.agent.interface import Asked, Choice, choose
+from flanneld_py.agent.interface import Asked, Choice, Network, choose, outside
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.notify import Notifier
 from flanneld_py.agent.options import Options, UsageError, default_workers
+from flanneld_py.agent.settings import Settings
 from flanneld_py.agent.status import Document, starting
 from flanneld_py.agent.subnetfile import previous_subnets
 from flanneld_py.agent.wanted import Wanted
@@ -112,13 +115,16 @@ class Daemon:
         options = self._options
         rng = Random()
 
-        async def use(config: NetworkConfig) -> NetworkConfig:
-            return config
+        async def find(config: NetworkConfig, overlay: Sequence[Network], keep: Underlay | None) -> Underlay:
+            return underlay(await choose_underlay(options, config, overlay, keep))
 
-        config = await wait_for_network(
+        async def use(config: NetworkConfig) -> tuple[NetworkConfig, Choice]:
+            return config, await choose_underlay(options, config, previous_subnets(options.subnet_file), None)
+
+        config, choice = await wait_for_network(
             registry, use, self._clock, rng, lambda status: self._notifier.tell(STATUS=status)
         )
-        choice = await choose_underlay(options, config)
+        log.info("underlay chosen", **facts(underlay=underlay(choice), public_ip=choice.public_ip or choice.public_ip6))
         for name, on in (("net/ipv4/ip_forward", config.ipv4), ("net/ipv6/conf/all/forwarding", config.ipv6)):
             if on is not None and not forwards(name):
                 switch = name.replace("/", ".")
@@ -133,14 +139,8 @@ class Daemon:
             ),
             registry,
             kernel,
-            Underlay(
-                choice.interface.name,
-                choice.interface.mtu,
-                choice.address,
-                choice.public_ip,
-                choice.address6,
-                choice.public_ip6,
-            ),
+            underlay(choice),
+            find,
             read_identity(choice.interface.mac),
             self._clock,
             rng,
@@ -162,11 +162,6 @@ def guard_maker(options: FirewallOptions, clock: Clock) -> Callable[[tuple[Wante
     return make
 
 
-def datapaths(folder: Path) -> list[Path]:
-    """List the control sockets of userspace data planes."""
-    return sorted(folder.glob("datapath-*.sock"))
-
-
 async def start_datapath(control: Path) -> None:
     """Start a userspace data plane that listens there. Imported here: most hosts never need it."""
     from flanneld_py.agent.line import start_process
@@ -178,7 +173,7 @@ async def stop_datapath(folder: Path) -> None:
     """End every userspace data plane that listens in the folder, for good. Raises Broken."""
     from flanneld_py.agent.line import DatapathError, stop_process
 
-    found = datapaths(folder)
+    found = control_sockets(folder)
     for control in found:
         try:
             stopped = await stop_process(control)
@@ -198,22 +193,24 @@ def relax_garbage_collection() -> None:
     gc.set_threshold(50_000, 50, 100)
 
 
-async def choose_underlay(options: Options, config: NetworkConfig) -> Choice:
-    """Look at the host and choose the underlay interface for the families that are on. Raises NoInterface."""
-    host = await read_host(options.can_reach)
+async def choose_underlay(
+    options: Options, config: NetworkConfig, overlay: Sequence[Network], keep: Underlay | None
+) -> Choice:
+    """Look at the host and choose the underlay interface; see agent.Find. Raises NoInterface, OSError."""
+    host = outside(await read_host(options.can_reach), overlay)
     asked = Asked(
         options.interfaces, options.interface_regexes, options.can_reach, options.public_ip, options.public_ip6
     )
-    choice = choose(host, asked, ipv4=config.ipv4 is not None, ipv6=config.ipv6 is not None)
-    chosen = {
-        "interface": choice.interface.name,
-        "address": choice.address,
-        "public_ip": choice.public_ip,
-        "address6": choice.address6,
-        "public_ip6": choice.public_ip6,
-    }
-    log.info("underlay chosen", **facts(**{name: value for name, value in chosen.items() if value is not None}))
-    return choice
+    had = (keep.address, keep.address6) if keep is not None else ()
+    kept = [address for address in had if address is not None]
+    return choose(host, asked, ipv4=config.ipv4 is not None, ipv6=config.ipv6 is not None, keep=kept)
+
+
+def underlay(choice: Choice) -> Underlay:
+    """Return what a backend needs to know of the chosen interface."""
+    interface = choice.interface
+    addresses = (choice.address, choice.public_ip, choice.address6, choice.public_ip6)
+    return Underlay(interface.name, interface.mtu, *addresses)
 
 
 def forwards(name: str) -> bool:
@@ -239,7 +236,7 @@ def lock_device(name: str) -> socket.socket:
     """
     lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     try:
-        lock.bind(f"\0flanneld-py/{name}")
+        lock.bind(f"\0{LOCK}{name}")
     except OSError as error:
         lock.close()
         raise Broken(

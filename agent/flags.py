@@ -91,6 +91,7 @@ FLAGS = (
         "processes that carry packets in userspace, in each family; else a quarter of the cores, from 1 to 4",
     ),
     Flag("datapath-stop", "switch", "false", "end the userspace data plane, which outlives the agent, and exit"),
+    Flag("cleanup", "switch", "false", "remove all that was made on this host (the agent must be stopped), and exit"),
     Flag("log-json", "switch", "false", "log JSON objects instead of text"),
     Flag("v", "number", "0", "1 and more: log details"),
     Flag("vmodule", "ignored", "", "accepted, without effect"),

@@ -21,6 +21,13 @@ RTF_REJECT = 0x0200
 
 async def read_host(can_reach: IPAddress | None) -> Host:
     """Ask the kernel for what `choose` needs. Raises OSError."""
+    try:
+        return await _read_host(can_reach)
+    except NetlinkError as error:
+        raise OSError(error.code, f"the kernel's interfaces cannot be read: {error}") from error
+
+
+async def _read_host(can_reach: IPAddress | None) -> Host:
     async with AsyncIPRoute() as netlink:
         addresses: dict[int, list[InterfaceAddress]] = {}
         for family in (socket.AF_INET, socket.AF_INET6):

@@ -15,16 +15,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TypeVar
 
 IPAddress = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
 A = TypeVar("A", IPv4Address, IPv6Address)
 
 IFA_F_SECONDARY = 0x01  # linux/if_addr.h; for IPv4 "secondary", the same bit as IPv6's "temporary"
 IFA_F_DADFAILED = 0x08
+IFA_F_OPTIMISTIC = 0x04
 IFA_F_DEPRECATED = 0x20
+IFA_F_TENTATIVE = 0x40
 IFA_F_PERMANENT = 0x80
 SCOPE_GLOBAL = 0  # linux/rtnetlink.h: rt_scope_t
 SCOPE_LINK = 253
@@ -90,12 +93,26 @@ class Choice:
     public_ip6: IPv6Address | None = None
 
 
-def choose(host: Host, asked: Asked, *, ipv4: bool = True, ipv6: bool = False) -> Choice:
-    """Choose the underlay for these families. Raises NoInterface."""
+def outside(host: Host, overlay: Sequence[Network]) -> Host:
+    """Leave out the interfaces that have an address in these subnets of ours: our device, the containers' bridge."""
+
+    def inside(entry: InterfaceAddress) -> bool:
+        return any(entry.address in subnet for subnet in overlay)
+
+    return replace(host, interfaces=tuple(each for each in host.interfaces if not any(map(inside, each.addresses))))
+
+
+def choose(
+    host: Host, asked: Asked, *, ipv4: bool = True, ipv6: bool = False, keep: Sequence[IPAddress] = ()
+) -> Choice:
+    """Choose the underlay for these families. Raises NoInterface.
+
+    Where several addresses of the interface would do, one of `keep` stays: that it is still there is enough.
+    """
     candidates = _asked_for(host, asked, (ipv4, ipv6)) if _asks(asked) else _by_default(host, asked, ipv4=ipv4)
     for interface, named in candidates:
-        own4 = _on(interface, IPv4Address, named) if ipv4 else None
-        own6 = _on(interface, IPv6Address, named) if ipv6 else None
+        own4 = _on(interface, IPv4Address, named, keep) if ipv4 else None
+        own6 = _on(interface, IPv6Address, named, keep) if ipv6 else None
         if (own4 is None and ipv4) or (own6 is None and ipv6):
             continue
         if interface.mtu == 0:
@@ -158,25 +175,38 @@ def _by_regex(host: Host, pattern: re.Pattern[str], families: tuple[bool, bool])
     yield from ((interface, ()) for interface in host.interfaces if pattern.search(interface.name))
 
 
-def _on(interface: Interface, family: type[A], named: Sequence[IPAddress]) -> A | None:
+def _on(interface: Interface, family: type[A], named: Sequence[IPAddress], keep: Sequence[IPAddress]) -> A | None:
     """Return the address of a family that was named and is on the interface, else the best one."""
-    held = [entry.address for entry in interface.addresses]
+    held = [entry.address for entry in interface.addresses if _can_be_bound(entry)]
     for address in named:
         if isinstance(address, family) and address in held:
             return address
-    return best_address(interface, family)
+    return best_address(interface, family, keep)
 
 
-def best_address(interface: Interface, family: type[A]) -> A | None:
+def _can_be_bound(entry: InterfaceAddress) -> bool:
+    """Tell whether the kernel lets us send from it: IPv6 looks for duplicates first (RFC 4862)."""
+    undecided = entry.flags & (IFA_F_TENTATIVE | IFA_F_OPTIMISTIC) == IFA_F_TENTATIVE
+    return not undecided and not entry.flags & IFA_F_DADFAILED
+
+
+def best_address(interface: Interface, family: type[A], keep: Sequence[IPAddress] = ()) -> A | None:
     """Return the address flannel would take: not deprecated, global before link-local, permanent before dynamic.
 
-    A link-local IPv6 address is no choice: it means something on one link only.
+    One of `keep` goes before all. A link-local IPv6 address is no choice: it means something on one link only.
     """
     usable = [
-        (entry.scope != SCOPE_GLOBAL, not entry.flags & IFA_F_PERMANENT, bool(entry.flags & IFA_F_SECONDARY), number)
+        (
+            entry.address not in keep,
+            entry.scope != SCOPE_GLOBAL,
+            not entry.flags & IFA_F_PERMANENT,
+            bool(entry.flags & IFA_F_SECONDARY),
+            number,
+        )
         for number, entry in enumerate(interface.addresses)
         if isinstance(entry.address, family)
-        and not entry.flags & (IFA_F_DEPRECATED | IFA_F_DADFAILED)
+        and _can_be_bound(entry)
+        and not entry.flags & IFA_F_DEPRECATED
         and entry.scope in (SCOPE_GLOBAL, SCOPE_LINK)
         and not entry.address.is_loopback
         and not (entry.address.version == 6 and entry.address.is_link_local)

@@ -64,6 +64,17 @@ class Keeper:
         self._overdue_said = False
         self._contested: Subnets | None = None
         self._second_look = float("inf")
+        self._revised: LeaseAttrs | None = None
+
+    @property
+    def lease(self) -> Lease | None:
+        """Our lease as we last wrote it."""
+        return self._held.lease if self._held is not None else None
+
+    def revise(self, attrs: LeaseAttrs) -> None:
+        """Publish something else with our lease, as soon as the registry takes it: the underlay has changed."""
+        self._revised = attrs
+        self._wake.set()
 
     def mark(self) -> None:
         """Look at the view again soon: our key may have changed."""
@@ -85,6 +96,7 @@ class Keeper:
         self, config: NetworkConfig, attrs: Callable[[Lease | None], LeaseAttrs], previous: tuple[Network, ...]
     ) -> Lease:
         """Claim a lease, however long it takes, and hold it from then on."""
+        self._revised = None
         lease, made = await self._claimer.claim(config, attrs, previous, self._contested)
         self._contested = None
         self._hold(lease, made=made)
@@ -107,10 +119,19 @@ class Keeper:
             rivals = overlapping(lease.subnets, self._view.leases().values()) if shown is None else []
             rival = next(iter(rivals), None)
             step = next_step(self._held, shown, now, current=current, replaced=replaced, rival=rival)
+            wanted = self._as_revised(lease)
+            if current and shown == wanted != lease and isinstance(shown, Lease):
+                self._hold(shown)  # Written, and the answer was lost.
+                continue
             try:
                 if now >= self._second_look and await self._contest(lease):
                     step = GiveUp(lease)
                 match step:
+                    case Wait() | Renew() if wanted.attrs != lease.attrs:
+                        self._hold(await self._registry.update(lease, wanted.attrs, self._claimer.owner(lease.subnets)))
+                        log.info("lease republished", **facts(subnet=lease.subnets, address=wanted.address))
+                        backoff.reset()
+                        continue
                     case Wait(until):
                         await self._clock.wait(self._wake, min(until, self._second_look))
                         continue
@@ -130,9 +151,9 @@ class Keeper:
                             "somebody else wrote to our lease, writing it again: two hosts with one address or subnet?",
                             **facts(subnet=lease.subnets, found=over),
                         )
-                        self._hold(await self._registry.overwrite(lease, over, self._claimer.owner(lease.subnets)))
+                        self._hold(await self._registry.overwrite(wanted, over, self._claimer.owner(lease.subnets)))
                     case Reclaim():
-                        await self._reclaim(lease)
+                        await self._reclaim(wanted)
                     case GiveUp():
                         await lost(lease)
             except Conflict:
@@ -200,6 +221,12 @@ class Keeper:
         again = await self._registry.create(lease.subnets, lease.attrs, self._claimer.owner(lease.subnets))
         log.info("lease claimed again", **facts(subnet=again.subnets))
         self._hold(again, made=True)
+
+    def _as_revised(self, lease: Lease) -> Lease:
+        """Return our lease with what it is to say now; fields that are not ours stay."""
+        if self._revised is None:
+            return lease
+        return replace(lease, attrs=replace(self._revised, extra=lease.attrs.extra))
 
     def _hold(self, lease: Lease, *, made: bool = False) -> None:
         now = self._clock.now()

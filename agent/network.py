@@ -1,4 +1,5 @@
-"""Wait for a network config that can be used: whatever is in the way is said once, and may be mended at any time.
+"""Wait for a network config that can be used, and an underlay for it. What is in the way is said once, and may be
+mended at any time.
 
 config in the registry -> checked -> made use of by the caller, who may refuse it -> that
   ^                                                                            |
@@ -13,6 +14,7 @@ from typing import TypeVar
 
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
+from flanneld_py.agent.interface import NoInterface
 from flanneld_py.agent.log import OnChange
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.registry import Registry
@@ -28,7 +30,10 @@ async def wait_for_network(
     rng: Random,
     say: Callable[[str], None],
 ) -> T:
-    """Return what `use` makes of the network config; where it raises RegistryError, wait for a better config."""
+    """Return what `use` makes of the network config.
+
+    Where it raises RegistryError, wait for a better config; where NoInterface or OSError, for a better underlay.
+    """
     backoff = Backoff(0.2, 5.0, rng)
     trouble = OnChange()
     while True:
@@ -37,4 +42,7 @@ async def wait_for_network(
         except RegistryError as error:
             trouble.warn("no network config that can be used yet, waiting for one", error)
             say(f"waiting for a network config: {error}")
+        except (NoInterface, OSError) as error:
+            trouble.warn("no underlay interface yet, waiting for one", error)
+            say(f"waiting for an underlay interface: {error}")
         await clock.sleep(backoff.next())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -67,6 +67,7 @@ class Options:
     blackhole: bool
     datapath_workers: int | None
     datapath_stop: bool
+    cleanup: bool
     log_json: bool
     verbose: bool
 
@@ -194,6 +195,7 @@ def _check(given: Mapping[str, list[str]]) -> Options:
         firewall=_firewall(given, text("firewall"), number("iptables-resync", 0, 10**6)),
         datapath_workers=number("datapath-workers", 1, MAX_WORKERS) if "datapath-workers" in given else None,
         datapath_stop=text("datapath-stop") == "true",
+        cleanup=text("cleanup") == "true",
         log_json=text("log-json") == "true",
         verbose=number("v", 0, 100) > 0,
     )
@@ -274,7 +276,9 @@ def _public(name: str, value: str, family: type[A]) -> A | None:
     if not isinstance(address, family):
         raise UsageError(f"--{name} is {value!r}; it must be an IPv{6 if family is IPv6Address else 4} address")
     local = address.version == 6 and address.is_link_local
-    if address.is_multicast or address.is_unspecified or address.is_loopback or local:
+    reserved = address.version == 4 and (address.is_reserved or address in IPv4Network("0.0.0.0/8"))
+    mapped = address.version == 6 and address.ipv4_mapped is not None
+    if address.is_multicast or address.is_unspecified or address.is_loopback or local or reserved or mapped:
         raise UsageError(f"--{name} is {value}; it must be an address at which other hosts can reach this one")
     return address
 

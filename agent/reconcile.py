@@ -42,8 +42,7 @@ READ_EVERY = 300.0
 
 DEVICE_GONE = (errno.ENODEV, errno.ENETDOWN)
 
-LEASE_PORTION = 100
-ENTRY_PORTION = 100
+PORTION = 100
 """How many leases or entries are worked on before other tasks run: a few milliseconds."""
 
 OWN = "own"
@@ -75,8 +74,7 @@ class Reconciler:
         self._link_backoff = Backoff(0.1, 30.0, rng)
         self._entry_backoff = Backoff(0.02, 30.0, rng)
         self._refusals = Refusals()
-        self._link_failure = ""
-        self._awaiting = False
+        self._link_failure, self._lacking, self._awaiting = "", False, False
         self._said: dict[str, str] = {}
         self._retry_at = float("inf")
         self._look_at_link = True
@@ -117,8 +115,7 @@ class Reconciler:
                 case Rerouted() if backend.asks_on_link:
                     self._on_link.mark()
                 case Lost():
-                    self._look_at_link = True
-                    self._read_at = 0.0
+                    self._look_at_link, self._read_at = True, 0.0
                 case _:
                     continue
             self._wake.set()
@@ -161,7 +158,7 @@ class Reconciler:
         """Reconcile for good."""
         while True:
             # Without a device there is nothing to read or release.
-            idle = self._link_failure or self._awaiting
+            idle = self._lacking or self._awaiting
             ask_at = self._on_link.due if self._wanted.backend.asks_on_link else float("inf")
             due = self._retry_at if idle else min(self._retry_at, self._read_at, self._hold.until, ask_at)
             await self._clock.wait(self._wake, due)
@@ -171,7 +168,7 @@ class Reconciler:
 
     async def _reconcile(self) -> None:
         now = self._clock.now()
-        if self._link_failure and now < self._retry_at:
+        if self._lacking and now < self._retry_at:
             return
         if self._awaiting and not self._look_at_link:
             return
@@ -194,8 +191,9 @@ class Reconciler:
         self.ready.set()
 
     async def _ensure_link(self) -> bool:
-        """Make the device what it should be; False if that failed and is to be tried again later."""
+        """Make the device what it should be; False if there is none to work on, and it is to be tried again later."""
         self._look_at_link = False
+        step = LinkStep.NOTHING
         want = self._wanted.link
         if want is None:
             return True
@@ -216,9 +214,11 @@ class Reconciler:
                 self._link_failure = str(error)
                 log.error("the device cannot be made, trying again", **facts(device=want.name, reason=error))
             self._retry_at = self._clock.now() + self._link_backoff.next()
-            return False
+            # One that cannot be changed still carries packets: its underlay may be gone for a while.
+            self._lacking = step is not LinkStep.CHANGE
+            return not self._lacking
         self._link_backoff.reset()
-        self._link_failure = ""
+        self._link_failure, self._lacking = "", False
         if step is not LinkStep.NOTHING:
             self._read_at = 0.0
             self._tracker.retry()
@@ -243,8 +243,8 @@ class Reconciler:
     async def _take_leases(self) -> None:
         self._hold.look(self._clock.now())
         changed = self._view.take_changed(self._wanted.backend.family.name)
-        for start in range(0, len(changed), LEASE_PORTION):
-            keys = changed[start : start + LEASE_PORTION]
+        for start in range(0, len(changed), PORTION):
+            keys = changed[start : start + PORTION]
             verdicts = self._peers.update((key, self._view.records.get(key)) for key in keys)
             for key, entries in verdicts.items():
                 self._tracker.want(key, entries)
@@ -268,7 +268,7 @@ class Reconciler:
 
     async def _apply(self) -> None:
         applied = 0
-        while operations := self._tracker.take(ENTRY_PORTION, prune=self._view.synced):
+        while operations := self._tracker.take(PORTION, prune=self._view.synced):
             failures = self._kernel.apply(operations)
             self._tracker.done(operations, failures)
             applied += len(operations) - len(failures)

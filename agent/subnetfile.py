@@ -54,6 +54,12 @@ def write(path: Path, content: SubnetFile) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def is_one(path: Path) -> bool:
+    """Tell whether a file says nothing but what subnet files say. Raises OSError."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return any(lines) and all(line.startswith("FLANNEL_") for line in lines if line)
+
+
 def previous_subnets(path: Path) -> tuple[Network, ...]:
     """Read the subnets of an earlier run, of either family, masked to their networks.
 

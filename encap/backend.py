@@ -44,6 +44,11 @@ class Underlay:
     address6: IPv6Address | None = None
     public_ip6: IPv6Address | None = None
 
+    def __str__(self) -> str:
+        """Show it to people."""
+        own = [str(address) for address in (self.address, self.address6) if address is not None]
+        return f"{', '.join(own)} on {self.interface}, MTU {self.mtu}"
+
     def addresses(self, family: Family) -> tuple[IPAddress, IPAddress]:
         """Return our own address and the one for peers. Raises ConfigInvalid if the underlay lacks the family."""
         own, public = (self.address, self.public_ip) if family.bits == 32 else (self.address6, self.public_ip6)

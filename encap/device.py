@@ -18,7 +18,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from flanneld_py.encap.rtnetlink import IN6_ADDR_GEN_MODE_NONE
 from flanneld_py.encap.rtsocket import Refused
-from flanneld_py.encap.state import OurLink, TunLink, VxlanLink, text
+from flanneld_py.encap.state import DEVICE_MARK, OurLink, TunLink, VxlanLink, text
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +45,8 @@ async def create(want: VxlanLink, parent: int) -> None:
             **gbp,
         )
         _refuse_router_advertisements(want.name)
-        if want.up:
-            found = await route.link_lookup(ifname=want.name)
-            await route.link("set", index=found[0], state="up")
+        found = await route.link_lookup(ifname=want.name)
+        await route.link("set", index=found[0], ifalias=DEVICE_MARK, state="up" if want.up else "down")
 
 
 async def ask_for_nothing() -> None:
@@ -65,6 +64,8 @@ async def change(index: int, have: OurLink, want: OurLink, parent: int) -> None:
         if isinstance(have, VxlanLink) and isinstance(want, VxlanLink):
             if (have.local, have.parent, have.learning) != (want.local, want.parent, want.learning):
                 await route.link("set", index=index, kind="vxlan", **_changeable(want, parent))
+            if not have.marked:
+                await route.link("set", index=index, ifalias=DEVICE_MARK)
             if have.mac != want.mac:
                 await route.link("set", index=index, address=text(want.mac))
         if isinstance(have, TunLink) and not have.silent:

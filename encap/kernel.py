@@ -48,6 +48,11 @@ class LinkChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class HostChanged:
+    """An address or a default route of the host changed: the underlay may be another one now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """Events were lost or cannot be told exactly: read everything again."""
 
@@ -57,7 +62,7 @@ class Rerouted:
     """Somebody else has changed an address or a route of this host, on whatever device: see `on_link`."""
 
 
-Event = Seen | Gone | LinkChanged | Rerouted | Lost
+Event = Seen | Gone | LinkChanged | HostChanged | Rerouted | Lost
 
 
 class Kernel(Protocol):
@@ -69,8 +74,8 @@ class Kernel(Protocol):
     def listen(self, devices: Sequence[str], notify: Callable[[Sequence[Event]], None]) -> None:
         """Report events about these devices (by name, whether they exist yet or not), in batches, to `notify`.
 
-        LinkChanged and Rerouted are reported for every device of the host, entries only for `devices`. Called once,
-        inside a running event loop, before the first `dump`.
+        LinkChanged, Rerouted and HostChanged are reported for every device of the host, entries only for `devices`.
+        Called once, inside a running event loop, before the first `dump`.
         """
         ...
 

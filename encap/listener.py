@@ -23,7 +23,7 @@ from errno import ENOBUFS
 from itertools import count
 
 from flanneld_py.encap import rtnetlink as rt
-from flanneld_py.encap.kernel import Event, Gone, LinkChanged, Lost, Rerouted, Seen
+from flanneld_py.encap.kernel import Event, Gone, HostChanged, LinkChanged, Lost, Rerouted, Seen
 from flanneld_py.encap.nexthops import NexthopIds
 from flanneld_py.encap.rtnetlink import Message
 from flanneld_py.encap.rtsocket import RECEIVE_BYTES, SOL_NETLINK
@@ -129,12 +129,17 @@ class Listener:
                     return [Gone(found)]
                 return [Seen(found) if kind == rt.RTM_NEWNEIGH else Gone(found.key)]
             case rt.RTM_NEWROUTE | rt.RTM_DELROUTE:
-                return [*self._route(buffer, message), Rerouted()]
+                events = self._route(buffer, message)
+                _, length, _, _, table, _, _, _, _ = rt.ROUTE.unpack_from(buffer, at)
+                default = length == 0 and table == rt.RT_TABLE_MAIN
+                return [*events, Rerouted(), *([HostChanged()] if default else [])]
             case rt.RTM_NEWADDR | rt.RTM_DELADDR:
-                address = rt.read_address(buffer, at, end, self.watched)
+                address = rt.read_address(buffer, at, end, self._names)
                 if address is None:
                     return [Rerouted()]
-                return [Seen(address) if kind == rt.RTM_NEWADDR else Gone(address.key), Rerouted()]
+                seen = address.device in self.watched.values()
+                events = [Seen(address) if kind == rt.RTM_NEWADDR else Gone(address.key)] if seen else []
+                return [*events, Rerouted(), HostChanged()]
             case rt.RTM_NEWNEXTHOP | rt.RTM_DELNEXTHOP:
                 return self._nexthop(rt.read_nexthop(buffer, at, end), made=kind == rt.RTM_NEWNEXTHOP)
             case rt.RTM_NEWLINK | rt.RTM_DELLINK if buffer[at] == 0:

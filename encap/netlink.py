@@ -134,19 +134,8 @@ class Netlink:
             return TunLink(name, found.mtu, found.up, found.silent)
         if found.kind != "vxlan":
             return ForeignLink(name, found.kind)
-        return VxlanLink(
-            name,
-            found.vni,
-            found.port,
-            found.mtu,
-            found.mac,
-            self._name(found.parent),
-            found.local,
-            found.learning,
-            found.gbp,
-            found.group,
-            found.up,
-        )
+        at_creation = (name, found.vni, found.port, found.mtu, found.mac, self._name(found.parent), found.local)
+        return VxlanLink(*at_creation, found.learning, found.gbp, found.group, found.up, found.marked)
 
     async def why_no_vxlan(self) -> str:
         """See kernel.Kernel."""

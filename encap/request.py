@@ -133,6 +133,11 @@ def get_link(seq: int, which: str | int) -> bytes:
     return _message(rt.RTM_GETLINK, 0, seq, rt.LINK.pack(0, 0, ifindex, 0, 0) + name)
 
 
+def delete_link(seq: int, ifindex: int) -> bytes:
+    """Delete a device."""
+    return _message(rt.RTM_DELLINK, 0, seq, rt.LINK.pack(0, 0, ifindex, 0, 0))
+
+
 def get_route(seq: int, packed: bytes) -> bytes:
     """Ask which route serves an address: the route itself, not the looked-up path (kernel 4.13)."""
     family = _family(packed)
@@ -163,6 +168,17 @@ def dump_routes(seq: int, family: int, ifindex: int) -> bytes:
     """Ask for the unicast routes of the main table on a device."""
     fixed = rt.ROUTE.pack(family, 0, 0, 0, rt.RT_TABLE_MAIN, 0, 0, rt.RTN_UNICAST, 0)
     return _message(rt.RTM_GETROUTE, rt.NLM_F_DUMP, seq, fixed + _attribute(rt.RTA_OIF, rt.U32.pack(ifindex)))
+
+
+def dump_our_routes(seq: int, family: int) -> bytes:
+    """Ask for the routes with our protocol, of all tables and devices."""
+    fixed = rt.ROUTE.pack(family, 0, 0, 0, 0, ROUTE_PROTOCOL, 0, 0, 0)
+    return _message(rt.RTM_GETROUTE, rt.NLM_F_DUMP, seq, fixed)
+
+
+def delete_route_as_told(seq: int, body: bytes) -> bytes:
+    """Delete exactly the route that a dump told, by what it told."""
+    return _message(rt.RTM_DELROUTE, 0, seq, body)
 
 
 def dump_nexthops(seq: int) -> bytes:

@@ -22,7 +22,7 @@ from struct import Struct
 from sys import byteorder
 from typing import NamedTuple
 
-from flanneld_py.encap.state import Address, FdbEntry, Key, Neighbour
+from flanneld_py.encap.state import DEVICE_MARK, Address, FdbEntry, Key, Neighbour
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -46,7 +46,7 @@ ROUTE_METRIC = {AF_INET: 0, AF_INET6: 1024}
 """The metric of a route for which nobody asked for one: ours, and flannel's. Others live beside them, untouched."""
 
 IFA_ADDRESS, IFA_LOCAL = 1, 2
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 3, 4, 18, 1, 2
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 3, 4, 18, 20, 1, 2
 IFLA_AF_SPEC, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 26, 8, 1
 IFLA_VXLAN_ID, IFLA_VXLAN_GROUP, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 2, 3, 4, 7
 IFLA_VXLAN_PORT, IFLA_VXLAN_GROUP6, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_GBP = 15, 16, 17, 23
@@ -105,6 +105,7 @@ class LinkMessage:
     learning: bool = False
     gbp: bool = False
     group: bytes | None = None
+    marked: bool = False
 
 
 class NexthopMessage(NamedTuple):
@@ -204,6 +205,7 @@ def read_link(buffer: bytes, at: int, end: int) -> LinkMessage:
         learning=any(vxlan.get(IFLA_VXLAN_LEARNING, b"")),
         gbp=IFLA_VXLAN_GBP in vxlan,
         group=vxlan.get(IFLA_VXLAN_GROUP) or vxlan.get(IFLA_VXLAN_GROUP6),
+        marked=_text(found.get(IFLA_IFALIAS, b"")) == DEVICE_MARK,
     )
 
 

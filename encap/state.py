@@ -32,6 +32,9 @@ from typing import NamedTuple
 ROUTE_PROTOCOL = 84
 """Our number in the `proto` field of routes and nexthops (`ip route show proto 84`): the mark of what is ours."""
 
+DEVICE_MARK = "flanneld-py"
+"""Our VXLAN devices' alias (`ip link show`): the mark of those that we made or took over."""
+
 RTPROT_BOOT = 3
 """linux/rtnetlink.h; what `ip route add` and flannel's daemon leave in routes."""
 
@@ -44,7 +47,7 @@ class VxlanLink:
     """A kernel VXLAN device (linux/if_link.h, IFLA_VXLAN_*). `port` in UDP, `mtu` in bytes.
 
     `local` is the outer source address; `parent` the underlay interface, None if not bound to one.
-    `group` is a default destination; ours never have one.
+    `group` is a default destination; ours never have one. `marked`: it has our alias.
     """
 
     name: str
@@ -58,6 +61,7 @@ class VxlanLink:
     gbp: bool = False
     group: bytes | None = None
     up: bool = True
+    marked: bool = True
 
 
 @dataclass(frozen=True, slots=True)

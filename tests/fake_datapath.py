@@ -66,6 +66,8 @@ class FakeProcess:
                     return self.refusal
                 if self.configured is None:
                     self._tell(message)
+                elif self.configured.fixed() != message.fixed():
+                    return orders.Refused("it has another address", restart=True)
                 self.configured = message
                 return orders.Done(len(self.peers))
             case orders.Begin():

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from errno import EEXIST, ENETDOWN, ENODEV, EOPNOTSUPP
 
-from flanneld_py.encap.kernel import Event, Gone, KernelError, LinkChanged, Lost, Rerouted, Seen
+from flanneld_py.encap.kernel import Event, Gone, HostChanged, KernelError, LinkChanged, Lost, Rerouted, Seen
 from flanneld_py.encap.listener import event_key
 from flanneld_py.encap.state import (
     ROUTE_PROTOCOL,
@@ -103,6 +103,8 @@ class FakeKernel:
                 raise KernelError(f"{want.name} is a device of another kind; delete it and create it anew")
             self.meddle_create_link(want)
             return
+        if want.parent is not None and want.parent not in self.interfaces:
+            raise KernelError(f"{want.name} needs the underlay interface {want.parent}, which does not exist")
         if not _changeable(have, want):
             raise KernelError(f"{want.name} cannot be changed so; delete the device and create it anew")
         if want.name not in self.links:
@@ -181,6 +183,10 @@ class FakeKernel:
         """Make a device."""
         self.links[link.name] = link
         self._tell(LinkChanged(link.name, True))
+
+    def meddle_host(self) -> None:
+        """Change an address or a default route of the host."""
+        self._tell(HostChanged())
 
     def meddle_down(self, name: str) -> None:
         """Set a device down: IPv4 routes and nexthop objects go unreported."""

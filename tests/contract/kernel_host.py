@@ -81,6 +81,9 @@ class Foreigner(Protocol):
     def down(self, device: str) -> None: ...
     def up(self, device: str) -> None: ...
     def delete_link(self, device: str) -> None: ...
+    def move_host(self, change: str) -> None:
+        """Change the host itself, by a line of `ip`."""
+
     def table(self) -> set[Entry]:
         """All entries on our devices, and all routes of the main table that are not the kernel's own."""
 
@@ -145,6 +148,9 @@ class Linux:
 
     def delete_link(self, device: str) -> None:
         run(f"ip link del {device}")
+
+    def move_host(self, change: str) -> None:
+        run(f"ip {change}")
 
     def table(self) -> set[Entry]:
         return {*self._addresses(), *self._neighbours(), *self._forwarding(), *self._nexthops(), *self._routes()}
@@ -220,6 +226,9 @@ class Meddler:
 
     def delete_link(self, device: str) -> None:
         self._kernel.meddle_delete_link(device)
+
+    def move_host(self, change: str) -> None:
+        self._kernel.meddle_host()
 
     def table(self) -> set[Entry]:
         return set(self._kernel.tables.values())

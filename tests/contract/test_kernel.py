@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flanneld_py.encap.kernel import Gone, KernelError, LinkChanged, Lost, Rerouted, Seen
+from flanneld_py.encap.kernel import Gone, HostChanged, KernelError, LinkChanged, Lost, Rerouted, Seen
 from flanneld_py.encap.netlink import Netlink
 from flanneld_py.encap.state import (
     Address,
@@ -382,6 +382,22 @@ async def test_changes_of_others_are_reported(host: Host, at: int) -> None:
     host.foreigner.remove(entry)
     await host.heard(lambda events: Gone(entry.key) in events)
     assert host.read() == set()
+
+
+async def test_changes_of_the_host_are_told_as_such(host: Host) -> None:
+    for change in (
+        f"addr add 10.9.9.9/24 dev {UNDERLAY}",
+        f"route add default via 10.9.9.1 dev {UNDERLAY}",
+        "route del default",
+        f"addr del 10.9.9.9/24 dev {UNDERLAY}",
+        f"addr add fd00:9::9/64 dev {UNDERLAY} nodad",
+        f"-6 route add default via fd00:9::1 dev {UNDERLAY} metric 7",
+        "-6 route del default",
+        f"addr del fd00:9::9/64 dev {UNDERLAY}",
+    ):
+        host.events.clear()
+        host.foreigner.move_host(change)
+        assert HostChanged() in await host.heard(lambda events: HostChanged() in events), change
 
 
 async def test_changes_on_other_devices_are_not_reported(host: Host) -> None:

@@ -505,7 +505,6 @@ def test_two_agents_with_one_device_do_not_fight(two: Lab) -> None:
     ("arguments", "code", "words"),
     [
         (["--nonsense"], 2, "no flag --nonsense"),
-        (["--iface", "eth7"], 1, "eth7"),
         (["--subnet-file", "/proc/nowhere/subnet.env"], 1, "--subnet-file"),
         (["--etcd-cafile", "/nonexistent"], 2, "--etcd-cafile"),
         (["--kube-subnet-mgr"], 2, "not supported"),

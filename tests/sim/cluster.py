@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from random import Random
 
-from flanneld_py.agent.agent import Agent, Settings
+from flanneld_py.agent.agent import Agent
 from flanneld_py.agent.identity import Identity
+from flanneld_py.agent.interface import Network, NoInterface
+from flanneld_py.agent.settings import Settings
 from flanneld_py.encap import orders
 from flanneld_py.encap.backend import Underlay
 from flanneld_py.encap.backends import Choice
 from flanneld_py.encap.state import Entry, FdbEntry, Key, Neighbour, Nexthop, Route, TunLink, VxlanLink
 from flanneld_py.registry.codec import encode_attrs
+from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.memory import MemoryStore
 from flanneld_py.registry.model import Lease, LeaseAttrs
 from flanneld_py.registry.registry import Registry
@@ -41,6 +44,8 @@ class Cluster:
         self._running: dict[tuple[int, str], asyncio.Task[None]] = {}
         self.datapaths: dict[tuple[int, str], FakeProcess] = {}
         """The data-plane process of each device, by host and device, that ever needed one."""
+        self.underlays: dict[int, Underlay | None] = {}
+        """What each host would choose as its underlay now."""
 
     async def _write(self, operation: Put | Delete) -> None:
         """Write as somebody does whom the store's faults do not keep from it."""
@@ -76,13 +81,23 @@ class Cluster:
     async def agent(self, number: int, datapath: Choice = "auto") -> AsyncIterator[Agent]:
         """Run an agent on a host until the block ends; it is not waited for."""
         address, address6 = IPv4Address(f"192.0.2.{number}"), IPv6Address(f"2001:db8::{number}")
+        first = Underlay("eth0", 1500, address, address, address6, address6)
+        self.underlays.setdefault(number, first)
+
+        async def find(_: NetworkConfig, overlay: Sequence[Network], keep: Underlay | None) -> Underlay:
+            underlay = self.underlays[number]
+            if underlay is None:
+                raise NoInterface("there is no interface")
+            return underlay
+
         control = self._folder / str(number)
         control.mkdir(exist_ok=True)
         agent = Agent(
             Settings(self._folder / f"{number}.env", datapath=datapath, control=control, workers=number),
             Registry(self.store, PREFIX),
             self.kernel(number),
-            Underlay("eth0", 1500, address, address, address6, address6),
+            first,
+            find,
             Identity(f"host-{number}", "boot", f"web-{number}"),
             self.clock,
             Random(number),
@@ -130,6 +145,11 @@ class Cluster:
 
         process = self.datapaths[number, device] = FakeProcess(control, tell=tell)
         self._running[number, device] = self._processes.create_task(process.run())
+
+    def move(self, number: int, underlay: Underlay | None) -> None:
+        """Give a host another underlay, or none."""
+        self.underlays[number] = underlay
+        self.kernel(number).meddle_host()
 
     async def settle(self, agent: Agent, seconds: float = 60) -> None:
         """Let an agent work until it is ready and has nothing to do, and some time beyond every backoff."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flanneld_py.agent.agent import Broken
+from flanneld_py.agent.broken import Broken
 from flanneld_py.encap.state import RTPROT_BOOT, Entry, FdbEntry, ForeignLink, Key, Neighbour, Route
 from flanneld_py.registry.config import parse_config
 from flanneld_py.registry.lifetime import TTL

@@ -1,0 +1,43 @@
+"""What container engines are told of this host: subnet.env, written when it says something new.
+
+Not the file's format (subnetfile.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flanneld_py.agent import subnetfile
+from flanneld_py.agent.broken import Broken
+from flanneld_py.agent.log import facts, log
+from flanneld_py.agent.wanted import Wanted
+
+
+class Announcer:
+    """Keep one subnet file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._told: subnetfile.SubnetFile | None = None
+
+    def announce(self, wanted: Sequence[Wanted], *, ipmasq: bool) -> None:
+        """Write what holds now, and say what has to be restarted if the MTU changed. Raises Broken."""
+        config = wanted[0].config
+        networks = [family.network for family in (config.ipv4, config.ipv6) if family is not None]
+        families = tuple(zip(networks, wanted[0].own.subnets.families, strict=True))
+        content = subnetfile.SubnetFile(families, min(each.backend.mtu for each in wanted), ipmasq)
+        before, self._told = self._told, content
+        if before == content:
+            return
+        try:
+            subnetfile.write(self._path, content)
+        except OSError as error:
+            raise Broken(
+                f"cannot write {self._path} ({error.strerror}); make its folder writable or change --subnet-file"
+            ) from error
+        if before is not None and before.mtu != content.mtu:
+            log.warning(
+                "the containers' MTU has changed: restart the container engine and its containers, they keep the old",
+                **facts(old=before.mtu, new=content.mtu, file=self._path),
+            )

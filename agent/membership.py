@@ -1,0 +1,60 @@
+"""What a network config makes of this host over one underlay: what it publishes, and what it wants here. Pure but for
+a look at our own device, whose MAC is kept.
+
+Not here: getting a lease (claim.py), and bringing about what is wanted (reconcile.py, supervise.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from flanneld_py.agent.wanted import Wanted
+from flanneld_py.encap import backends
+from flanneld_py.encap.backend import Backend, Found, Underlay
+from flanneld_py.encap.kernel import Kernel
+from flanneld_py.encap.peers import Own
+from flanneld_py.registry.config import NetworkConfig
+from flanneld_py.registry.model import Lease, LeaseAttrs
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Config, underlay, and what was made of both: a backend for each family that is on, IPv4's first."""
+
+    config: NetworkConfig
+    underlay: Underlay
+    backends: tuple[Backend, ...]
+
+    @property
+    def devices(self) -> list[str]:
+        """The devices of our own."""
+        return [backend.device for backend in self.backends if backend.device]
+
+    @property
+    def bound(self) -> bool:
+        """Whether our routes are on the underlay interface itself."""
+        return any(backend.asks_on_link for backend in self.backends)
+
+    def attrs(self, identity: str, had: Lease | None, leases: Iterable[Lease], kernel: Kernel) -> LeaseAttrs:
+        """Work out what to publish, given the lease that we have so far and all that there are."""
+        ours = had.subnets if had is not None else None
+        others = [lease for lease in leases if lease.subnets != ours]
+
+        def found(backend: Backend) -> Found:
+            return Found(identity, had, kernel.link(backend.device) if backend.device else None, others)
+
+        return backends.published([(backend, found(backend)) for backend in self.backends])
+
+    def wanted(self, key: str, lease: Lease, workers: int) -> tuple[Wanted, ...]:
+        """Work out what our lease, at a key, means on this host, for each family."""
+
+        def wanted(backend: Backend) -> Wanted:
+            address, public_ip = self.underlay.addresses(backend.family)
+            own = Own(key, lease.subnets, public_ip, address)
+            datapath = backend.datapath(lease)
+            if datapath is not None:
+                datapath = replace(datapath, workers=workers)
+            return Wanted(self.config, backend, own, backend.link(lease), datapath)
+
+        return tuple(map(wanted, self.backends))
