@@ -8,15 +8,18 @@ The lease in etcd stays: it keeps the host's subnet for a day.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.broken import Broken
+from flanneld_py.agent.guard import name_suffix
 from flanneld_py.agent.line import DatapathError, stop_process
+from flanneld_py.encap.command import HostTools
+from flanneld_py.encap.enforce import Enforcer
 from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.rtsocket import Interrupted
-from flanneld_py.encap.sweep import sweep
+from flanneld_py.encap.sweep import marked_devices, sweep
 
 LOCK = "flanneld-py/"
 """How the names of the abstract sockets begin by which an agent holds its device (daemon.py)."""
@@ -29,9 +32,10 @@ async def clean_up(subnet_file: Path, tell: Callable[[str], None], root: Path = 
             f"an agent runs on this host and has {', '.join(held)}: stop it (systemctl stop flanneld-py), "
             "then run --cleanup again"
         )
+    devices = [control.stem.removeprefix("datapath-") for control in control_sockets(subnet_file.parent)]
     left = await _end_datapaths(subnet_file.parent, tell)
-    # The firewall's rules go here: while its chains are there, and before the device that they name is not.
     try:
+        left += await _remove_rules([*devices, *marked_devices()], tell)
         left += sweep(tell)
     except (Interrupted, KernelError, OSError) as error:
         left.append(f"the kernel's tables, which cannot be read: {error or 'they change all the time'}")
@@ -42,8 +46,7 @@ async def clean_up(subnet_file: Path, tell: Callable[[str], None], root: Path = 
 
 def held_devices(table: str) -> list[str]:
     """Find the devices that agents hold, in the text of /proc/net/unix."""
-    names = {line.split()[-1] for line in table.splitlines()[1:] if line.split()}
-    return sorted(name.removeprefix(f"@{LOCK}") for name in names if name.startswith(f"@{LOCK}"))
+    return sorted(line.partition(f" @{LOCK}")[2].strip() for line in table.splitlines() if f" @{LOCK}" in line)
 
 
 def control_sockets(folder: Path) -> list[Path]:
@@ -62,6 +65,17 @@ async def _end_datapaths(folder: Path, tell: Callable[[str], None]) -> list[str]
             left.append(str(error))
         else:
             tell(f"removed {control}")
+    return left
+
+
+async def _remove_rules(devices: Sequence[str], tell: Callable[[str], None]) -> list[str]:
+    """Remove the firewall rules of the networks with these devices, and those of the default network."""
+    left: list[str] = []
+    for suffix in sorted({name_suffix(device) for device in (None, *devices)}):
+        outcome = await Enforcer(HostTools(), "auto", suffix, prefer_nft=False).remove()
+        left += outcome.failures
+        if outcome.changed:
+            tell(f"removed firewall rules{f' of network {suffix[1:]}' if suffix else ''}")
     return left
 
 

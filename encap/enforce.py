@@ -111,6 +111,22 @@ class Enforcer:
         obstacles = await self._obstacles([policy.network for policy in policies if policy.forward], survey)
         return Outcome(work.changed, tuple(work.failures), obstacles)
 
+    async def remove(self) -> Outcome:
+        """Remove our tables and chains from every packet filter that the host has."""
+        work = _Work()
+        try:
+            self._variants = await self._find_variants()
+            survey = await self._survey()
+        except FirewallError as error:
+            return Outcome(False, (str(error),))
+        if self._nft is not None:
+            await work.attempt(self._nft.ensure((), survey))
+        for family in COMMANDS:
+            for variant in self._variants:
+                if self._legacy(family) if variant.legacy else self._in_nft(family, survey):
+                    await work.attempt(self._chains(family, variant.infix).ensure((), ()))
+        return Outcome(work.changed, tuple(work.failures))
+
     async def _find_variants(self) -> tuple[_Variant, ...]:
         """List the host's kinds of iptables, at most one of nft's and one legacy."""
         found: list[_Variant] = []

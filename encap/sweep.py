@@ -38,6 +38,12 @@ def sweep(tell: Callable[[str], None]) -> list[str]:
     return refused
 
 
+def marked_devices() -> list[str]:
+    """List the VXLAN devices that bear our mark."""
+    with RouteSocket() as asker:
+        return [link.name for link in list_links(asker) if link.kind == "vxlan" and link.marked]
+
+
 def _devices(asker: RouteSocket) -> Iterator[Removal]:
     for link in list_links(asker):
         if link.kind == "vxlan" and link.marked:

@@ -22,6 +22,7 @@ SHOWN = ("addr show", "-d link show", "route show table all", "-6 route show tab
 def state(host: Host) -> list[str]:
     """The host's tables, without what the kernel adds in its own time."""
     lines = [line for show in SHOWN for line in host.namespace.run(["ip", *show.split()]).stdout.splitlines()]
+    lines += host.namespace.run(["nft", "list", "ruleset"]).stdout.splitlines()
     return sorted(line for line in lines if "fe80:" not in line and "ff00:" not in line and "valid_lft" not in line)
 
 
@@ -48,27 +49,28 @@ def test_nothing_of_ours_is_left_and_all_else_is(make_lab: MakeLab, kind: str) -
         )
     before = [state(host) for host in lab.hosts]
     for host in lab.hosts:
-        host.agent.start("--datapath", kind)
+        host.agent.start("--datapath", kind, "--ip-masq", "--firewall", "nftables")
     for host in lab.hosts:
         host.agent.wait_ready()
     one, two = lab.hosts
     until(lambda: "proto 84" in one.namespace.run(["ip", "route", "show"]).stdout, "the other is a peer")
-    # Ours by its mark, on a device that is not: DirectRouting's, and another table's.
-    one.namespace.ip(
-        f"route add 10.42.250.0/24 via {two.address} dev eth0 proto 84",
-        f"route add 10.42.251.0/24 via {two.address} dev eth0 proto 84 table 84",
-        "route add fd00:99::/64 via 2001:db8:30::2 dev eth0 proto 84",
-    )
     refused = clean(one)
     assert refused.returncode == 1
     assert "an agent runs on this host and has device flannel" in refused.stderr
     assert device(one)
     for host in lab.hosts:
         host.agent.terminate()
+    # Ours by its mark, on a device that is not: DirectRouting's, and another table's.
+    one.namespace.ip(
+        f"route add 10.42.250.0/24 via {two.address} dev eth0 proto 84",
+        f"route add 10.42.251.0/24 via {two.address} dev eth0 proto 84 table 84",
+        "route add fd00:99::/64 via 2001:db8:30::2 dev eth0 proto 84",
+    )
     done = clean(one)
     assert done.returncode == 0, done.stderr
     assert "removed route 10.42.250.0/24 on eth0" in done.stdout
     assert f"removed {one.agent.subnet_file}" in done.stdout
+    assert "removed firewall rules" in done.stdout
     assert state(one) == before[0]
     assert not one.agent.subnet_file.exists()
     assert not list(one.directory.glob("*.sock"))

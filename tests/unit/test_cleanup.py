@@ -9,12 +9,12 @@ from flanneld_py.agent.broken import Broken
 from flanneld_py.agent.cleanup import clean_up, held_devices
 
 HEADER = "Num       RefCount Protocol Flags    Type St Inode Path\n"
-HELD = HEADER + "00000000f: 00000002 00000000 00000000 0002 01 4711 @flanneld-py/flannel.1\n"
+HELD = HEADER + "00000000f: 00000002 00000000 00000000 0002 01 4711 @flanneld-py/device flannel.1\n"
 OTHERS = HEADER + "00000000f: 00000003 00000000 00000000 0001 03 4712\n0: 2 0 0 0002 01 1 /run/flanneld-py/x\n"
 
 
 def test_who_runs_is_seen_by_the_locks() -> None:
-    assert held_devices(HELD) == ["flannel.1"]
+    assert held_devices(HELD) == ["device flannel.1"]
     assert held_devices(OTHERS) == []
     assert held_devices("") == []
 
@@ -24,7 +24,7 @@ async def test_nothing_is_removed_while_an_agent_runs(tmp_path: Path) -> None:
     file.write_text("FLANNEL_MTU=1450\n")
     table.parent.mkdir(parents=True)
     table.write_text(HELD)
-    with pytest.raises(Broken, match=r"an agent runs on this host and has flannel\.1: stop it"):
+    with pytest.raises(Broken, match=r"an agent runs on this host and has device flannel\.1: stop it"):
         await clean_up(file, print, tmp_path)
     assert file.exists()
 
