@@ -2,14 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 
 import pytest
 
 from flanneld_py.agent.interface import (
     IFA_F_DADFAILED,
     IFA_F_DEPRECATED,
+    IFA_F_OPTIMISTIC,
     IFA_F_SECONDARY,
+    IFA_F_TENTATIVE,
     SCOPE_LINK,
     Asked,
     Choice,
@@ -18,6 +20,7 @@ from flanneld_py.agent.interface import (
     InterfaceAddress,
     NoInterface,
     choose,
+    outside,
 )
 
 
@@ -178,3 +181,36 @@ def test_the_better_ipv6_address_of_an_interface() -> None:
     assert best(duplicate, temporary) == temporary.address
     with pytest.raises(NoInterface):
         best(duplicate, InterfaceAddress(IPv6Address("fe80::1"), scope=SCOPE_LINK))
+
+
+def test_an_address_that_still_does_is_kept() -> None:
+    """The kernel lists IPv6 addresses newest first: another one must not move the host."""
+    kept = IPv4Address("192.168.56.12")
+    assert choose(HOST, Asked(("enp0s8",)), keep=[kept]).address == kept
+    assert choose(HOST, Asked(("192.168.56.11",)), keep=[kept]).address == IPv4Address("192.168.56.11")
+    old = InterfaceAddress(kept, flags=IFA_F_DEPRECATED)
+    lan = replace(LAN, addresses=(LAN.addresses[0], old))
+    host = replace(HOST, interfaces=(lan,))
+    assert choose(host, Asked(("enp0s8",)), keep=[kept]).address == IPv4Address("192.168.56.11")
+
+
+def test_an_address_that_is_looked_for_elsewhere_is_none_yet() -> None:
+    tentative = InterfaceAddress(ONE, flags=IFA_F_TENTATIVE)
+    host = replace(MIXED, interfaces=(replace(BOTH, addresses=(tentative,)),))
+    with pytest.raises(NoInterface):
+        choose(host, Asked(), ipv4=False, ipv6=True)
+    optimistic = replace(tentative, flags=IFA_F_TENTATIVE | IFA_F_OPTIMISTIC)
+    host = Host((replace(BOTH, addresses=(optimistic,)),), default="eth0", default6="eth0")
+    assert choose(host, Asked(), ipv4=False, ipv6=True).address6 == ONE
+
+
+def test_the_overlay_is_no_underlay() -> None:
+    """An interface that is made anew comes after our device and the containers' bridge."""
+    ours = [IPv4Network("10.42.7.0/24")]
+    device = interface("flannel.1", 5, "10.42.7.0")
+    bridge = interface("cni0", 6, "10.42.7.1")
+    eth0 = interface("eth0", 9, "10.0.0.5")
+    host = outside(Host((device, bridge, eth0), default=None), ours)
+    assert choose(host, Asked(regexes=[r"^10\."])).interface is eth0
+    with pytest.raises(NoInterface):
+        choose(outside(Host((device, bridge), default=None), ours), Asked(regexes=[r"^10\."]))

@@ -23,6 +23,7 @@ TUN = TunLink("flannel.1", 1450)
         (replace(WANT, learning=True), LinkStep.CHANGE),
         (replace(WANT, local=bytes([192, 0, 2, 77])), LinkStep.CHANGE),
         (replace(WANT, parent="eth7"), LinkStep.CHANGE),
+        (replace(WANT, marked=False), LinkStep.CHANGE),
         (replace(WANT, parent=None), LinkStep.RECREATE),
         (replace(WANT, port=4789), LinkStep.RECREATE),
         (replace(WANT, vni=2), LinkStep.RECREATE),
