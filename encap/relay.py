@@ -109,10 +109,10 @@ class Relay:
         try:
             self.wire.send_one(datagram, to)
         except OSError as error:
-            self._lost(error)
+            self._lost(error, 1)
 
-    def _lost(self, error: OSError) -> None:
-        self._dropped("out-wire", _name(error))
+    def _lost(self, error: OSError, count: int) -> None:
+        self._dropped("out-wire", _name(error), count)
 
     def inward(self) -> None:
         """Deliver what waits at the wire, up to a share. Raises DeviceGone.
