@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flanneld_py.encap.directory import Endpoint
+from flanneld_py.encap.virtio import pieces
 from flanneld_py.encap.wire import Wire
 
 
 class Batch:
-    """The datagrams for one endpoint, equal in size but for the last. `lost` is told why a send failed."""
+    """The datagrams for one endpoint, equal in size but for the last. `lost` is told why how many were not sent."""
 
-    def __init__(self, wire: Wire, lost: Callable[[OSError], None]) -> None:
+    def __init__(self, wire: Wire, lost: Callable[[OSError, int], None]) -> None:
         self._wire = wire
         self._lost = lost
         self._parts: list[bytes | memoryview] = []
@@ -54,8 +55,9 @@ class Batch:
         """Send what was gathered."""
         if not self._filled:
             return
-        parts, self._parts, self._filled = self._parts, [], 0
+        parts, count = self._parts, pieces(self._filled, self._size)
+        self._parts, self._filled = [], 0
         try:
             self._wire.send(parts, self._size, self._to)
         except OSError as error:
-            self._lost(error)
+            self._lost(error, count)

@@ -41,10 +41,13 @@ class Crew:
     def __init__(self, wanted: orders.Configure, lanes: Sequence[Lane], members: int, now: Callable[[], float]) -> None:
         self._keys: dict[str, None] = {}
         self._members: list[socket.socket] = []
+        self._pids: list[int] = []
         for number in range(members):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            if os.fork() == 0:
+            pid = os.fork()
+            if pid == 0:
                 _live(theirs, wanted, lanes[number::members], now)
+            self._pids.append(pid)
             theirs.close()
             ours.settimeout(PATIENCE)
             self._members.append(ours)
@@ -58,9 +61,13 @@ class Crew:
             yield member.fileno(), self._mourn
 
     def close(self) -> None:
-        """End the members."""
+        """End the members, also one that hangs: until then device and port are not free."""
         for member in self._members:
             member.close()
+        for pid in self._pids:
+            os.kill(pid, signal.SIGKILL)
+        for pid in self._pids:
+            os.waitpid(pid, 0)
 
     def __len__(self) -> int:
         return len(self._keys)

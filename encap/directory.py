@@ -45,18 +45,21 @@ class Directory:
         self._peers: dict[str, orders.Peer] = {}
         self._tallies: dict[str, Tally] = {}
         self._departed = Tally()
+        self._vxlan: tuple[int, bytes] | None = None
         self.configure(wanted)
 
     def configure(self, wanted: orders.Configure) -> None:
         """Take in a configuration with the same fixed part."""
         self.wanted = wanted
         self.mtu = wanted.mtu
-        self._vxlan = (wanted.vni, wanted.mac) if wanted.mode is orders.Mode.VXLAN else None
+        vxlan = (wanted.vni, wanted.mac) if wanted.mode is orders.Mode.VXLAN else None
         bases = {subnet.version: subnet.network_address.packed for subnet in reversed(wanted.subnets)}
         subnets = tuple((subnet.network_address.packed, subnet.prefixlen) for subnet in wanted.subnets)
-        self.admission = Admission(self.table, Own(subnets, bases.get(4), bases.get(6)), self._vxlan)
-        for peer in self._peers.values():
-            self._install(peer)
+        self.admission = Admission(self.table, Own(subnets, bases.get(4), bases.get(6)), vxlan)
+        if vxlan != self._vxlan:
+            self._vxlan = vxlan
+            for peer in self._peers.values():
+                self._install(peer)
 
     def __len__(self) -> int:
         return len(self._peers)

@@ -238,7 +238,8 @@ def _read_remove(body: bytes) -> Remove:
 
 def _read_status(body: bytes) -> Status:
     fields: dict[str, Any] = json.loads(body)
-    return Status(**{**fields, "offloads": tuple(fields["offloads"])})
+    known = {name: fields[name] for name in Status.__slots__ if name in fields}  # a newer process says more
+    return Status(**{**known, "offloads": tuple(fields["offloads"])})
 
 
 def _read_refused(body: bytes) -> Refused:

@@ -28,7 +28,10 @@ SHARE = 1 << 18
 """Bytes per direction in one turn of the loop: some super-packets, some hundred microseconds."""
 
 LITTLE = 1 << 14
-"""Bytes of a receipt after which no other is expected at once: to ask in vain would hold up a lone packet."""
+"""Bytes of a receipt after which no other is expected at once: to ask in vain would hold up a lone packet.
+
+While the expectation is wrong, twice as many are taken in each turn: what comes in little by little gets its share too.
+"""
 
 MOST = 64
 """Packets that are read, and receipts that are taken, in one turn; as many datagrams fit one send."""
@@ -53,6 +56,7 @@ class Relay:
         self._from_wire = memoryview(bytearray(SHARE + 2 * RECEIVE_SIZE))
         self._batch = Batch(wire, self._lost)
         self._udp = "uso4" in tun.offloads
+        self._expected = 1
 
     def outward(self) -> None:
         """Send what waits in the TUN device, up to a share. Raises DeviceGone."""
@@ -105,22 +109,23 @@ class Relay:
         try:
             self.wire.send_one(datagram, to)
         except OSError as error:
-            self._lost(error)
+            self._lost(error, 1)
 
-    def _lost(self, error: OSError) -> None:
-        self._dropped("out-wire", _name(error))
+    def _lost(self, error: OSError, count: int) -> None:
+        self._dropped("out-wire", _name(error), count)
 
     def inward(self) -> None:
         """Deliver what waits at the wire, up to a share. Raises DeviceGone.
 
         A sender's super-packet can take it two sends; what was received in a row is merged as if it were one receipt.
         """
-        begin = at = size = 0
+        begin = at = size = little = 0
         sender: Endpoint = ("", 0)
         for _ in range(MOST):
             try:
                 total, each, source = self.wire.receive_into(self._from_wire[at : at + RECEIVE_SIZE])
             except BlockingIOError:
+                self._expected = 1
                 break
             except OSError as error:
                 self._dropped("in-wire", _name(error))
@@ -133,7 +138,11 @@ class Relay:
             if at == begin:
                 size, sender = each, source
             at += total
-            if total < LITTLE or at > SHARE:
+            little += total < LITTLE
+            if little == self._expected:
+                self._expected = min(2 * little, MOST)
+                break
+            if at > SHARE:
                 break
         if at > begin:
             self._admit(self._from_wire[begin:at], size, sender)

@@ -50,6 +50,10 @@ INT = struct.Struct("i")
 SHORT = struct.Struct("H")
 
 
+TRIES = 64
+"""Ports that are asked for, for each lane: the kernel offers them at random."""
+
+
 class WireError(Exception):
     """The socket cannot be had; the text says why and what to do."""
 
@@ -65,14 +69,17 @@ def open_wires(local: IPv4Address | IPv6Address, port: int, count: int, *, sprea
         _steer(receivers[0], local.version, count)
         senders = receivers
         if spread:
-            senders = [opened.enter_context(_sender(local, lane, count)) for lane in range(count)]
+            senders = _senders(local, count, opened)
         wires = [Wire(receiver, sender) for receiver, sender in zip(receivers, senders, strict=True)]
         opened.pop_all()
     return wires
 
 
 def _bound(local: IPv4Address | IPv6Address, port: int, *, shared: bool = False) -> socket.socket:
-    opened = socket.socket(socket.AF_INET if local.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+    try:
+        opened = socket.socket(socket.AF_INET if local.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+    except OSError as error:
+        raise WireError(f"cannot open a UDP socket for {local} port {port}: {error.strerror}") from error
     try:
         if shared:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -106,18 +113,21 @@ def _steer(receiver: socket.socket, version: int, count: int) -> None:
         )
 
 
-def _sender(local: IPv4Address | IPv6Address, lane: int, count: int) -> socket.socket:
-    """Return a socket with a port that peers put on the same lane."""
-    others = []
-    try:
-        while True:
-            sender = _bound(local, 0)
-            if sender.getsockname()[1] % count == lane:
-                return sender
-            others.append(sender)  # kept until then, or the kernel might offer the same port again
-    finally:
-        for other in others:
-            other.close()
+def _senders(local: IPv4Address | IPv6Address, count: int, opened: ExitStack) -> list[socket.socket]:
+    """Return a socket for each lane, with a port that peers put on it; `opened` closes them."""
+    lanes: dict[int, socket.socket] = {}
+    for _ in range(TRIES * count):
+        sender = _bound(local, 0)
+        if lanes.setdefault(sender.getsockname()[1] % count, sender) is not sender:
+            sender.close()
+            continue
+        opened.enter_context(sender)
+        if len(lanes) == count:
+            return [lanes[lane] for lane in range(count)]
+    raise WireError(
+        f"cannot find a free UDP port at {local} for each of {count} lanes: "
+        "widen net.ipv4.ip_local_port_range, or take fewer --datapath-workers"
+    )
 
 
 class Wire:

@@ -134,3 +134,17 @@ def test_stop_ends_all_and_takes_the_device_away(crew: Userspace) -> None:
     crew.stop()
     until(lambda: not datapath_pids(crew.host), "no process is left")
     assert DEVICE not in links(crew)
+
+
+def test_a_member_that_hangs_goes_with_the_others(crew: Userspace) -> None:
+    """Left behind it would keep device and port, and no new process could have them."""
+    maker = crew.status().pid
+    hanging = next(pid for pid in datapath_pids(crew.host) if pid != maker)
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        crew.stop()
+        assert DEVICE not in links(crew), "the end of the connection says that the device is gone"
+        assert hanging not in datapath_pids(crew.host)
+    finally:
+        if hanging in datapath_pids(crew.host):
+            os.kill(hanging, signal.SIGKILL)

@@ -49,7 +49,7 @@ def test_every_peer_gets_its_datagrams_in_order(
 ) -> None:
     wire = Paper()
     wire.segmentation = segmentation
-    batch = Batch(wire, lambda error: pytest.fail(str(error)))
+    batch = Batch(wire, lambda error, _: pytest.fail(str(error)))
     expected: dict[Endpoint, list[bytes]] = {A: [], B: []}
     for number, (to, size, length, whole) in enumerate(added):
         data = (number.to_bytes(4, "big") * (length // 4 + 1))[:length]
@@ -65,7 +65,7 @@ def test_every_peer_gets_its_datagrams_in_order(
 
 def test_super_packets_in_a_row_fill_their_sends() -> None:
     wire = Paper()
-    batch = Batch(wire, lambda error: pytest.fail(str(error)))
+    batch = Batch(wire, lambda error, _: pytest.fail(str(error)))
     for _ in range(44):
         batch.add(bytes(46 * 1472), 1472, A)
     batch.flush()
@@ -74,7 +74,7 @@ def test_super_packets_in_a_row_fill_their_sends() -> None:
 
 def test_small_packets_ride_together_and_a_smaller_one_is_the_last() -> None:
     wire = Paper()
-    batch = Batch(wire, lambda error: pytest.fail(str(error)))
+    batch = Batch(wire, lambda error, _: pytest.fail(str(error)))
     for size in (100, 100, 100, 60, 100):
         batch.add(bytes(size), size, A)
     batch.flush()
@@ -82,12 +82,13 @@ def test_small_packets_ride_together_and_a_smaller_one_is_the_last() -> None:
 
 
 def test_what_cannot_be_sent_is_told_and_forgotten() -> None:
-    wire, told = Paper(), list[OSError]()
-    batch = Batch(wire, told.append)
+    wire, told = Paper(), list[tuple[OSError, int]]()
+    batch = Batch(wire, lambda error, count: told.append((error, count)))
     wire.failure = BlockingIOError(11, "full")
-    batch.add(bytes(100), 100, A)
+    for size in (100, 100, 60):
+        batch.add(bytes(size), size, A)
     batch.flush()
-    assert told == [wire.failure]
+    assert told == [(wire.failure, 3)]
     wire.failure = None
     batch.flush()
     assert wire.sent == []

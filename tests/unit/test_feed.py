@@ -60,6 +60,12 @@ def test_what_is_encoded_is_read_back(message: orders.Message) -> None:
     assert feed.decode(feed.encode(message)) == message
 
 
+def test_what_a_newer_process_says_beyond_what_we_know_is_passed_over() -> None:
+    """An agent that is an older version again takes over the process that a newer one started."""
+    told = feed.encode(STATUS)
+    assert feed.decode(told.replace(b'{"pid"', b'{"mood": "good", "pid"')) == STATUS
+
+
 @given(st.lists(peers, max_size=300))
 def test_any_number_of_peers_fits_into_messages_that_fit(table: list[orders.Peer]) -> None:
     read: list[orders.Peer] = []
