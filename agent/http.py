@@ -13,6 +13,9 @@ from dataclasses import dataclass
 REQUEST_LIMIT = 8192
 """Bytes; a request that is longer is none for us."""
 
+CLIENTS = 256
+"""Connections at a time; one more, and the oldest is cut: whoever is slow must not use up our file descriptors."""
+
 PATIENCE = 3.0
 """Seconds in which a client must have sent its request, and as many in which it must have taken its answer."""
 
@@ -31,10 +34,23 @@ class Answer:
 class HealthServer:
     """Answer whether we run, whether we are ready, and how all is; `status` is what `/status` shows as JSON."""
 
-    def __init__(self, ready: Callable[[], bool], status: Callable[[], Awaitable[Mapping[str, object]]]) -> None:
+    def __init__(
+        self,
+        ready: Callable[[], bool],
+        status: Callable[[], Awaitable[Mapping[str, object]]],
+        *,
+        patience: float = PATIENCE,
+    ) -> None:
         self._ready = ready
         self._status = status
+        self._patience = patience
+        self._clients: dict[asyncio.StreamWriter, None] = {}
         self._server: asyncio.Server | None = None
+
+    @property
+    def clients(self) -> int:
+        """How many connections there are."""
+        return len(self._clients)
 
     async def start(self, address: str, port: int) -> None:
         """Listen. Raises OSError."""
@@ -61,8 +77,11 @@ class HealthServer:
         return Answer(404, "there are /healthz, /readyz and /status")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients[writer] = None
+        if len(self._clients) > CLIENTS:
+            next(iter(self._clients)).transport.abort()
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(self._patience):
                 head = await reader.readuntil(b"\r\n\r\n")
             line = head.split(b"\r\n", 1)[0].decode("latin-1")
             answer = await self.respond(line)
@@ -72,9 +91,12 @@ class HealthServer:
                 f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
                 + (b"" if line.startswith("HEAD ") else body)
             )
-            async with asyncio.timeout(PATIENCE):
-                await writer.drain()
+            writer.close()
+            async with asyncio.timeout(self._patience):
+                await writer.wait_closed()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # A client that is gone, slow or no HTTP client gets no answer.
         finally:
-            writer.close()
+            # What it has not taken by now would stay in memory for as long as it stays connected.
+            writer.transport.abort()
+            del self._clients[writer]

@@ -30,7 +30,7 @@ from flanneld_py.registry.lifetime import (
     next_step,
     remaining,
 )
-from flanneld_py.registry.model import Lease, LeaseAttrs, Subnets
+from flanneld_py.registry.model import Lease, LeaseAttrs, Record, Rejected, Subnets
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import Conflict, LeaseGone, RegistryError
 from flanneld_py.registry.view import LeaseView
@@ -149,7 +149,7 @@ class Keeper:
                     case Restore(over):
                         log.error(
                             "somebody else wrote to our lease, writing it again: two hosts with one address or subnet?",
-                            **facts(subnet=lease.subnets, found=over),
+                            **facts(subnet=lease.subnets, found=_in_words(over)),
                         )
                         self._hold(await self._registry.overwrite(wanted, over, self._claimer.owner(lease.subnets)))
                     case Reclaim():
@@ -235,3 +235,7 @@ class Keeper:
         self._generation = self._view.generation
         # A lease that is only reused may be near its end: renew at once.
         self._held = Held(lease, renewed=now - PERIOD, attempted=now - PERIOD)
+
+
+def _in_words(record: Record) -> str:
+    return record.reason if isinstance(record, Rejected) else f"a lease of {record.address}"

@@ -11,7 +11,7 @@ iptables cannot be overruled by any rule of ours: it is named in `Outcome.obstac
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -106,6 +106,7 @@ class Enforcer:
                     # What masquerades elsewhere goes only once this is in force.
                     masquerade = each.masquerade if here else None if work.failures else ()
                     await work.attempt(self._chains(each.family, variant.infix).ensure(masquerade, forward))
+        await self._sweep({each.family for each in wanted}, survey, work)
         if choice.kind == "iptables" and self._nft is not None and not work.failures:
             await work.attempt(self._nft.ensure((), survey))
         obstacles = await self._obstacles([policy.network for policy in policies if policy.forward], survey)
@@ -123,9 +124,17 @@ class Enforcer:
             await work.attempt(self._nft.ensure((), survey))
         for family in COMMANDS:
             for variant in self._variants:
-                if self._legacy(family) if variant.legacy else self._in_nft(family, survey):
+                if self._legacy(family) if variant.legacy else survey.iptables(family):
                     await work.attempt(self._chains(family, variant.infix).ensure((), ()))
         return Outcome(work.changed, tuple(work.failures))
+
+    async def _sweep(self, families: Collection[int], survey: Survey, work: _Work) -> None:
+        """Remove our chains of a family that was turned off."""
+        for family in COMMANDS.keys() - families:
+            for variant in self._variants:
+                in_use = self._legacy(family) if variant.legacy else survey.iptables(family)
+                if in_use and not work.failures and self._tools.has(f"{COMMANDS[family]}{variant.infix}-save"):
+                    await work.attempt(self._chains(family, variant.infix).ensure((), ()))
 
     async def _find_variants(self) -> tuple[_Variant, ...]:
         """List the host's kinds of iptables, at most one of nft's and one legacy."""

@@ -204,7 +204,7 @@ class Iptables:
             if rules and not table.readable:
                 raise FirewallError(
                     f"{self.command} cannot read table {part.table}: somebody filled it with nft; remove those rules"
-                    f" (nft list table ip {part.table}), or use --firewall none"
+                    f" (nft list table {'ip6' if '6' in self.command else 'ip'} {part.table}), or use --firewall none"
                 )
             written, listed = self._known.get(part.chain, ([], []))
             lines = plan(table, part, rules, listed if written == rules else rules)

@@ -23,6 +23,9 @@ FAMILIES = {4: "ip", 6: "ip6"}
 OURS = "flanneld-py"
 FLANNELS = (("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6"))
 
+IPTABLES_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+"""By these a table of iptables is told from an operator's own that is called `filter` or `nat` as well."""
+
 _VERDICTS = {
     Verdict.RETURN: "return",
     Verdict.ACCEPT: "accept",
@@ -60,15 +63,18 @@ class Survey:
 
     tables: frozenset[TableName] = frozenset()
     forward: tuple[ForwardChain, ...] = ()
+    of_iptables: frozenset[TableName] = frozenset()
 
     def iptables(self, family: int) -> frozenset[str]:
         """Name the tables of iptables-nft that exist for a family."""
-        return frozenset(name for kind, name in self.tables if kind == FAMILIES[family] and name in ("filter", "nat"))
+        kind = FAMILIES[family]
+        return frozenset(name for name in ("filter", "nat") if (kind, name) in self.of_iptables)
 
 
 def read_survey(text: str) -> Survey:
     """Read `nft list chains`."""
     tables: list[TableName] = []
+    of_iptables: set[TableName] = set()
     forward: list[ForwardChain] = []
     chain = ""
     for line in text.splitlines():
@@ -77,9 +83,11 @@ def read_survey(text: str) -> Survey:
                 tables.append((family, name))
             case ["chain", name, "{"]:
                 chain = name
+                if name in IPTABLES_CHAINS:
+                    of_iptables.add(tables[-1])
             case ["type", "filter", "hook", "forward", *rest]:
                 forward.append(ForwardChain(tables[-1], chain, "policy drop" in " ".join(rest)))
-    return Survey(frozenset(tables), tuple(forward))
+    return Survey(frozenset(tables), tuple(forward), frozenset(of_iptables))
 
 
 def table_text(rules: Rules, name: str) -> str:

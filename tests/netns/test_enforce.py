@@ -230,3 +230,25 @@ async def test_what_drops_and_is_not_ours_is_named_until_somebody_acts() -> None
     sh(obstacles[1])
     sh("nft add rule inet firewalld way ip saddr 10.42.0.0/16 accept")
     assert (await host.enforce(V4)).obstacles == ()
+
+
+@KINDS
+async def test_a_family_that_was_turned_off_leaves_nothing(asked: Asked) -> None:
+    sh(OTHERS)
+    await Host(asked).enforce(*BOTH)
+    assert (await Host(asked).enforce(V4)).changed
+    there = everything()
+    assert "fd42:" not in there, there
+    assert "10.42.0.0/16" in there
+    assert not (await Host(asked).enforce(V4)).changed
+
+
+async def test_nftables_that_bears_the_name_of_an_iptables_table_is_not_written_to() -> None:
+    sh("nft 'table ip filter { chain forward { type filter hook forward priority 0; policy drop; }; }'")
+    before = sh("nft list table ip filter")
+    outcome = await Host().enforce(V4)
+    assert sh("nft list table ip filter") == before
+    assert "flanneld-py" in sh("nft list tables")
+    assert [advice.split(";")[0] for advice in outcome.obstacles] == [
+        "nft insert rule ip filter forward ip saddr 10.42.0.0/16 accept"
+    ]

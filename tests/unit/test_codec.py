@@ -295,3 +295,16 @@ def test_owner_keys() -> None:
     for identity in ("", "a/b"):
         with pytest.raises(ValueError, match="cannot be a key"):
             owner_key(PREFIX, identity)
+
+
+@pytest.mark.parametrize("name", ["Extra", "BackendData", "BackendV6Data"])
+@pytest.mark.parametrize(("opened", "closed"), [('{"a":', "}"), ("[", "]")])
+def test_nesting_that_can_be_read_can_also_be_shown_and_written(name: str, opened: str, closed: str) -> None:
+    def nested(levels: int) -> bytes:
+        return f'{{"PublicIP":"1.2.3.4","{name}":{opened * levels}1{closed * levels}}}'.encode()
+
+    attrs = decode_attrs(nested(50))
+    assert decode_attrs(encode_attrs(attrs)) == attrs
+    for levels in range(100, 1000, 20):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            decode_attrs(nested(levels))

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from flanneld_py.agent.http import HealthServer
+from flanneld_py.agent.http import CLIENTS, HealthServer
 
 
 async def state() -> dict[str, object]:
@@ -60,3 +62,49 @@ async def test_over_the_wire() -> None:
         assert await ask(port, b"GET /" + b"x" * 20000) == b""
     finally:
         server.close()
+
+
+@asynccontextmanager
+async def serving(server: HealthServer) -> AsyncIterator[int]:
+    await server.start("127.0.0.1", 0)
+    try:
+        assert server._server is not None
+        yield server._server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+async def test_a_client_that_takes_nothing_is_let_go_of_and_its_answer_with_it() -> None:
+    async def long() -> dict[str, object]:
+        return {"state": "x" * 30_000_000}
+
+    server = HealthServer(lambda: True, long, patience=0.1)
+    async with serving(server) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+        try:
+            writer.write(b"GET /status HTTP/1.1\r\n\r\n")
+            await reader.read(1)
+            async with asyncio.timeout(10):
+                while server.clients:  # noqa: ASYNC110 -- the server tells of no such event
+                    await asyncio.sleep(0.01)
+            assert len(await reader.read()) < 29_000_000
+        finally:
+            writer.close()
+
+
+async def test_clients_that_ask_nothing_do_not_use_up_our_files() -> None:
+    server = HealthServer(lambda: True, state)
+    async with serving(server) as port:
+        clients = []
+        try:
+            async with asyncio.timeout(10):
+                for _ in range(CLIENTS + 10):
+                    clients.append(await asyncio.open_connection("127.0.0.1", port))
+                for reader, _ in clients[:10]:
+                    with suppress(ConnectionResetError):
+                        assert await reader.read() == b"", "the oldest make room"
+                assert server.clients == CLIENTS
+                assert (await ask(port, b"GET /healthz HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+        finally:
+            for _, writer in clients:
+                writer.close()
