@@ -84,6 +84,23 @@ def delegate_conf(conf: NetConf, subnets: SubnetFile) -> Json:
     return {**defaults, **conf.delegate, **runtime, "cniVersion": conf.version, "name": conf.name, "ipam": ipam}
 
 
+def with_gateways(result: Json) -> Json:
+    """Return a result whose routes name the gateway that they were made with: that of the family's address.
+
+    The reference plugins make a route without a gateway through that one, and their CHECK (at least up to 1.1.1) then
+    looks for one without.
+    """
+    ips, routes = result.get("ips"), result.get("routes")
+    if not isinstance(ips, list) or not isinstance(routes, list):
+        return result
+    gateways = {":" in str(ip.get("address")): ip["gateway"] for ip in reversed(ips) if ip.get("gateway")}
+    defaults = [gateways.get(":" in str(route.get("dst"))) for route in routes]
+    return {
+        **result,
+        "routes": [{"gw": gw, **route} if gw else route for gw, route in zip(defaults, routes, strict=True)],
+    }
+
+
 def outside(result: Json, subnets: SubnetFile) -> list[str]:
     """Return the addresses of a result that are in no subnet of this host's."""
     ips = result.get("ips") or []

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.cni_attachments import Attachment, Attachments
-from flanneld_py.agent.cni_conf import VALID_ATTACHMENTS, NetConf, delegate_conf, outside
+from flanneld_py.agent.cni_conf import VALID_ATTACHMENTS, NetConf, delegate_conf, outside, with_gateways
 from flanneld_py.agent.cni_delegate import Delegates
 from flanneld_py.agent.cni_spec import NEWEST, CniError, Code, Json, Request
 from flanneld_py.agent.subnetfile import SubnetFile
@@ -67,10 +67,13 @@ class Plugin:
         return {**result, "cniVersion": self._conf.version}
 
     def _undo(self, attachment: Attachment, conf: Json) -> None:
+        # Twice: the reference bridge's DEL fails on masquerade that its ADD had not made yet, after removing all else.
         # What cannot be undone now stays on record: the runtime's DEL finds it.
-        with suppress(CniError, OSError):
-            self._delegates.run("DEL", conf, lock=attachment.lock)
-            attachment.forget()
+        for _ in range(2):
+            with suppress(CniError, OSError):
+                self._delegates.run("DEL", conf, lock=attachment.lock)
+                attachment.forget()
+                return
 
     def _check(self) -> None:
         previous = self._conf.previous
@@ -82,7 +85,7 @@ class Plugin:
             if attachment is None or conf is None:
                 who = f"{self._request.interface} of container {self._request.container}"
                 raise CniError(Code.UNKNOWN_CONTAINER, f"{who} was not added to network {self._conf.name}")
-            self._delegates.run("CHECK", _with_result(conf, previous), lock=attachment.lock)
+            self._delegates.run("CHECK", _with_result(conf, with_gateways(previous)), lock=attachment.lock)
 
     def _delete(self) -> None:
         self._delete_one(self._request.container, self._request.interface, {})

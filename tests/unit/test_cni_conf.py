@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 
-from flanneld_py.agent.cni_conf import delegate_conf, netconf, outside
+from flanneld_py.agent.cni_conf import delegate_conf, netconf, outside, with_gateways
 from flanneld_py.agent.subnetfile import SubnetFile
 
 V4 = (IPv4Network("10.42.0.0/16"), IPv4Network("10.42.5.0/24"))
@@ -84,3 +84,11 @@ def test_addresses_outside_the_subnets_are_found() -> None:
     assert outside(result, SUBNETS) == ["fd00:42:0:5::2/64"]
     assert outside({"ips": [{"address": "x"}]}, both) == ["x"]
     assert outside({}, both) == []
+
+
+def test_a_route_without_a_gateway_gets_that_of_its_familys_address() -> None:
+    ips = [{"address": "10.42.5.2/24", "gateway": "10.42.5.1"}, {"address": "fd00:42:0:5::2/64"}]
+    routes = [{"dst": "10.42.0.0/16"}, {"dst": "10.9.0.0/16", "gw": "10.42.5.9"}, {"dst": "fd00:42::/48"}]
+    mended = with_gateways({"ips": ips, "routes": routes})["routes"]
+    assert mended == [{"dst": "10.42.0.0/16", "gw": "10.42.5.1"}, routes[1], routes[2]]
+    assert with_gateways({"ips": ips}) == {"ips": ips}
