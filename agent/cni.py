@@ -27,8 +27,14 @@ from flanneld_py.agent.cni_spec import NEWEST, VERSIONS, CniError, Code, Json, r
 USAGE = "flannel-py is a CNI plugin, run by container engines. Usage: flannel-py --install DIR (e.g. /opt/cni/bin)"
 
 # Without `site` (-S) Python starts in a third of the time, but finds no installed package: hence the path by hand.
+# For one short call, collecting garbage and taking the interpreter down would be a fifth of the time.
 LAUNCHER = """\
 #!{python} -IS
+import gc
+
+gc.disable()
+
+import os
 import sys
 from types import ModuleType
 
@@ -38,7 +44,9 @@ for name, path in (("flanneld_py", []), ("flanneld_py.agent", [{agent!r}])):
 
 from flanneld_py.agent.cni import main
 
-sys.exit(main())
+code = main()
+sys.stdout.flush()
+os._exit(code)
 """
 
 

@@ -96,6 +96,12 @@ class Docker:
         """Make a network. Raises LabError."""
         self._client("network", "create", *options, name)
 
+    def kill(self) -> None:
+        """End dockerd with SIGKILL; containers and mounts stay."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
     def close(self, timeout: float = 20) -> None:
         """End dockerd, which ends its containers; what resists is killed when the lab ends."""
         if self._process is None or self._process.poll() is not None:
@@ -106,8 +112,7 @@ class Docker:
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
 
     def _client(self, *words: str, check: bool = True, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         argv = ["docker", "--host", self._socket, *words]

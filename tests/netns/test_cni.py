@@ -22,6 +22,7 @@ from tests.lab.host import Container, Host
 from tests.lab.lab import Lab
 from tests.lab.measure import ping
 from tests.lab.namespace import batch
+from tests.lab.topology import Plan
 from tests.netns.conftest import MakeLab
 
 pytestmark = pytest.mark.root
@@ -196,3 +197,22 @@ def test_two_calls_for_one_container_wait_for_each_other(make_lab: MakeLab) -> N
         assert any(answer.code == 0 and answer.said.get("ips") for answer in answers)
         assert here.runtime.call("DEL", name).code == 0
         assert (here.addresses(), here.ports(), here.kept(), here.rules()) == ([], [], [], [])
+
+
+def test_both_families_have_an_address_and_reach_their_neighbour() -> None:
+    with Lab(Plan(hosts=1, overlay="none")) as lab:
+        [host] = lab.hosts
+        ipv6 = "FLANNEL_IPV6_NETWORK=fd00:42::/48\nFLANNEL_IPV6_SUBNET=fd00:42:0:5::1/64\n"
+        ipv4 = "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.5.1/24\n"
+        host.agent.subnet_file.write_text(f"{ipv4}{ipv6}FLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n")
+        here = site(lab, host)
+        one, other = namespaces(lab, host, 2)
+        here.runtime.call("ADD", one)
+        ips = [ip["address"] for ip in here.runtime.call("ADD", other).said["ips"]]
+        assert ips == ["10.42.5.3/24", "fd00:42:0:5::3/64"]
+        for ip in ips:
+            ping_once = ["ping", "-c", "1", "-w", "10", str(ip_interface(ip).ip)]
+            lab.run.namespace(f"{host.name}k1").run(ping_once)
+        for name in (one, other):
+            assert here.runtime.call("DEL", name).code == 0
+        assert (here.addresses(), here.ports(), here.kept()) == ([], [], [])

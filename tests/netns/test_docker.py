@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,7 @@ from tests.lab.engine import main, measure, ready_hosts
 from tests.lab.host import Container
 from tests.lab.lab import Lab
 from tests.lab.measure import ping
+from tests.lab.processes import start_time
 from tests.netns.conftest import LEASED
 
 pytestmark = pytest.mark.root
@@ -133,11 +135,45 @@ def test_a_macvlan_network_beside_the_overlay(site: Site) -> None:
     assert ping(*site.containers).loss == 0
 
 
+def test_a_network_of_its_own_reaches_the_overlay_masqueraded_and_is_not_reached(site: Site) -> None:
+    engine, (_, far) = site.engines[0], site.containers
+    engine.create_network("own", "--subnet", "10.77.0.0/24")
+    own = engine.run("h1own", network="own")
+    assert answers(engine, "h1own", far.address)
+    assert ping(far, own, count=1).received == 0
+
+
+def test_a_bridge_with_another_address_gets_that_of_the_subnet() -> None:
+    with ready_hosts(1, LEASED) as lab:
+        [host] = lab.hosts
+        host.namespace.ip("link add docker0 type bridge", "addr add 10.99.0.1/24 dev docker0")
+        engine = Docker(host, lab.run.name)
+        try:
+            engine.start()
+            shown = host.namespace.run(["ip", "-o", "-4", "addr", "show", "docker0"]).stdout
+        finally:
+            engine.close()
+        assert [line.split()[3] for line in shown.splitlines()] == [host.agent.subnet_env()["FLANNEL_SUBNET"]]
+
+
 def test_the_agents_restart_is_not_noticed(site: Site) -> None:
     host = site.lab.hosts[0]
     host.agent.restart()
     host.agent.wait_ready()
     assert ping(*site.containers).loss == 0
+
+
+def test_what_a_killed_engine_leaves_goes_with_the_lab() -> None:
+    with ready_hosts(1, LEASED) as lab:
+        engine = Docker(lab.hosts[0], lab.run.name)
+        engine.start()
+        pid = int(engine.run("h1c1").namespace.path.parts[2])
+        engine.kill()
+        assert start_time(pid) is not None, "a container outlives its engine"
+        directory = lab.run.directory
+    assert start_time(pid) is None
+    assert not directory.exists()
+    assert f"{directory}/" not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_the_command_prints_the_table_and_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
