@@ -90,22 +90,31 @@ def with_gateways(result: Json) -> Json:
     The reference plugins make a route without a gateway through that one, and their CHECK (at least up to 1.1.1) then
     looks for one without.
     """
-    ips, routes = result.get("ips"), result.get("routes")
-    if not isinstance(ips, list) or not isinstance(routes, list):
+    routes = result.get("routes")
+    if not isinstance(routes, list):
         return result
-    gateways = {":" in str(ip.get("address")): ip["gateway"] for ip in reversed(ips) if ip.get("gateway")}
-    defaults = [gateways.get(":" in str(route.get("dst"))) for route in routes]
-    return {
-        **result,
-        "routes": [{"gw": gw, **route} if gw else route for gw, route in zip(defaults, routes, strict=True)],
+    gateways = {
+        ":" in str(ip.get("address")): gateway for ip in reversed(_ips(result)) if (gateway := ip.get("gateway"))
     }
+    return {**result, "routes": [_through(route, gateways) for route in routes]}
+
+
+def _through(route: object, gateways: dict[bool, object]) -> object:
+    if not isinstance(route, dict):
+        return route
+    gateway = gateways.get(":" in str(route.get("dst")))
+    return {"gw": gateway, **route} if gateway else route
 
 
 def outside(result: Json, subnets: SubnetFile) -> list[str]:
     """Return the addresses of a result that are in no subnet of this host's."""
-    ips = result.get("ips") or []
-    addresses = [ip["address"] for ip in ips if isinstance(ip, dict)] if isinstance(ips, list) else []
-    return [str(address) for address in addresses if not _inside(str(address), subnets)]
+    addresses = [str(ip.get("address")) for ip in _ips(result)]
+    return [address for address in addresses if not _inside(address, subnets)]
+
+
+def _ips(result: Json) -> list[Json]:
+    ips = result.get("ips")
+    return [ip for ip in ips if isinstance(ip, dict)] if isinstance(ips, list) else []
 
 
 def _inside(address: str, subnets: SubnetFile) -> bool:

@@ -83,7 +83,8 @@ def test_addresses_outside_the_subnets_are_found() -> None:
     assert outside(result, both) == []
     assert outside(result, SUBNETS) == ["fd00:42:0:5::2/64"]
     assert outside({"ips": [{"address": "x"}]}, both) == ["x"]
-    assert outside({}, both) == []
+    nothing: list[dict[str, object]] = [{}, {"ips": None}, {"ips": {}}, {"ips": ["x"]}]
+    assert [outside(result, both) for result in nothing] == [[]] * 4
 
 
 def test_a_route_without_a_gateway_gets_that_of_its_familys_address() -> None:
@@ -91,4 +92,5 @@ def test_a_route_without_a_gateway_gets_that_of_its_familys_address() -> None:
     routes = [{"dst": "10.42.0.0/16"}, {"dst": "10.9.0.0/16", "gw": "10.42.5.9"}, {"dst": "fd00:42::/48"}]
     mended = with_gateways({"ips": ips, "routes": routes})["routes"]
     assert mended == [{"dst": "10.42.0.0/16", "gw": "10.42.5.1"}, routes[1], routes[2]]
-    assert with_gateways({"ips": ips}) == {"ips": ips}
+    for odd in ({"ips": ips}, {"ips": ips, "routes": "x"}, {"ips": [1], "routes": [2]}):
+        assert with_gateways(dict(odd)) == odd
