@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-DEBIAN := curl etcd-client etcd-server ethtool gcc iperf3 iproute2 iptables iputils-ping nftables procps python3-dev python3-venv tcpdump util-linux
+DEBIAN := busybox-static containernetworking-plugins curl docker.io etcd-client etcd-server ethtool gcc iperf3 iproute2 iptables iputils-ping nftables podman procps python3-dev python3-venv runc tcpdump util-linux
 
 .DEFAULT_GOAL := help
 .PHONY: help system check format test test-unit lab bench clean
@@ -35,10 +35,12 @@ test: system .venv/ready ## (root) all tests, with real etcd and real kernel dev
 test-unit: .venv/ready ## the tests that need neither root nor etcd
 	$(BIN)/pytest -m 'not root and not etcd'
 
+# make lab ENGINE=docker, or podman: their real containers; the table, and it ends.
 # make lab HOSTS=5, make lab ARGS='--once --json lab.json'; see python -m tests.lab --help
 HOSTS ?= 3
+ENGINE ?= netns
 lab: system .venv/ready ## (root) hosts, etcd, agents and containers on this machine, and a table of who reaches whom
-	$(BIN)/python -m tests.lab --hosts $(HOSTS) $(ARGS)
+	$(BIN)/python -m tests.lab$(if $(filter netns,$(ENGINE)),,.engine $(ENGINE)) --hosts $(HOSTS) $(ARGS)
 
 bench: system .venv/ready ## (root) measure; prints tables and writes tests/bench/results/*.json
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -7,7 +7,8 @@
     FLANNEL_MTU=1450                         bytes
     FLANNEL_IPMASQ=false                     whether we masquerade, so that the engine need not
 
-It is read back at start, so that a host gets its subnet again even if the registry has forgotten it.
+It is read back at start, so that a host gets its subnet again even if the registry has forgotten it (what can be read
+counts), and by the CNI plugin (all of it has to be right). The plugin's start time is why this imports next to nothing.
 """
 
 from __future__ import annotations
@@ -67,15 +68,49 @@ def previous_subnets(path: Path) -> tuple[Network, ...]:
     is none).
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        values = _values(path)
     except OSError:
         return ()
-    values = {name.strip(): value for name, _, value in (line.partition("=") for line in lines)}
     found: list[Network] = []
     for version, (_, name) in _NAMES.items():
         subnets = [subnet for part in values.get(name, "").split(",") if (subnet := _subnet(part, version))]
         found += subnets if len(subnets) == 1 else []
     return tuple(found)
+
+
+def read(path: Path) -> SubnetFile:
+    """Read all of it, as flannel's CNI plugin does. Raises OSError; ValueError, in the operator's words."""
+    values = _values(path)
+    families = tuple(family for version, names in _NAMES.items() if (family := _family(values, version, names)))
+    if not families:
+        raise ValueError("neither FLANNEL_SUBNET nor FLANNEL_IPV6_SUBNET is in it")
+    mtu, ipmasq = values.get("FLANNEL_MTU", "").strip(), values.get("FLANNEL_IPMASQ", "").strip()
+    if not (mtu.isdecimal() and 0 < int(mtu) <= 65535):
+        raise ValueError(f"FLANNEL_MTU={mtu}: expected 1 to 65535 bytes")
+    if ipmasq not in ("true", "false"):
+        raise ValueError(f"FLANNEL_IPMASQ={ipmasq}: expected true or false")
+    return SubnetFile(families, int(mtu), ipmasq == "true")
+
+
+def _family(values: dict[str, str], version: int, names: tuple[str, str]) -> tuple[Network, Network] | None:
+    if not any(name in values for name in names):
+        return None
+    found = []
+    for name in names:
+        value = values.get(name, "")
+        network = _subnet(value, version)
+        if network is None:
+            raise ValueError(f"{name}={value}: expected an IPv{version} network with its length")
+        found.append(network)
+    whole, subnet = found
+    if not (subnet.network_address in whole and subnet.broadcast_address in whole):
+        raise ValueError(f"{names[1]} {subnet} is not inside {names[0]} {whole}: it is of another network")
+    return whole, subnet
+
+
+def _values(path: Path) -> dict[str, str]:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return {name.strip(): value for name, _, value in (line.partition("=") for line in lines)}
 
 
 def _subnet(value: str, version: int) -> Network | None:

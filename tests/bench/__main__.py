@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from tests.bench import hostgw, idle, joins, latency, load, machine, repair, start, throughput, userspace
+from tests.bench import hostgw, idle, joins, latency, load, machine, plugin, repair, start, throughput, userspace
 from tests.bench.chart import chart
 from tests.bench.figures import GOAL_PEERS, OURS, Daemon, Figure, Setting
 from tests.bench.paths import FLANNEL_UDP, PATHS
@@ -34,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "latency": latency.run,
     "repair": repair.run,
     "start": start.run,
+    "plugin": plugin.run,
     "idle": idle.run,
     "throughput": throughput.run,
     "hostgw": hostgw.run,

@@ -24,4 +24,9 @@ made outside namespaces, /run/netns and /run/flanneld-py-lab/<run>/, and all of 
     lab.py        all of it together
     measure.py    ping and iperf3                    report.py  the table   (pure)
     __main__.py   `python -m tests.lab`
+
+With real container engines in place of containers made by hand:
+
+    docker.py podman.py   the engine of one host      remains.py   what a killed one leaves, and its end
+    engine.py     `python -m tests.lab.engine docker|podman`
 """

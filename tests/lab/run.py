@@ -3,6 +3,7 @@
     fpy-<pid>-<n>                                a run: the n-th lab of process <pid>
     /run/flanneld-py-lab/fpy-<pid>-<n>/owner     "<pid> <start time>": one process, even when pids are used again
     /run/netns/fpy-<pid>-<n>-<role>              its namespaces: core, h1, h1c1, …
+    /sys/fs/cgroup/fpy-<pid>-<n>                 processes of real container engines (docker.py, podman.py)
 
 The directory is made first and removed last, so whatever is interrupted can be found and finished by the next lab.
 Names are the only register: what carries the name of a run whose process is gone, is removed.
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from tests.lab.namespace import LabError, Namespace, batch
 from tests.lab.processes import NETNS, kill_in_namespaces, start_time
+from tests.lab.remains import remove_cgroups, unmount_below
 
 ROOT = Path("/run/flanneld-py-lab")
 NAME = re.compile(r"(fpy-(\d+)-\d+)(-.*)?")
@@ -53,6 +55,8 @@ class Run:
         """Kill its processes, remove its namespaces and its directory. Raises LabError if something remains."""
         names = self.namespaces()
         kill_in_namespaces(names)
+        remove_cgroups(self.name)
+        unmount_below(self.directory)
         for name in names:
             try:
                 batch("ip", [f"netns del {name}"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_py.agent.subnetfile import SubnetFile, previous_subnets, write
+from flanneld_py.agent.subnetfile import SubnetFile, previous_subnets, read, write
 
 V4 = (IPv4Network("10.42.0.0/16"), IPv4Network("10.42.5.0/24"))
 V6 = (IPv6Network("2001:cafe:42::/56"), IPv6Network("2001:cafe:42:5::/64"))
@@ -61,3 +61,29 @@ def test_an_odd_file_gives_one_subnet_or_none(tmp_path: Path, text: str, subnet:
 
 def test_no_file_is_no_subnet(tmp_path: Path) -> None:
     assert previous_subnets(tmp_path / "subnet.env") == ()
+
+
+@pytest.mark.parametrize("families", [(V4,), (V6,), (V4, V6)])
+def test_all_of_it_is_read_back(tmp_path: Path, families: tuple[tuple[IPv4Network, IPv4Network], ...]) -> None:
+    content = SubnetFile(families, 1450, ipmasq=True)
+    write(tmp_path / "subnet.env", content)
+    assert read(tmp_path / "subnet.env") == content
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("10.42.5.1/24", "10.43.5.1/24", r"10\.43\.5\.0/24 is not inside FLANNEL_NETWORK 10\.42\.0\.0/16"),
+        ("10.42.5.1/24", "10.0.0.0/8", "is not inside"),
+        ("10.42.5.1/24", "10.42.5.1/99", r"FLANNEL_SUBNET=10\.42\.5\.1/99: expected an IPv4 network"),
+        ("FLANNEL_NETWORK=10.42.0.0/16\n", "", "FLANNEL_NETWORK=: expected an IPv4 network"),
+        ("FLANNEL_IPMASQ=false\n", "", "FLANNEL_IPMASQ=: expected true or false"),
+        ("1450", "99999", "FLANNEL_MTU=99999: expected 1 to 65535 bytes"),
+        ("SUBNET=10.42.5.1/24", "SUBNET=10.42.5.1/24,10.42.6.1/24", "expected an IPv4 network"),
+    ],
+)
+def test_whoever_needs_all_of_it_is_told_what_is_wrong(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "subnet.env"
+    path.write_text(CONTENT.text().replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        read(path)

@@ -1,0 +1,129 @@
+"""A real Docker engine on a host of the lab, beside those of other hosts and runs.
+
+    dockerd in the host's network namespace, all it keeps in the host's directory:  --bip and --mtu from subnet.env
+    image `busybox`, made here of the machine's static busybox: nothing is pulled
+    containers in the run's cgroup, so that they are found and ended whatever happens to dockerd
+
+What Docker does not do is left to the agent: masquerade (--ip-masq=false) and the overlay's forward rules.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import tarfile
+import time
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from tests.lab.host import Container, Host
+from tests.lab.namespace import LabError, Namespace
+
+BUSYBOX = Path("/bin/busybox")
+APPLETS = ("httpd", "ping", "sh", "sleep", "wget")
+WAIT = ("sleep", "600")
+"""What a container does unless told otherwise; bounded, should nobody end it."""
+
+
+def image() -> bytes:
+    """Return an image's root directory as a tar: busybox, and a page to serve."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        tar.add(BUSYBOX, "bin/busybox")
+        for applet in APPLETS:
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+        page = b"served by a container\n"
+        entry = tarfile.TarInfo("www/index.html")
+        entry.size = len(page)
+        tar.addfile(entry, io.BytesIO(page))
+    return packed.getvalue()
+
+
+class Docker:
+    """The engine of one host, whose agent is ready."""
+
+    def __init__(self, host: Host, cgroup: str) -> None:
+        self.host = host
+        self.log = host.directory / "dockerd.log"
+        self._cgroup = cgroup
+        self._socket = f"unix://{host.directory}/docker.sock"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, timeout: float = 40) -> None:
+        """Start dockerd with the host's subnet and make the image. Raises LabError."""
+        env, here = self.host.agent.subnet_env(), self.host.directory
+        # Docker sets FORWARD to DROP only where it turns forwarding on itself, as on a host nobody prepared.
+        self.host.namespace.write_sysctl("net.ipv4.ip_forward", "0")
+        (here / "daemon.json").write_text("{}")
+        argv: list[str | Path] = ["dockerd", "--host", self._socket, "--config-file", here / "daemon.json"]
+        argv += ["--bip", env["FLANNEL_SUBNET"], "--mtu", env["FLANNEL_MTU"], "--ip-masq=false"]
+        argv += ["--data-root", here / "docker", "--exec-root", here / "docker-run", "--pidfile", here / "docker.pid"]
+        argv += ["--storage-driver", "vfs", "--cgroup-parent", f"/{self._cgroup}"]
+        with self.log.open("ab") as log:
+            self._process = self.host.namespace.popen(argv, stdout=log, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + timeout
+        while self._client("version", check=False).returncode != 0:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise LabError(f"dockerd on {self.host.name} does not answer:\n{self._log_tail()}")
+            time.sleep(0.05)
+        self._client("import", "-", "busybox", stdin=image())
+
+    def run(self, name: str, *options: str, network: str = "bridge", command: tuple[str, ...] = WAIT) -> Container:
+        """Start a container; its address is the one in `network`, or 0.0.0.0 if it has none of its own."""
+        self._client(
+            "run", "--detach", "--init=false", "--name", name, "--network", network, *options, "busybox", *command
+        )
+        state = json.loads(self._client("inspect", name).stdout)[0]
+        inside = Namespace(f"{self.host.namespace.name}/{name}")
+        inside.path = Path(f"/proc/{state['State']['Pid']}/ns/net")
+        address = state["NetworkSettings"]["Networks"].get(network, {}).get("IPAddress")
+        return Container(name, inside, IPv4Address(address or "0.0.0.0"), self.host.name)
+
+    def execute(self, name: str, *command: str) -> subprocess.CompletedProcess[bytes]:
+        """Run a command in a container, whatever it comes to."""
+        return self._client("exec", name, *command, check=False)
+
+    def logs(self, name: str) -> str:
+        """What a container printed."""
+        done = self._client("logs", name)
+        return (done.stdout + done.stderr).decode()
+
+    def create_network(self, name: str, *options: str) -> None:
+        """Make a network. Raises LabError."""
+        self._client("network", "create", *options, name)
+
+    def kill(self) -> None:
+        """End dockerd with SIGKILL; containers and mounts stay."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def close(self, timeout: float = 20) -> None:
+        """End dockerd, which ends its containers; what resists is killed when the lab ends."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        if containers := self._client("ps", "--all", "--quiet", check=False).stdout.decode().split():
+            self._client("rm", "--force", *containers, check=False)
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def _client(self, *words: str, check: bool = True, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        argv = ["docker", "--host", self._socket, *words]
+        try:
+            done = subprocess.run(argv, input=stdin, capture_output=True, timeout=60, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise LabError(f"`docker {' '.join(words)}` on {self.host.name} did not end within 60 s") from error
+        if check and done.returncode != 0:
+            said = done.stderr.decode(errors="replace").strip()
+            raise LabError(f"`docker {' '.join(words)}` on {self.host.name} failed: {said}")
+        return done
+
+    def _log_tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
