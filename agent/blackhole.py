@@ -1,8 +1,8 @@
 """Keep the blackhole route of our own subnet: made, looked at now and then, moved when the subnet changes.
 
 Which subnet is ours is what the subnet file says. No event tells that the route was deleted; as in flannel, it is
-looked at every `--iptables-resync` seconds, by trying to make it, which costs next to nothing. Without the flag, an
-earlier run's is removed.
+looked at every `--iptables-resync` seconds, by trying to make it, which costs next to nothing. An earlier run's is
+removed without the flag, or if it is for another subnet.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Change = Callable[[Network], Awaitable[bool]]
 
 
 class Blackhole:
-    """`ours` tells our subnets; `every` in seconds."""
+    """`ours` tells our subnets, when this is made those of the earlier run; `every` in seconds."""
 
     def __init__(
         self, ours: Callable[[], tuple[Network, ...]], put: Change, remove: Change, clock: Clock, every: float
@@ -30,13 +30,13 @@ class Blackhole:
         self._remove = remove
         self._clock = clock
         self._every = every
-        self._held: tuple[Network, ...] = ()
+        self._held = ours()
         self._trouble = OnChange()
 
     async def run(self, *, wanted: bool) -> None:
         """Keep the route for good; if it is not wanted, only see that there is none."""
         if not wanted:
-            await self._keep((), self._ours())
+            await self._keep((), tuple({*self._held, *self._ours()}))
             return
         while True:
             subnets = self._ours()

@@ -74,10 +74,11 @@ class Daemon:
                 tasks.create_task(stop_on_signal(), name="signals")
                 tasks.create_task(self._notifier.keep_watchdog(self._clock), name="watchdog")
                 await self._serve_health(health)
+                keeper = self._blackhole()
                 self._agent = await self._make_agent(registry, kernel)
                 relax_garbage_collection()
                 await self._agent.start(tasks)
-                tasks.create_task(self._keep_blackhole(), name="blackhole")
+                tasks.create_task(keeper.run(wanted=self._options.blackhole), name="blackhole")
                 self._notifier.tell(READY="1")
         except* Stopped:
             log.info("stopping; device, routes and lease stay, traffic goes on")
@@ -106,10 +107,9 @@ class Daemon:
                 f"cannot serve health on {address}:{port} ({error.strerror}); change --healthz-ip or --healthz-port"
             ) from error
 
-    async def _keep_blackhole(self) -> None:
+    def _blackhole(self) -> Blackhole:
         file, every = self._options.subnet_file, self._options.firewall.resync or 300.0
-        keeper = Blackhole(lambda: previous_subnets(file), blackhole.put, blackhole.remove, self._clock, every)
-        await keeper.run(wanted=self._options.blackhole)
+        return Blackhole(lambda: previous_subnets(file), blackhole.put, blackhole.remove, self._clock, every)
 
     async def _make_agent(self, registry: Registry, kernel: Netlink) -> Agent:
         options = self._options

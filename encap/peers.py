@@ -105,23 +105,25 @@ class Peers:
             raise Unusable(record.reason)
         subnet, public_ip = self._family.subnet(record.subnets), self._family.public(record.attrs)
         if subnet is None or public_ip is None:
-            raise Unusable(f"it has no {self._family.name} {'subnet' if subnet is None else 'underlay address'}")
+            name, lacking = self._family.name, "subnet" if subnet is None else "underlay address"
+            raise Unusable(f"it has no {name} {lacking}, so no {name} packets go to its host")
         span = _span(subnet)
         if not (self._network_span[0] <= span[0] and span[1] <= self._network_span[1]):
             raise Unusable(f"subnet {subnet} is outside Network {self._network}")
         if span[0] <= self._own_span[1] and self._own_span[0] <= span[1]:
             raise Unusable(f"subnet {subnet} overlaps our own {self._own_subnet}")
+        field = "PublicIP" if self._bits == 32 else "PublicIPv6"
         if public_ip in (self._own.public_ip, self._own.address):
             raise Unusable(
-                f"PublicIP {public_ip} is our own: two hosts advertise one address, or the lease is an old one"
+                f"{field} {public_ip} is our own: two hosts advertise one address, or the lease is an old one"
             )
         if not is_host_address(public_ip):
-            raise Unusable(f"PublicIP {public_ip} is no address of a host")
+            raise Unusable(f"{field} {public_ip} is no address of a host")
         if (
             public_ip.version == self._network.version
             and self._network_span[0] <= int(public_ip) <= self._network_span[1]
         ):
-            raise Unusable(f"PublicIP {public_ip} is inside Network {self._network}: the tunnel would lead into itself")
+            raise Unusable(f"{field} {public_ip} is inside Network {self._network}: the tunnel would lead into itself")
         return self._backend.peer(record)
 
     def _subnet(self, peer: Peer) -> Network:
@@ -211,11 +213,11 @@ class Peers:
 def is_host_address(address: IPAddress) -> bool:
     """Tell whether an underlay address can be that of another host: unicast, and not this-host or loopback.
 
-    Nor IPv6 link-local: that means something on one link only.
+    Nor IPv6 link-local, which means something on one link only, or IPv4 in the form of IPv6, which is on no wire.
     """
     number = int(address)
     if address.version == 6:
-        return number > 1 and number >> 118 != 0xFE80 >> 6 and number >> 120 != 0xFF
+        return number >> 32 not in (0, 0xFFFF) and number >> 118 != 0xFE80 >> 6 and number >> 120 != 0xFF
     return number >> 24 not in (0, 127) and number >> 28 not in (0xE, 0xF)  # this-host, loopback; multicast, reserved
 
 

@@ -54,7 +54,9 @@ def test_a_lease_is_a_peer_with_and_without_ipv4_beside_it(record: Lease) -> Non
         (lease("fd00:5:0:3::/64", "2001:db8::1"), "is our own"),
         (lease("fd00:5:0:3::/64", "fe80::3"), "no address of a host"),
         (lease("fd00:5:0:3::/64", "ff02::3"), "no address of a host"),
-        (lease("fd00:5:0:3::/64", "::1"), "no address of a host"),
+        (lease("fd00:5:0:3::/64", "::1"), "PublicIPv6 ::1 is no address of a host"),
+        (lease("fd00:5:0:3::/64", "::ffff:192.0.2.3"), "no address of a host"),
+        (lease("fd00:5:0:3::/64", "::192.0.2.3"), "no address of a host"),
         (lease("fd00:5:0:3::/64", "fd00:5:0:7::7"), "inside Network"),
     ],
 )
