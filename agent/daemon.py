@@ -61,6 +61,7 @@ class Daemon:
         self._notifier = notifier
         self._clock = SystemClock()
         self._agent: Agent | None = None
+        self._state = "starting"
         self._locks: list[socket.socket] = []
 
     async def run(self) -> None:
@@ -90,10 +91,14 @@ class Daemon:
                 lock.close()
             await registry.close()
 
+    def _say(self, state: str) -> None:
+        self._state = state
+        self._notifier.tell(STATUS=state)
+
     async def _status(self) -> Document:
         from importlib.metadata import version  # Costs 15 ms, and few ask.
 
-        known = await self._agent.describe() if self._agent is not None else starting("choosing the underlay interface")
+        known = await self._agent.describe() if self._agent is not None else starting(self._state)
         return {"version": version("flanneld-py"), **known}
 
     async def _serve_health(self, health: HealthServer) -> None:
@@ -121,9 +126,7 @@ class Daemon:
         async def use(config: NetworkConfig) -> tuple[NetworkConfig, Choice]:
             return config, await choose_underlay(options, config, previous_subnets(options.subnet_file), None)
 
-        config, choice = await wait_for_network(
-            registry, use, self._clock, rng, lambda status: self._notifier.tell(STATUS=status)
-        )
+        config, choice = await wait_for_network(registry, use, self._clock, rng, self._say)
         log.info("underlay chosen", **facts(underlay=underlay(choice), public_ip=choice.public_ip or choice.public_ip6))
         for name, on in (("net/ipv4/ip_forward", config.ipv4), ("net/ipv6/conf/all/forwarding", config.ipv6)):
             if on is not None and not forwards(name):
@@ -144,7 +147,7 @@ class Daemon:
             read_identity(choice.interface.mac),
             self._clock,
             rng,
-            lambda status: self._notifier.tell(STATUS=status),
+            self._say,
             lambda device: self._locks.append(lock_device(device)),
             start_datapath,
             guard_maker(options.firewall, self._clock) if options.firewall.asked != "none" else None,

@@ -106,10 +106,10 @@ class Reconciler:
             match event:
                 case Seen(entry) if self._concerns(entry.key):
                     self._tracker.observe((entry,))
-                    self._meddled = True
+                    self._meddled |= entry.key in self._tracker.actual
                 case Gone(key) if self._concerns(key):
+                    self._meddled |= key in self._tracker.actual
                     self._tracker.gone(key)
-                    self._meddled = True
                 case LinkChanged(name, present) if name in (backend.device, backend.parent):
                     self._on_link_changed(name, present)
                 case Rerouted() if backend.asks_on_link:

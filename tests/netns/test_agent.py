@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.lab.agent import HEALTH_PORT
 from tests.lab.etcd import EtcdServer
 from tests.lab.host import Host
 from tests.lab.lab import DEFAULT_FLANNELD, Lab
@@ -474,6 +475,8 @@ def test_a_config_that_is_missing_or_wrong_is_waited_for(make_lab: MakeLab) -> N
     etcd(lab).ctl("del", f"{PREFIX}/config")
     host.agent.start()
     until(lambda: f"no network config at key {PREFIX}/config" in host.agent.log_tail(), "it says what is missing")
+    status = json.loads(host.namespace.run(["curl", "-s", f"http://127.0.0.1:{HEALTH_PORT}/status"]).stdout)
+    assert status["state"].startswith("waiting for a network config: no network config at key")
     etcd(lab).ctl("put", f"{PREFIX}/config", stdin=b'{"Network": "10.42.0.0/33"}')
     until(lambda: "10.42.0.0/33" in host.agent.log_tail(), "it says what is wrong")
     time.sleep(2)  # Long enough for a busy loop to show.

@@ -134,3 +134,23 @@ async def test_a_change_that_no_event_told_is_found(cluster: Cluster) -> None:
         await cluster.settle(agent)
         kernel.tables[DETOUR.key] = DETOUR
         await cluster.clock.run_until(lambda: ours(kernel) == set(), 400)
+
+
+async def test_routes_of_others_on_the_underlay_interface_are_no_change_of_ours(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    kernel = cluster.kernel(1)
+    await cluster.configure(HOSTGW)
+    await cluster.put_raw("10.5.9.0-24", LEASE)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        kernel.meddle_set(DETOUR)
+        await cluster.clock.run_until(lambda: ours(kernel) == set(), 2)
+        kernel.meddle_remove(DETOUR.key)
+        await cluster.clock.run_until(lambda: ours(kernel) == {ROUTE}, 2)
+        await cluster.settle(agent)
+        assert "somebody else changed" not in caplog.text
+        kernel.meddle_remove(ROUTE.key)
+        await cluster.clock.run_until(lambda: "somebody else changed our kernel entries" in caplog.text, 1)
+        assert ours(kernel) == {ROUTE}
