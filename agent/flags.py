@@ -64,7 +64,7 @@ FLAGS = (
         "iptables-resync",
         "number",
         "5",
-        "seconds between looks at what tells of no change: legacy iptables, the blackhole route; 0: none",
+        "seconds between looks at what tells of no change: legacy iptables, the blackhole route; 0: five minutes",
     ),
     Flag("iptables-forward-rules", "switch", "true", "accept forwarded packets from and to the network in iptables"),
     Flag(
