@@ -181,7 +181,7 @@ daemons = st.lists(st.tuples(st.sampled_from(FLANNELS), st.floats(0, PERIOD / 2)
 
 
 @given(entrants, daemons, st.integers(0, 2**32))
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 def test_no_two_hosts_end_with_one_subnet(
     stacks: list[tuple[str, str]], flannels: list[tuple[str, float]], seed: int
 ) -> None:
