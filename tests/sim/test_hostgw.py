@@ -246,6 +246,10 @@ async def test_direct_routing_is_decided_in_each_family(cluster: Cluster) -> Non
     await cluster.configure(DIRECT.replace(b'"Backend"', IPV6))
     await cluster.put_raw(DUAL_KEY, vxlan6(LEASE6))
     tunneled = Route(DEVICE6, ROUTE6.subnet, 64, ROUTE6.subnet)
+    led = Route(
+        DEVICE6, ROUTE6.subnet, 128, None
+    )  # What an agent leaves that is killed while it goes back to the tunnel.
+    kernel.tables[led.key] = led
     async with cluster.agent(1) as agent:
         await cluster.settle(agent)
         assert ours(kernel) == {ROUTE, ROUTE6}
