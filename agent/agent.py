@@ -40,7 +40,7 @@ from flanneld_py.agent.underlay import Find, UnderlayWatch
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap import backends
 from flanneld_py.encap.backend import Backend, Underlay
-from flanneld_py.encap.family import Family
+from flanneld_py.encap.family import IPV4, IPV6, Family
 from flanneld_py.encap.kernel import Event, Kernel
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.model import Lease, LeaseAttrs
@@ -89,7 +89,7 @@ class Agent:
         self._make_guard = make_guard
         self._guard: Guard | None = None
         self._status = ""
-        self._on_link = OnLinkVerdicts(kernel, underlay.interface, clock)
+        self._on_link = {each: OnLinkVerdicts(kernel, underlay.interface, each, clock) for each in (IPV4, IPV6)}
         self._member: Membership | None = None
         self._watch: UnderlayWatch | None = None
         self._announcer = Announcer(settings.subnet_file)
@@ -107,8 +107,8 @@ class Agent:
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Get a lease, start all tasks in the group, and return when the agent is ready. Raises Broken."""
         member = self._member = await self._join()
-        devices, config = member.devices, member.config
-        for name in [f"device {device}" for device in devices] or [f"Network {config.ipv4 and config.ipv4.network}"]:
+        devices = member.devices
+        for name in member.exclusive:
             self._take_device(name)
         self._watch = UnderlayWatch(self._underlay, self._look, self._move, self._clock, self._rng)
         self._kernel.listen([*devices, self._underlay.interface], self._on_events)
@@ -120,7 +120,7 @@ class Agent:
         def make(each: Wanted) -> Reconciler:
             family = each.backend.family
             carrier = UserspaceCarrier(supervisors[family], family) if family in supervisors else KernelCarrier()
-            return Reconciler(self._kernel, self.view, each, self._clock, self._rng, carrier, self._on_link)
+            return Reconciler(self._kernel, self.view, each, self._clock, self._rng, carrier, self._on_link[family])
 
         reconcilers = self._reconcilers = tuple(map(make, wanted))
 

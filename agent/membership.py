@@ -32,6 +32,13 @@ class Membership:
         return [backend.device for backend in self.backends if backend.device]
 
     @property
+    def exclusive(self) -> list[str]:
+        """What only one agent of a host can have, in an operator's words: the devices, without any the networks."""
+        families = (backend.family.config(self.config) for backend in self.backends)
+        networks = [f"Network {family.network}" for family in families if family is not None]
+        return [f"device {device}" for device in self.devices] or networks
+
+    @property
     def bound(self) -> bool:
         """Whether our routes are on the underlay interface itself."""
         return any(backend.asks_on_link for backend in self.backends)

@@ -1,4 +1,4 @@
-"""Which hosts are on the underlay interface's own link, as the kernel's routes say: asked, and remembered.
+"""Which hosts are on the underlay interface's own link in a family, as the kernel's routes say: asked, and remembered.
 
     mark       an address or a route has changed          due    when to ask again
     refresh    ask for every host: who has another verdict than before
@@ -9,10 +9,10 @@ The kernel is asked, and nothing is worked out here: it knows all addresses, rou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import IPv4Address
 
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.log import facts, log
+from flanneld_py.encap.family import Family, IPAddress
 from flanneld_py.encap.kernel import Kernel
 from flanneld_py.registry.model import Lease
 
@@ -26,15 +26,16 @@ PORTION = 100
 class OnLinkVerdicts:
     """See the module's docstring. `due` is a time of the clock, in seconds."""
 
-    def __init__(self, kernel: Kernel, interface: str, clock: Clock) -> None:
+    def __init__(self, kernel: Kernel, interface: str, family: Family, clock: Clock) -> None:
         self._kernel = kernel
         self._interface = interface
+        self._family = family
         self._clock = clock
-        self._verdicts: dict[IPv4Address, bool] = {}
+        self._verdicts: dict[IPAddress, bool] = {}
         self._asked = float("-inf")
         self.due = float("inf")
 
-    def __call__(self, address: IPv4Address) -> bool:
+    def __call__(self, address: IPAddress) -> bool:
         """Tell whether packets to the address go over the interface without a gateway."""
         verdict = self._verdicts.get(address)
         if verdict is None:
@@ -48,7 +49,8 @@ class OnLinkVerdicts:
     async def refresh(self, leases: Mapping[str, Lease]) -> list[str]:
         """Ask for the host of every lease again; return the keys of those with another verdict."""
         self.due, self._asked = float("inf"), self._clock.now()
-        hosts = [lease.attrs.public_ip for lease in leases.values()]
+        by_key = {key: self._family.public(lease.attrs) for key, lease in leases.items()}
+        hosts = [address for address in by_key.values() if address is not None]
         before, self._verdicts = self._verdicts, {}
         for start in range(0, len(hosts), PORTION):
             portion = set(hosts[start : start + PORTION])
@@ -57,5 +59,6 @@ class OnLinkVerdicts:
             await self._clock.sleep(0)
         other = {address for address, verdict in self._verdicts.items() if before.get(address, verdict) is not verdict}
         if other:
-            log.info("the underlay's routes have changed", **facts(interface=self._interface, hosts=len(other)))
-        return [key for key, lease in leases.items() if lease.attrs.public_ip in other]
+            about = facts(interface=self._interface, family=self._family.name, hosts=len(other))
+            log.info("the underlay's routes have changed", **about)
+        return [key for key, address in by_key.items() if address in other]

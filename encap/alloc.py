@@ -6,11 +6,10 @@ DirectRouting left on the underlay interface are removed.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
-from flanneld_py.encap.backend import Found, Underlay, is_direct
-from flanneld_py.encap.family import IPV4
+from flanneld_py.encap.backend import Found, Underlay, is_direct, plain_attrs
+from flanneld_py.encap.family import IPV4, Family
 from flanneld_py.encap.peers import Own, Peer
 from flanneld_py.encap.state import Entry
 from flanneld_py.registry.config import NetworkConfig
@@ -23,14 +22,14 @@ BACKEND_TYPE = "alloc"
 
 
 class Alloc:
-    """Leases only."""
+    """Leases only. Raises ConfigInvalid if the underlay lacks the family."""
 
-    def __init__(self, config: NetworkConfig, underlay: Underlay) -> None:
-        assert config.ipv4 is not None
-        self._network = config.ipv4.network
-        _, public_ip = underlay.addresses(IPV4)
-        self._public_ip = IPv4Address(public_ip)
-        self.family = IPV4
+    def __init__(self, config: NetworkConfig, underlay: Underlay, family: Family = IPV4) -> None:
+        family_config = family.config(config)
+        assert family_config is not None
+        self._network = family_config.network
+        _, self._public = underlay.addresses(family)
+        self.family = family
         self.device = None
         self.parent = underlay.interface
         self.asks_on_link = False
@@ -40,7 +39,7 @@ class Alloc:
 
     def attrs(self, found: Found) -> LeaseAttrs:
         """Return what we publish with our lease: as flannel's, no type and no data."""
-        return LeaseAttrs(self._public_ip)
+        return plain_attrs(self._public)
 
     def link(self, lease: Lease) -> None:
         """See Backend: there is no device."""

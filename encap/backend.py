@@ -13,20 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Protocol
 
 from flanneld_py.encap.family import Family, IPAddress, Network
 from flanneld_py.encap.peers import Own, Peer
 from flanneld_py.encap.state import ROUTE_PROTOCOL, Entry, Link, OurLink, Route
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
-from flanneld_py.registry.model import Json, Lease, LeaseAttrs
+from flanneld_py.registry.model import Json, Lease, LeaseAttrs, stand_in
 
 if TYPE_CHECKING:
     from flanneld_py.encap import orders
 
 
-OnLink = Callable[[IPv4Address], bool]
+OnLink = Callable[[IPAddress], bool]
 """Whether packets to an underlay address go over the underlay interface without a gateway."""
 
 
@@ -129,10 +129,21 @@ def container_mtu(config: NetworkConfig, underlay: Underlay, family: Family, ove
     return outer - overhead
 
 
-def direct_route(interface: str, lease: Lease) -> Route:
+def plain_attrs(public: IPAddress, backend_type: str = "") -> LeaseAttrs:
+    """Return what a backend without data publishes: the underlay address of its family, and its type if it has one."""
+    match public:
+        case IPv4Address():
+            return LeaseAttrs(public, None, backend_type)
+        case IPv6Address():
+            return LeaseAttrs(stand_in(public), public, backend_type)
+
+
+def direct_route(interface: str, family: Family, lease: Lease) -> Route:
     """Return the route to the subnet of a host that is on the interface's link: the host itself is the gateway."""
-    subnet = lease.subnets.v4
-    return Route(interface, subnet.network_address.packed, subnet.prefixlen, lease.attrs.public_ip.packed)
+    subnet, gateway = family.subnet(lease.subnets), family.public(lease.attrs)
+    assert subnet is not None
+    assert gateway is not None
+    return Route(interface, subnet.network_address.packed, subnet.prefixlen, gateway.packed)
 
 
 def is_direct(entry: Entry, interface: str, network: Network) -> bool:
@@ -142,8 +153,8 @@ def is_direct(entry: Entry, interface: str, network: Network) -> bool:
         and entry.device == interface
         and entry.protocol == ROUTE_PROTOCOL
         and entry.gateway is not None
-        and len(entry.subnet) == 4
-        and IPv4Address(entry.subnet) in network
+        and 8 * len(entry.subnet) == network.max_prefixlen
+        and ip_address(entry.subnet) in network
     )
 
 

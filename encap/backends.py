@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
 from flanneld_py.encap import alloc, hostgw, udp, vxlan
 from flanneld_py.encap.backend import Backend, Found, OnLink, Underlay
-from flanneld_py.encap.family import IPV4, IPV6
+from flanneld_py.encap.family import IPV4, IPV6, Family
 from flanneld_py.encap.kernel import Kernel
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
 from flanneld_py.registry.model import LeaseAttrs
@@ -26,7 +26,7 @@ def published(parts: Sequence[tuple[Backend, Found]]) -> LeaseAttrs:
 
 
 async def make(
-    config: NetworkConfig, underlay: Underlay, kernel: Kernel, choice: Choice, on_link: OnLink
+    config: NetworkConfig, underlay: Underlay, kernel: Kernel, choice: Choice, on_link: Mapping[Family, OnLink]
 ) -> tuple[Backend, ...]:
     """Make the backend that the config names, for each family that is on. Raises ConfigInvalid if it cannot be had."""
     families = [family for family in (IPV4, IPV6) if family.config(config) is not None]
@@ -37,15 +37,15 @@ async def make(
                 userspace, why = True, f"the kernel has no VXLAN devices: {lacking}"
             objects = kernel.nexthop_objects
             return tuple(
-                vxlan.Vxlan(config, underlay, on_link, family, nexthop_objects=objects, userspace=userspace, why=why)
+                vxlan.Vxlan(
+                    config, underlay, on_link[family], family, nexthop_objects=objects, userspace=userspace, why=why
+                )
                 for family in families
             )
-        case hostgw.BACKEND_TYPE | alloc.BACKEND_TYPE as name if config.ipv4 is None or config.ipv6 is not None:
-            raise ConfigInvalid(f"Backend.Type {name!r} is for IPv4 only: EnableIPv6 must be false and EnableIPv4 true")
         case hostgw.BACKEND_TYPE:
-            return (hostgw.HostGw(config, underlay, on_link),)
+            return tuple(hostgw.HostGw(config, underlay, on_link[family], family) for family in families)
         case alloc.BACKEND_TYPE:
-            return (alloc.Alloc(config, underlay),)
+            return tuple(alloc.Alloc(config, underlay, family) for family in families)
         case udp.BACKEND_TYPE:
             if choice == "kernel":
                 raise ConfigInvalid(

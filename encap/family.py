@@ -18,11 +18,15 @@ Network = IPv4Network | IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """IPv4 or IPv6; `bits` is the length of an address, `least_mtu` in bytes."""
+    """IPv4 or IPv6; `bits` is the length of an address, `least_mtu` in bytes.
+
+    `field` is a lease's for the underlay address.
+    """
 
     name: str
     bits: int
     least_mtu: int
+    field: str
 
     def config(self, config: NetworkConfig) -> FamilyConfig | None:
         """Return what the network config says on this family; None if it is off."""
@@ -43,5 +47,5 @@ class Family:
         return attrs.backend_data if self.bits == 32 else attrs.backend_v6_data
 
 
-IPV4 = Family("IPv4", 32, 68)  # RFC 791
-IPV6 = Family("IPv6", 128, 1280)  # RFC 8200 section 5
+IPV4 = Family("IPv4", 32, 68, "PublicIP")  # RFC 791
+IPV6 = Family("IPv6", 128, 1280, "PublicIPv6")  # RFC 8200 section 5

@@ -1,17 +1,17 @@
 """The `host-gw` backend as a pure function: a lease becomes a route to its subnet by way of its host, without a tunnel.
 
 It matches flannel's (`<subnet> via <PublicIP> dev <underlay>`, lease type `host-gw`). All hosts have to be on one link;
-one that is not is left out, by name, and the others work. Deliberate differences from flannel: a route that somebody
+one that is not is left out, by name, and the others work. In dual stack there is one for each family, and a host may be
+on our link in one of them only. Deliberate differences from flannel: a route that somebody
 else has made is never replaced, and what becomes of the underlay is noticed.
 """
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
-from flanneld_py.encap.backend import Found, OnLink, Underlay, direct_route, is_direct
-from flanneld_py.encap.family import IPV4
+from flanneld_py.encap.backend import Found, OnLink, Underlay, direct_route, is_direct, plain_attrs
+from flanneld_py.encap.family import IPV4, Family
 from flanneld_py.encap.peers import Own, Peer, Unusable
 from flanneld_py.encap.state import Entry
 from flanneld_py.registry.codec import show
@@ -27,19 +27,21 @@ BACKEND_TYPE = "host-gw"
 class HostGw:
     """Routes to the other hosts of one link. Raises ConfigInvalid if this host cannot be their gateway."""
 
-    def __init__(self, config: NetworkConfig, underlay: Underlay, on_link: OnLink) -> None:
-        assert config.ipv4 is not None
-        address, public_ip = underlay.addresses(IPV4)
-        if public_ip != address:
+    def __init__(self, config: NetworkConfig, underlay: Underlay, on_link: OnLink, family: Family = IPV4) -> None:
+        family_config = family.config(config)
+        assert family_config is not None
+        address, public = underlay.addresses(family)
+        if public != address:
+            flag = "--public-ip" if family is IPV4 else "--public-ipv6"
             raise ConfigInvalid(
-                f"Backend.Type is 'host-gw', and --public-ip {public_ip} is not the address "
-                f"{address} of {underlay.interface}: nobody can route through it. Leave --public-ip out, "
+                f"Backend.Type is 'host-gw', and {flag} {public} is not the address "
+                f"{address} of {underlay.interface}: nobody can route through it. Leave {flag} out, "
                 "or choose 'vxlan'"
             )
-        self._network = config.ipv4.network
-        self._public_ip = IPv4Address(public_ip)
+        self._network = family_config.network
+        self._public = public
         self._on_link = on_link
-        self.family = IPV4
+        self.family = family
         self.device = None
         self.parent = underlay.interface
         self.asks_on_link = True
@@ -49,7 +51,7 @@ class HostGw:
 
     def attrs(self, found: Found) -> LeaseAttrs:
         """Return what we publish with our lease."""
-        return LeaseAttrs(self._public_ip, None, BACKEND_TYPE)
+        return plain_attrs(self._public, BACKEND_TYPE)
 
     def link(self, lease: Lease) -> None:
         """See Backend: there is no device."""
@@ -70,10 +72,11 @@ class HostGw:
         """Return the route to a lease. Raises Unusable."""
         if lease.attrs.backend_type != BACKEND_TYPE:
             raise Unusable(f"backend type is {show(lease.attrs.backend_type or 'none')}, ours is {BACKEND_TYPE!r}")
-        public_ip = lease.attrs.public_ip
-        if not self._on_link(public_ip):
+        public = self.family.public(lease.attrs)
+        assert public is not None
+        if not self._on_link(public):
             raise Unusable(
-                f"PublicIP {public_ip} is not on the link of {self.parent}, so it cannot be a gateway: bring that host "
-                "into the same layer-2 network, or choose Backend.Type 'vxlan' with DirectRouting"
+                f"{self.family.field} {public} is not on the link of {self.parent}, so it cannot be a gateway: "
+                "bring that host into the same layer-2 network, or choose Backend.Type 'vxlan' with DirectRouting"
             )
-        return Peer(lease, None, (direct_route(self.parent, lease),))
+        return Peer(lease, None, (direct_route(self.parent, self.family, lease),))

@@ -112,18 +112,20 @@ class Peers:
             raise Unusable(f"subnet {subnet} is outside Network {self._network}")
         if span[0] <= self._own_span[1] and self._own_span[0] <= span[1]:
             raise Unusable(f"subnet {subnet} overlaps our own {self._own_subnet}")
-        field = "PublicIP" if self._bits == 32 else "PublicIPv6"
         if public_ip in (self._own.public_ip, self._own.address):
             raise Unusable(
-                f"{field} {public_ip} is our own: two hosts advertise one address, or the lease is an old one"
+                f"{self._family.field} {public_ip} is our own: "
+                "two hosts advertise one address, or the lease is an old one"
             )
         if not is_host_address(public_ip):
-            raise Unusable(f"{field} {public_ip} is no address of a host")
+            raise Unusable(f"{self._family.field} {public_ip} is no address of a host")
         if (
             public_ip.version == self._network.version
             and self._network_span[0] <= int(public_ip) <= self._network_span[1]
         ):
-            raise Unusable(f"{field} {public_ip} is inside Network {self._network}: the tunnel would lead into itself")
+            raise Unusable(
+                f"{self._family.field} {public_ip} is inside Network {self._network}: the tunnel would lead into itself"
+            )
         return self._backend.peer(record)
 
     def _subnet(self, peer: Peer) -> Network:

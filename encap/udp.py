@@ -11,15 +11,15 @@ daemon publishes no IPv6 address, so it is a peer in IPv4 alone.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from flanneld_py.encap.backend import Found, Underlay, container_mtu, is_direct, number
+from flanneld_py.encap.backend import Found, Underlay, container_mtu, is_direct, number, plain_attrs
 from flanneld_py.encap.family import IPV4, Family
 from flanneld_py.encap.peers import Own, Peer
 from flanneld_py.encap.state import ROUTE_PROTOCOL, Address, Entry, Route, TunLink
 from flanneld_py.registry.config import NetworkConfig
-from flanneld_py.registry.model import Lease, LeaseAttrs, stand_in
+from flanneld_py.registry.model import Lease, LeaseAttrs
 
 if TYPE_CHECKING:
     from flanneld_py.encap import orders
@@ -53,11 +53,7 @@ class Udp:
 
     def attrs(self, found: Found) -> LeaseAttrs:
         """Return what we publish with our lease: as flannel's, no type and no data."""
-        match self._public_ip:
-            case IPv4Address() as public_ip:
-                return LeaseAttrs(public_ip)
-            case IPv6Address() as public_ip6:
-                return LeaseAttrs(stand_in(public_ip6), public_ip6)
+        return plain_attrs(self._public_ip)
 
     def link(self, lease: Lease) -> TunLink:
         """Return the device as it should be."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
 from flanneld_py.encap.backend import (
@@ -88,7 +88,7 @@ class Vxlan:
         self.mtu = container_mtu(config, underlay, family, OVERHEAD[family.bits])
         self.gbp = switch(options.get("gbp"), "GBP")
         self.learning = switch(options.get("learning"), "Learning")
-        self.asks_on_link = switch(options.get("directrouting"), "DirectRouting") and family is IPV4
+        self.asks_on_link = switch(options.get("directrouting"), "DirectRouting")
         self.device = f"flannel.{self.vni}" if family is IPV4 else f"flannel-v6.{self.vni}"
         self.parent = underlay.interface
 
@@ -149,7 +149,7 @@ class Vxlan:
         An operator's own address, route or neighbour outside Network stays his; so does all but our routes on the
         underlay interface.
         """
-        if entry.device == self.parent and isinstance(self._network, IPv4Network):
+        if entry.device == self.parent:
             return is_direct(entry, self.parent, self._network)
         if entry.device != self.device:
             return False
@@ -172,11 +172,11 @@ class Vxlan:
         if lease.attrs.backend_type != BACKEND_TYPE:
             raise Unusable(f"backend type is {show(lease.attrs.backend_type or 'none')}, ours is {BACKEND_TYPE!r}")
         mac = self._vtep(self.family.data(lease.attrs))
-        if self.asks_on_link and self._on_link(lease.attrs.public_ip):
-            return Peer(lease, mac, (direct_route(self.parent, lease),))
         subnet, public_ip = self.family.subnet(lease.subnets), self.family.public(lease.attrs)
         assert subnet is not None
         assert public_ip is not None
+        if self.asks_on_link and self._on_link(public_ip):
+            return Peer(lease, mac, (direct_route(self.parent, self.family, lease),))
         base, length = subnet.network_address.packed, subnet.prefixlen
         entries: tuple[Entry, ...] = (Route(self.device, base, length, base),)
         if self._nexthop_objects:

@@ -11,6 +11,8 @@ How the verbs meet the kernel (tried on 6.18):
   kernel is asked what is there first, and the operation fails if that leads elsewhere and is not ours.
 - A route is deleted in the form in which it is there: by its nexthop object's id, or by device. IPv4 does not find
   one by device that has an object; IPv6 finds one on any device that has one. Hence the question before the second try.
+- IPv6 takes no gateway on a device if the route that leads to it is on another: so not `<subnet base>` on the tunnel's
+  while the peer is direct. A route to that one address makes way for it, and goes when it is in.
 
 A batch ends where an operation depends on the outcome of one in it (a route on a nexthop object whose id might turn out
 to be taken), and before each that asks the kernel something.
@@ -26,7 +28,8 @@ from functools import partial
 from flanneld_py.encap import request
 from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.nexthops import NexthopIds
-from flanneld_py.encap.rtsocket import Refused, RouteSocket, find_link
+from flanneld_py.encap.obstacle import find_route, in_the_way, is_misled, prefix_lengths
+from flanneld_py.encap.rtsocket import RouteSocket, find_link
 from flanneld_py.encap.state import (
     ROUTE_PROTOCOL,
     RTPROT_BOOT,
@@ -185,6 +188,8 @@ class Writer:
             case Operation(Verb.ADD, Route() as route) if errno in (EEXIST, EINVAL):
                 # IPv6 says EINVAL: it looks up the gateway, and finds that it is behind the route in the way.
                 self._route_in_the_way(operation, route, ifindex, errno, words)
+            case Operation(Verb.REPLACE, Route(overlay=True) as route) if is_misled(errno, route.gateway):
+                self._lead_route(operation, route, ifindex, _SET)
             case Operation(Verb.ADD, Address() as address) if errno == EEXIST:
                 self._address_in_the_way(operation, address, ifindex)
             case _:
@@ -192,6 +197,12 @@ class Writer:
 
     def _another_id(self, operation: Operation, ifindex: int, errno: int, words: str) -> None:
         place = (ifindex, operation.entry.key[2])
+        attempt, taken = self._single, self._nexthops.id_of(*place)
+        if taken is not None and is_misled(errno, operation.entry.key[2]):
+            attempt = partial(self._lead, *place)
+            errno, words = attempt(partial(self._new_nexthop, taken, *place))
+            if not errno:
+                return
         for _ in range(_ID_ATTEMPTS):
             taken = self._nexthops.id_of(*place)
             if taken is not None and errno == EEXIST:
@@ -199,25 +210,42 @@ class Writer:
             else:
                 break
             object_id = self._nexthops.assign(*place)
-            errno, words = self._single(partial(self._new_nexthop, object_id, *place))
+            errno, words = attempt(partial(self._new_nexthop, object_id, *place))
             if not errno:
                 return
         self._forget(*place)
         self._fail(operation, errno, words)
 
     def _route_in_the_way(self, operation: Operation, route: Route, ifindex: int, errno: int, words: str) -> None:
-        found = self._find(route)
-        if found is None:
+        found = find_route(self._requests, route)
+        if found is None and route.overlay and is_misled(errno, route.gateway):
+            self._lead_route(operation, route, ifindex, _ADD)
+        elif found is None:
             self._fail(operation, errno, words)
         elif self._nexthops.resolve(found) != (ifindex, route.gateway):
-            self._fail(operation, EEXIST, self._in_the_way(route, found))
+            self._fail(operation, EEXIST, in_the_way(self._requests, self._nexthops, route, found))
         elif found.protocol == RTPROT_BOOT and not route.overlay:
             self._single(lambda seq: self._encode_route(seq, ifindex, route, _SET))  # It serves also if unmarked.
         elif found.protocol != ROUTE_PROTOCOL and not route.overlay:
-            self._fail(operation, EEXIST, self._in_the_way(route, found))
+            self._fail(operation, EEXIST, in_the_way(self._requests, self._nexthops, route, found))
+
+    def _lead_route(self, operation: Operation, route: Route, ifindex: int, flags: int) -> None:
+        assert route.gateway is not None
+        build = partial(self._encode_route, ifindex=ifindex, route=route, flags=flags)
+        errno, words = self._lead(ifindex, route.gateway, build)
+        if errno:
+            self._fail(operation, errno, words)
+
+    def _lead(self, ifindex: int, gateway: bytes, build: Callable[[int], bytes]) -> tuple[int, str]:
+        """Try while a route over the device leads to the gateway alone. Killed in between, it is a leftover of ours."""
+        refused, _ = self._single(lambda seq: request.route(seq, _ADD, ifindex, gateway, 128, None))
+        outcome = self._single(build)
+        if not refused:
+            self._single(lambda seq: request.route_delete(seq, ifindex, gateway, 128, None))
+        return outcome
 
     def _address_in_the_way(self, operation: Operation, address: Address, ifindex: int) -> None:
-        lengths = self._prefix_lengths(address, ifindex)
+        lengths = prefix_lengths(address, ifindex)
         if address.prefix_length not in lengths:
             there = " and ".join(f"/{length}" for length in sorted(lengths)) or "in another form"
             self._fail(
@@ -226,15 +254,15 @@ class Writer:
 
     def _may_replace(self, operation: Operation, route: Route, ifindex: int) -> bool:
         self._send()
-        found = self._find(route)
+        found = find_route(self._requests, route)
         if found is None or found.protocol == ROUTE_PROTOCOL or self._nexthops.resolve(found)[0] == ifindex:
             return True
-        self._fail(operation, EEXIST, self._in_the_way(route, found))
+        self._fail(operation, EEXIST, in_the_way(self._requests, self._nexthops, route, found))
         return False
 
     def _remove_as_found(self, operation: Operation, route: Route, ifindex: int) -> None:
         subnet, length = route.subnet, route.prefix_length
-        found = self._find(route)
+        found = find_route(self._requests, route)
         object_id = found.nexthop_id if found is not None else 0
         if found is not None and object_id and self._nexthops.resolve(found)[0] == ifindex:
             errno, words = self._single(
@@ -266,34 +294,3 @@ class Writer:
     def _ifindex(self, name: str) -> int:
         link = find_link(self._requests, name)
         return 0 if link is None else link.ifindex
-
-    def _find(self, route: Route) -> rt.RouteMessage | None:
-        """Return the first route to exactly this subnet, whatever its device; None also where rules hide it."""
-        try:
-            buffer, message = self._requests.ask(lambda seq: request.get_route(seq, route.subnet))
-        except Refused:
-            return None
-        found = rt.read_route(buffer, message.at, message.end)
-        same = found is not None and (found.subnet, found.prefix_length) == (route.subnet, route.prefix_length)
-        return found if same else None
-
-    def _in_the_way(self, route: Route, found: rt.RouteMessage) -> str:
-        ifindex, gateway = self._nexthops.resolve(found)
-        link = find_link(self._requests, ifindex) if ifindex else None
-        device = "several devices or none" if link is None else link.name
-        via = "" if gateway is None else f" via {text(gateway)}"
-        return (
-            f"{text(route.subnet)}/{route.prefix_length} has a route{via} on {device} (proto {found.protocol}), "
-            "which is not ours and is left alone; remove it, or keep that subnet out of the overlay"
-        )
-
-    def _prefix_lengths(self, address: Address, ifindex: int) -> set[int]:
-        family = rt.AF_INET if len(address.address) == 4 else rt.AF_INET6
-        found: set[int] = set()
-        with RouteSocket() as reader:
-            for buffer, messages in reader.dump(lambda seq: request.dump_addresses(seq, family, ifindex)):
-                for message in messages:
-                    there = rt.read_address(buffer, message.at, message.end, {ifindex: address.device})
-                    if there is not None and there.address == address.address:
-                        found.add(there.prefix_length)
-        return found

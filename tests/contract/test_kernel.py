@@ -272,9 +272,21 @@ async def test_a_route_without_gateway_is_read_replaced_and_removed(host: Host) 
     assert host.read() == set()
 
 
-async def test_a_route_of_ours_on_another_device_is_replaced_and_a_foreign_one_is_not(host: Host) -> None:
-    tunneled = Route(DEVICE, ip("10.5.1.0"), 24, ip("10.5.1.0"))
-    direct = Route(UNDERLAY, ip("10.5.1.0"), 24, ip("10.0.0.2"))
+BOTH = pytest.mark.parametrize("v6", [False, True])
+
+
+def tunneled_and_direct(v6: bool) -> tuple[Route, Route]:
+    """The two forms of the route to a peer's subnet: through the tunnel, and by way of its host on our link."""
+    if v6:
+        subnet, gateway, length, device = ip("fd05:1::"), ip("fd00::2"), 64, DEVICE6
+    else:
+        subnet, gateway, length, device = ip("10.5.1.0"), ip("10.0.0.2"), 24, DEVICE
+    return Route(device, subnet, length, subnet), Route(UNDERLAY, subnet, length, gateway)
+
+
+@BOTH
+async def test_a_route_of_ours_on_another_device_is_replaced_and_a_foreign_one_is_not(host: Host, v6: bool) -> None:
+    tunneled, direct = tunneled_and_direct(v6)
     await host.add(tunneled)
     for route in (direct, tunneled):
         assert host.apply(Verb.REPLACE, route) == []
@@ -284,8 +296,34 @@ async def test_a_route_of_ours_on_another_device_is_replaced_and_a_foreign_one_i
     assert routes(host) == {direct}
 
 
-async def test_a_route_by_way_of_a_host_is_taken_over_from_flannel_only(host: Host) -> None:
-    route = Route(UNDERLAY, ip("10.5.1.0"), 24, ip("10.0.0.2"))
+@BOTH
+async def test_a_peer_moves_between_tunnel_and_link_with_all_that_it_has(host: Host, v6: bool) -> None:
+    _, direct = tunneled_and_direct(v6)
+    *rest, tunneled = peer(1, v6=v6, objects=host.kernel.nexthop_objects)
+    await host.add(*rest, tunneled)
+    for _ in range(2):
+        assert host.apply(Verb.REPLACE, direct) == []
+        assert host.apply(Verb.REMOVE, *reversed(rest)) == []
+        assert host.foreigner.table() == {direct}
+        assert host.apply(Verb.ADD, *rest) == []
+        assert host.apply(Verb.REPLACE, tunneled) == []
+        assert routes(host) == {tunneled}
+
+
+@BOTH
+async def test_a_wider_route_of_others_does_not_keep_a_peer_away(host: Host, v6: bool) -> None:
+    wider = (
+        Route(UNDERLAY, ip("fd05::"), 32, ip("fd00::7")) if v6 else Route(UNDERLAY, ip("10.5.0.0"), 16, ip("10.0.0.7"))
+    )
+    host.foreigner.put(wider)
+    entries = peer(1, v6=v6, objects=host.kernel.nexthop_objects)
+    await host.add(*entries)
+    assert host.foreigner.table() == {wider, *entries}
+
+
+@BOTH
+async def test_a_route_by_way_of_a_host_is_taken_over_from_flannel_only(host: Host, v6: bool) -> None:
+    _, route = tunneled_and_direct(v6)
     host.foreigner.put(route, static=False)
     assert host.apply(Verb.ADD, route) == []
     host.foreigner.put(route)
@@ -293,8 +331,9 @@ async def test_a_route_by_way_of_a_host_is_taken_over_from_flannel_only(host: Ho
     assert routes(host) == {route}
 
 
-async def test_a_route_by_way_of_a_host_is_removed_and_no_other_one_to_its_subnet(host: Host) -> None:
-    route = Route(UNDERLAY, ip("10.5.1.0"), 24, ip("10.0.0.2"))
+@BOTH
+async def test_a_route_by_way_of_a_host_is_removed_and_no_other_one_to_its_subnet(host: Host, v6: bool) -> None:
+    _, route = tunneled_and_direct(v6)
     await host.add(route)
     assert host.apply(Verb.REMOVE, route) == []
     assert routes(host) == set()
@@ -304,24 +343,30 @@ def routes(host: Host) -> set[Entry]:
     return {entry for entry in host.foreigner.table() if isinstance(entry, Route)}
 
 
-async def test_on_link_is_who_is_reached_over_the_interface_without_a_gateway(host: Host) -> None:
-    host.foreigner.put(Address(UNDERLAY, ip("10.0.1.1"), 24))
-    near, far, behind = ip("10.0.1.2"), ip("192.0.2.7"), ip("10.0.1.200")
-    assert host.kernel.on_link(UNDERLAY, [near, far]) == {near}
-    assert host.kernel.on_link("p1", [near, far]) == set()
-    assert host.kernel.on_link("nosuch0", [near]) == set()
-    for route in (
-        Route(UNDERLAY, ip("10.0.1.128"), 25, ip("10.0.1.3")),
-        Route(UNDERLAY, ip("192.0.2.0"), 24, None),
-    ):
+@BOTH
+async def test_on_link_is_who_is_reached_over_the_interface_without_a_gateway(host: Host, v6: bool) -> None:
+    own, length, near, far, behind, gateway = (
+        ("fd01::1", 64, "fd01::2", "2001:db8:7::7", "fd01::8001", "fd01::3")
+        if v6
+        else ("10.0.1.1", 24, "10.0.1.2", "192.0.2.7", "10.0.1.200", "10.0.1.3")
+    )
+    address = Address(UNDERLAY, ip(own), length)
+    detour = Route(UNDERLAY, ip("fd01::8000") if v6 else ip("10.0.1.128"), 113 if v6 else 25, ip(gateway))
+    onward = Route(UNDERLAY, ip("2001:db8:7::") if v6 else ip("192.0.2.0"), 64 if v6 else 24, None)
+    host.foreigner.put(address)
+    asked = [ip(near), ip(far)]
+    assert host.kernel.on_link(UNDERLAY, asked) == {ip(near)}
+    assert host.kernel.on_link("p1", asked) == set()
+    assert host.kernel.on_link("nosuch0", asked) == set()
+    for route in (detour, onward):
         await host.settle()
         host.foreigner.put(route)
         await host.heard(lambda events: Rerouted() in events)
-    assert host.kernel.on_link(UNDERLAY, [near, far, behind]) == {near, far}
+    assert host.kernel.on_link(UNDERLAY, [*asked, ip(behind)]) == set(asked)
     await host.settle()
-    host.foreigner.remove(Address(UNDERLAY, ip("10.0.1.1"), 24))
+    host.foreigner.remove(address)
     await host.heard(lambda events: Rerouted() in events)
-    assert near not in host.kernel.on_link(UNDERLAY, [near])
+    assert ip(near) not in host.kernel.on_link(UNDERLAY, asked)
 
 
 async def test_our_own_routes_reroute_nobody(host: Host) -> None:

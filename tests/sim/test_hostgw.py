@@ -1,12 +1,14 @@
-"""Clusters without a tunnel: routes by way of the hosts, as long as these are on the link."""
+"""Clusters without a tunnel: routes by way of the hosts, as long as these are on the link, in each family."""
 
 from __future__ import annotations
 
 from errno import EEXIST
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
+from flanneld_py.agent.agent import Agent
 from flanneld_py.encap.state import Address, Entry, Route
 from tests.fake_kernel import FakeKernel
 from tests.sim.cluster import DEVICE, Cluster
@@ -20,10 +22,27 @@ STATIC = 4
 UNDERLAY = Address("eth0", bytes([192, 0, 2, 1]), 24)
 
 
+def packed(address: str) -> bytes:
+    return ip_address(address).packed
+
+
+IPV6 = b'"EnableIPv6": true, "IPv6Network": "fd42::/48", "Backend"'
+ALONE = b'"EnableIPv4": false, ' + IPV6
+DUAL_KEY, ALONE_KEY = "10.5.9.0-24&fd42:0:0:9::-64", "0.0.0.0-31&fd42:0:0:8::-64"
+LEASE6 = LEASE.replace(b"null", b'"2001:db8::9"')
+ALONE_LEASE = LEASE.replace(b"192.0.2.9", b"240.1.2.3").replace(b"null", b'"2001:db8::8"')
+ROUTE6 = Route("eth0", packed("fd42:0:0:9::"), 64, packed("2001:db8::9"))
+ALONE_ROUTE = Route("eth0", packed("fd42:0:0:8::"), 64, packed("2001:db8::8"))
+DETOUR6 = Route("eth0", packed("2001:db8::9"), 128, packed("2001:db8::fe"), protocol=4)
+UNDERLAY6 = Address("eth0", packed("2001:db8::1"), 64)
+DEVICE6 = "flannel-v6.1"
+NAMES = (b"vxlan", b"udp", b"alloc", b"host-gw")
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Cluster:
     cluster = Cluster(tmp_path)
-    cluster.kernel(1).tables[UNDERLAY.key] = UNDERLAY
+    cluster.kernel(1).tables |= {UNDERLAY.key: UNDERLAY, UNDERLAY6.key: UNDERLAY6}
     return cluster
 
 
@@ -154,3 +173,126 @@ async def test_routes_of_others_on_the_underlay_interface_are_no_change_of_ours(
         kernel.meddle_remove(ROUTE.key)
         await cluster.clock.run_until(lambda: "somebody else changed our kernel entries" in caplog.text, 1)
         assert ours(kernel) == {ROUTE}
+
+
+async def test_in_both_families_each_decides_alone(cluster: Cluster) -> None:
+    kernel = cluster.kernel(1)
+    await cluster.configure(HOSTGW.replace(b'"Backend"', IPV6))
+    await cluster.put_raw(DUAL_KEY, LEASE6)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert ours(kernel) == {ROUTE, ROUTE6}
+        for detour, left, reason in (
+            (DETOUR, ROUTE6, "PublicIP 192.0.2.9 is not on the link of eth0"),
+            (DETOUR6, ROUTE, "PublicIPv6 2001:db8::9 is not on the link of eth0"),
+        ):
+            kernel.meddle_set(detour)
+            await cluster.clock.run_until(lambda left=left: ours(kernel) == {left}, 2)  # type: ignore[misc]
+            (rejected,) = await rejections(agent)
+            assert rejected[0].endswith(DUAL_KEY)
+            assert reason in rejected[1]
+            kernel.meddle_remove(detour.key)
+            await cluster.clock.run_until(lambda: ours(kernel) == {ROUTE, ROUTE6}, 2)
+        await cluster.delete(DUAL_KEY)
+        await cluster.clock.run_until(lambda: ours(kernel) == set(), 1)
+
+
+async def test_a_change_of_both_families_at_once_is_seen_by_both(cluster: Cluster) -> None:
+    kernel = cluster.kernel(1)
+    await cluster.configure(HOSTGW.replace(b'"Backend"', IPV6))
+    await cluster.put_raw(DUAL_KEY, LEASE6)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        kernel.meddle_set(DETOUR)
+        kernel.meddle_set(DETOUR6)
+        await cluster.clock.run_until(lambda: ours(kernel) == set(), 2)
+
+
+async def test_in_dual_stack_a_peer_may_have_one_family_only(cluster: Cluster) -> None:
+    kernel = cluster.kernel(1)
+    await cluster.configure(HOSTGW.replace(b'"Backend"', IPV6))
+    await cluster.put_raw("10.5.9.0-24", LEASE)
+    await cluster.put_raw(ALONE_KEY, ALONE_LEASE)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert ours(kernel) == {ROUTE, ALONE_ROUTE}
+        reasons = {(key.rpartition("/")[2], reason.partition(",")[0]) for key, reason in await rejections(agent)}
+        assert reasons == {("10.5.9.0-24", "it has no IPv6 subnet"), (ALONE_KEY, "it has no IPv4 subnet")}
+
+
+@pytest.mark.parametrize("backend", [HOSTGW, DIRECT])
+async def test_ipv6_alone(cluster: Cluster, backend: bytes) -> None:
+    kernel = cluster.kernel(1)
+    await cluster.configure(backend.replace(b'"Backend"', ALONE))
+    await cluster.put_raw(ALONE_KEY, vxlan6(ALONE_LEASE) if backend == DIRECT else ALONE_LEASE)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert ours(kernel) == {ALONE_ROUTE}
+        kernel.meddle_remove(UNDERLAY6.key)
+        kernel.meddle_set(Route("eth0", bytes(16), 0, packed("2001:db8:1::1")))
+        await cluster.clock.run_until(lambda: ALONE_ROUTE not in ours(kernel), 2)
+
+
+async def test_what_somebody_else_routes_over_ipv6_is_never_touched(cluster: Cluster) -> None:
+    kernel = cluster.kernel(1)
+    same, wider = ROUTE6._replace(protocol=STATIC), ROUTE6._replace(prefix_length=56, protocol=STATIC)
+    kernel.tables |= {same.key: same, wider.key: wider}
+    await cluster.configure(HOSTGW.replace(b'"Backend"', IPV6))
+    await cluster.put_raw(DUAL_KEY, LEASE6)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert ours(kernel) == {ROUTE}
+        failing = (await agent.describe())["failing_entries"]
+        assert isinstance(failing, list)
+        assert ["fd42:0:0:9::/64" in each["entry"] for each in failing] == [True]
+        await cluster.delete(DUAL_KEY)
+        await cluster.settle(agent)
+        assert {same, wider} <= set(kernel.tables.values())
+
+
+@pytest.mark.parametrize("config", [b'{"Network": "10.5.0.0/16", "Backend": {"Type": "%s"}}' % name for name in NAMES])
+async def test_another_backend_removes_what_host_gw_left_of_ipv6(cluster: Cluster, config: bytes) -> None:
+    kernel = cluster.kernel(1)
+    kernel.tables[ROUTE6.key] = ROUTE6
+    await cluster.configure(config.replace(b'"Backend"', IPV6))
+    await cluster.put("10.5.8.0-24", "192.0.2.8", "02:00:00:00:00:08")
+    async with cluster.processes(), cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert not [entry for entry in ours(kernel) if entry.device == "eth0"]
+
+
+async def test_direct_routing_is_decided_in_each_family(cluster: Cluster) -> None:
+    kernel = cluster.kernel(1)
+    await cluster.configure(DIRECT.replace(b'"Backend"', IPV6))
+    await cluster.put_raw(DUAL_KEY, vxlan6(LEASE6))
+    tunneled = Route(DEVICE6, ROUTE6.subnet, 64, ROUTE6.subnet)
+    led = Route(
+        DEVICE6, ROUTE6.subnet, 128, None
+    )  # What an agent leaves that is killed while it goes back to the tunnel.
+    kernel.tables[led.key] = led
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert ours(kernel) == {ROUTE, ROUTE6}
+        kernel.fail(
+            lambda operation: operation.verb.value == "remove" and isinstance(operation.entry, Route), EEXIST, 99
+        )
+        kernel.meddle_set(DETOUR6)
+        await cluster.clock.run_until(lambda: ours(kernel) == {ROUTE, tunneled}, 2)
+        assert len([key for key in kernel.tables if key[1] == DEVICE6]) == 5
+        kernel.meddle_remove(DETOUR6.key)
+        await cluster.clock.run_until(lambda: ours(kernel) == {ROUTE, ROUTE6}, 2)
+        await cluster.settle(agent)
+        for device in (DEVICE, DEVICE6):
+            assert {key[0] for key in kernel.tables if key[1] == device} == {"address"}
+
+
+def vxlan6(lease: bytes) -> bytes:
+    """The lease of a host on vxlan, with a VTEP for each family."""
+    data = b'{"VNI":1,"VtepMAC":"02:00:00:00:00:%02x"}'
+    return lease.replace(b'"host-gw"}', b'"vxlan","BackendData":%s,"BackendV6Data":%s}' % (data % 9, data % 10))
+
+
+async def rejections(agent: Agent) -> list[tuple[str, str]]:
+    found = (await agent.describe())["rejected_leases"]
+    assert isinstance(found, list)
+    return [(each["key"], each["reason"]) for each in found]

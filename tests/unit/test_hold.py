@@ -15,6 +15,7 @@ from flanneld_py.agent.roster import Roster
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap import orders
 from flanneld_py.encap.backend import Found, Underlay
+from flanneld_py.encap.family import IPV4
 from flanneld_py.encap.peers import Own
 from flanneld_py.encap.vxlan import Vxlan
 from flanneld_py.registry.config import parse_config
@@ -65,7 +66,7 @@ class Host:
         self.kernel = FakeKernel()
         self.process = Process()
         self.view = LeaseView()
-        self.on_link = OnLinkVerdicts(self.kernel, "eth0", self.clock)
+        self.on_link = OnLinkVerdicts(self.kernel, "eth0", IPV4, self.clock)
         backend = Vxlan(CONFIG, UNDERLAY, self.on_link, nexthop_objects=True)
         ours = Lease(Subnets(IPv4Network("10.5.1.0/24")), backend.attrs(Found("host")))
         own = Own("k/10.5.1.0-24", ours.subnets, ADDRESS, ADDRESS)

@@ -182,6 +182,7 @@ def test_in_userspace_the_device_is_a_tun_and_the_process_has_the_macs() -> None
 V6_CONFIG = parse_config(
     b'{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "Backend": {"Type": "vxlan"}}'
 )
+V6_DIRECT = Route("eth0", IPv6Address("fd00:5:0:9::").packed, 64, IPv6Address("2001:db8::9").packed)
 V6_UNDERLAY = Underlay("eth0", 1500, None, None, IPv6Address("2001:db8::1"), IPv6Address("2001:db8::99"))
 
 
@@ -241,9 +242,21 @@ def test_direct_routing_takes_the_tunnel_only_where_there_is_no_link() -> None:
     assert len(backend().peer(lease(9)).entries) == 4, "it is off by default"
 
 
+def test_direct_routing_asks_for_the_underlay_address_of_its_family() -> None:
+    config = replace(V6_CONFIG, backend={**V6_CONFIG.backend, "directrouting": True})
+    near = IPv6Address("2001:db8::9")
+    direct = Vxlan(config, V6_UNDERLAY, lambda address: address == near, IPV6, nexthop_objects=True)
+    assert direct.peer(v6_lease(9)).entries == (V6_DIRECT,)
+    assert direct.peer(v6_lease(8)).entries == v6_backend().peer(v6_lease(8)).entries
+
+
 def test_on_the_underlay_interface_only_what_bears_our_mark_is_ours() -> None:
     ours = Route("eth0", bytes([10, 5, 9, 0]), 24, bytes([192, 0, 2, 9]))
     assert backend().owns(ours)
     assert not backend().owns(ours._replace(protocol=RTPROT_BOOT))
     assert not backend().owns(ours._replace(subnet=bytes([10, 6, 9, 0])))
     assert not backend().owns(Address("eth0", bytes([10, 5, 1, 0]), 32))
+    assert v6_backend().owns(V6_DIRECT)
+    assert not v6_backend().owns(V6_DIRECT._replace(protocol=RTPROT_BOOT))
+    assert not v6_backend().owns(ours)
+    assert not backend().owns(V6_DIRECT)
