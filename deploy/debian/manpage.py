@@ -40,10 +40,10 @@ With one dash or two. Each can be given as a variable, in brackets.
 TAIL = r""".SH EXIT STATUS
 .TP
 0
-stopped by SIGTERM or SIGINT; --help, --version
+stopped by SIGTERM or SIGINT; --help, --version; --cleanup: nothing of ours is left
 .TP
 1
-cannot go on: a file that cannot be written, a port that is taken, no underlay interface
+cannot go on: a file that cannot be written, a port that is taken; --cleanup: an agent runs, or something is left
 .TP
 2
 a flag, variable or file named by one is wrong

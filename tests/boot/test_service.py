@@ -132,8 +132,9 @@ def test_an_upgrade_loses_no_packet(
     assert machine.ask("dpkg-query", "-W", "-f", "${Version}", "flanneld-py").startswith("1:")
 
 
-def test_a_purge_leaves_nothing(lab: Lab, make_machine: MakeMachine) -> None:
-    machine = make_machine(lab, **USERSPACE)
+@pytest.mark.parametrize("settings", [{}, USERSPACE], ids=["kernel", "userspace"])
+def test_a_purge_leaves_nothing(lab: Lab, make_machine: MakeMachine, settings: dict[str, str]) -> None:
+    machine = make_machine(lab, FLANNELD_IP_MASQ="true", **settings)
     machine.run("systemctl", "enable", "--now", "--quiet", "flanneld-py", "flanneld-py-docker")
     assert "flannel" in accounts(machine)
     machine.run("sh", "-c", "rm /root/*.deb; dpkg --purge flanneld-py")
