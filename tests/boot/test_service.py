@@ -62,12 +62,12 @@ def test_it_keeps_the_firewall_without_being_root(lab: Lab, make_machine: MakeMa
         machine.run("iptables", "-A", "INPUT", "-j", "ACCEPT")
     enable(machine)
     listing = ("nft", "list", "ruleset") if firewall == "nftables" else ("iptables-save", "-t", "nat")
-    until(lambda: "10.42.0.0/16" in machine.ask(*listing), "masquerade rules")
+    until(lambda: "10.42.0.0/16" in machine.ask(*listing), "masquerade rules", timeout=30)
     assert "firewall rules cannot" not in machine.ask("journalctl", "-u", "flanneld-py", "--no-pager")
     if legacy:
         # Seen and repaired: it can read which tables there are.
         machine.run("iptables", "-t", "nat", "-F")
-        until(lambda: "10.42.0.0/16" in machine.ask(*listing), "the rules are back", timeout=15)
+        until(lambda: "10.42.0.0/16" in machine.ask(*listing), "the rules are back", timeout=30)
 
 
 def test_a_killed_and_a_restarted_agent_lose_no_packet_in_userspace(lab: Lab, make_machine: MakeMachine) -> None:
@@ -158,7 +158,7 @@ def test_docker_gets_its_options(lab: Lab, make_machine: MakeMachine) -> None:
     machine.run("systemctl", "daemon-reload")
     # Nothing else is started by hand: the drop-in asks for what Docker needs.
     machine.run("systemctl", "start", "docker")
-    until(lambda: machine.run("cat", "/run/dockerd", check=False).stdout, "Docker is started")
+    until(lambda: machine.run("cat", "/run/dockerd", check=False).stdout, "Docker is started", timeout=30)
     env = dict(line.split("=", 1) for line in machine.ask("cat", "/run/flannel/subnet.env").splitlines())
     docker = main_pid(machine, "docker")
     assert machine.ask("cat", "/run/dockerd").endswith(f"--bip={env['FLANNEL_SUBNET']} --ip-masq=true --mtu=1450")
@@ -172,7 +172,7 @@ def test_an_etcd_that_is_not_there_at_boot_is_waited_for(lab: Lab, make_machine:
     etcd(lab).stop()
     machine.run("systemctl", "enable", "--quiet", "flanneld-py")
     machine.run("systemctl", "start", "--no-block", "flanneld-py")
-    until(lambda: "waiting for a network config" in status(machine), "it says what it waits for")
+    until(lambda: "waiting for a network config" in status(machine), "it says what it waits for", timeout=30)
     assert machine.unit("flanneld-py", "ActiveState", "NRestarts") == {"ActiveState": "activating", "NRestarts": "0"}
     etcd(lab).start()
     until(lambda: active(machine), "it is ready once etcd is there", timeout=30)
@@ -207,7 +207,7 @@ def pinged(lab: Lab, machine: Machine) -> Iterator[None]:
     """Ping the machine from a container of its peer meanwhile; every packet has to come back."""
     source, target = lab.containers[0], overlay(machine)
     reach = ["ping", "-c1", "-W1", str(target.address)]
-    until(lambda: source.namespace.run(reach, check=False).returncode == 0, "the peer reaches it")
+    until(lambda: source.namespace.run(reach, check=False).returncode == 0, "the peer reaches it", timeout=30)
     with ping_through(source, target) as replies:
         replies.wait_replies(5)
         yield
