@@ -3,10 +3,10 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-DEBIAN := busybox-static containernetworking-plugins curl docker.io etcd-client etcd-server ethtool gcc iperf3 iproute2 iptables iputils-ping nftables podman procps python3-dev python3-venv runc tcpdump util-linux
+DEBIAN := busybox-static containernetworking-plugins curl docker.io etcd-client etcd-server ethtool gcc iperf3 iproute2 iptables iputils-ping mmdebstrap nftables podman procps python3-dev python3-venv runc systemd-container tcpdump util-linux
 
 .DEFAULT_GOAL := help
-.PHONY: help system check format test test-unit lab bench clean
+.PHONY: help system check format test test-unit test-boot dist deb lab bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -34,6 +34,15 @@ test: system .venv/ready ## (root) all tests, with real etcd and real kernel dev
 
 test-unit: .venv/ready ## the tests that need neither root nor etcd
 	$(BIN)/pytest -m 'not root and not etcd'
+
+test-boot: system .venv/ready ## (root) the package and its units on a booted Debian
+	$(BIN)/pytest tests/boot
+
+dist: .venv/ready ## the wheel and the source distribution, into dist/
+	$(BIN)/python -m build --outdir dist .
+
+deb: ## the Debian package, into dist/; on the Debian release that it is for
+	@deploy/debian/build $(VERSION)
 
 # make lab ENGINE=docker, or podman: their real containers; the table, and it ends.
 # make lab HOSTS=5, make lab ARGS='--once --json lab.json'; see python -m tests.lab --help

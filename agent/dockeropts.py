@@ -1,0 +1,139 @@
+"""`flanneld-py-docker-opts`: from subnet.env to a file of Docker's options.
+
+Its own options and its output are those of flannel's mk-docker-opts.sh.
+
+    FLANNEL_SUBNET, FLANNEL_IPMASQ, FLANNEL_MTU -> DOCKER_OPT_BIP="--bip=…" … and DOCKER_OPTS=" --bip=… …"
+
+Other exported DOCKER_OPT_* variables are options as well, and what the combined variable holds already comes first.
+Other than flannel's, it fails without subnet.env: Docker on a subnet of its own would reach no other host.
+"""
+
+from __future__ import annotations
+
+import getopt
+import os
+import socket
+import struct
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, ip_interface
+from pathlib import Path
+
+USAGE = """\
+usage: flanneld-py-docker-opts [-f file] [-d file] [-i] [-c] [-m] [-k name]
+Write Docker's options for the subnet of this host.
+
+  -f file  the subnet file (/run/flannel/subnet.env)
+  -d file  the file to write (/run/docker_opts.env)
+  -i       only the individual variables, DOCKER_OPT_*
+  -c       only the combined variable
+  -m       leave out --ip-masq
+  -k name  the combined variable's name (DOCKER_OPTS)"""
+
+ROUTES = Path("/proc/net/route")
+RTF_GATEWAY = 2  # linux/route.h
+
+
+class OptsError(Exception):
+    """The options cannot be written; the text is for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """The command line."""
+
+    subnet_file: Path = Path("/run/flannel/subnet.env")
+    output: Path = Path("/run/docker_opts.env")
+    individual: bool = True
+    combined: bool = True
+    ip_masq: bool = True
+    key: str = "DOCKER_OPTS"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line and return the exit code: 0, or 1 and a sentence on stderr."""
+    try:
+        wish = parse(sys.argv[1:] if arguments is None else arguments)
+        write(wish, os.environ, ROUTES)
+    except OptsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> Wish:
+    """Read the command line. Raises OptsError, with the usage, also for -h."""
+    try:
+        flags, rest = getopt.getopt(list(arguments), "f:d:icmk:h?")
+    except getopt.GetoptError as error:
+        raise OptsError(f"{error}\n{USAGE}") from error
+    given = dict(flags)
+    if rest or "-h" in given or "-?" in given:
+        raise OptsError(USAGE)
+    only_one = ("-i" in given) != ("-c" in given)
+    return Wish(
+        Path(given.get("-f", Wish().subnet_file)),
+        Path(given.get("-d", Wish().output)),
+        individual=not only_one or "-i" in given,
+        combined=not only_one or "-c" in given,
+        ip_masq="-m" not in given,
+        key=given.get("-k", "DOCKER_OPTS"),
+    )
+
+
+def write(wish: Wish, environment: Mapping[str, str], routes: Path) -> None:
+    """Write the file. Raises OptsError, also if it was written and another route to our subnet is in the way."""
+    try:
+        text = wish.subnet_file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise OptsError(
+            f"cannot read the subnet file {wish.subnet_file} ({error.strerror}): has flanneld-py a lease yet?"
+        ) from error
+    subnet = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    temporary = wish.output.with_name(f".{wish.output.name}.{os.getpid()}")
+    try:
+        try:
+            temporary.write_text(render(wish, subnet, environment), encoding="utf-8")
+            temporary.replace(wish.output)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OptsError(f"cannot write {wish.output}: {error.strerror}") from error
+    own = subnet.get("FLANNEL_SUBNET")
+    if own is not None and _is_via(str(ip_interface(own).network), routes):
+        raise OptsError(
+            f"a route to this host's own subnet {own} leads to another host: remove it (ip route del), then run again"
+        )
+
+
+def render(wish: Wish, subnet: Mapping[str, str], environment: Mapping[str, str]) -> str:
+    """Return the file's text. Raises OptsError for an FLANNEL_IPMASQ that is neither true nor false."""
+    options = {name: value for name, value in environment.items() if name.startswith("DOCKER_OPT_")}
+    if "FLANNEL_SUBNET" in subnet:
+        options["DOCKER_OPT_BIP"] = f"--bip={subnet['FLANNEL_SUBNET']}"
+    if wish.ip_masq and "FLANNEL_IPMASQ" in subnet:
+        ours = subnet["FLANNEL_IPMASQ"]
+        if ours not in ("true", "false"):
+            raise OptsError(f"FLANNEL_IPMASQ in {wish.subnet_file} is {ours!r}: expected true or false")
+        # Who masquerades: if we do, Docker does not.
+        options["DOCKER_OPT_IPMASQ"] = f"--ip-masq={'false' if ours == 'true' else 'true'}"
+    if "FLANNEL_MTU" in subnet:
+        options["DOCKER_OPT_MTU"] = f"--mtu={subnet['FLANNEL_MTU']}"
+    lines = [f'{name}="{options[name]}"\n' for name in sorted(options)] if wish.individual else []
+    if wish.combined:
+        before = environment.get(wish.key, "")
+        all_of_them = "".join(f" {options[name]}" for name in sorted(options))
+        lines.append(f'{wish.key}="{before + " " if before else ""}{all_of_them}"\n')
+    return "".join(lines)
+
+
+def _is_via(subnet: str, routes: Path) -> bool:
+    """Tell whether the kernel has a route to exactly this subnet by way of a gateway."""
+    wanted = IPv4Network(subnet)
+    for line in routes.read_text(encoding="ascii").splitlines()[1:]:
+        fields = line.split()
+        destination, mask = (socket.inet_ntoa(struct.pack("=I", int(fields[i], 16))) for i in (1, 7))
+        if int(fields[3], 16) & RTF_GATEWAY and IPv4Network(f"{destination}/{mask}") == wanted:
+            return True
+    return False

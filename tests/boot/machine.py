@@ -1,0 +1,231 @@
+"""A Debian that boots, in systemd-nspawn, on the underlay bridge of a lab.
+
+    image:    mmdebstrap, once -> build/boot/<what is in it>, kept for the next run
+    machine:  a copy of it -> network, packages -> boot -> commands inside -> reboot … -> gone
+
+What is run inside enters the namespaces of the machine's PID 1. Its network namespace is made anew by each boot, so
+what the kernel knew is gone, as on a real host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from tests.lab.namespace import LabError, Namespace
+
+ROOT = Path(__file__).parents[2]
+PROPAGATED = Path("/run/systemd/nspawn/propagate")
+IMAGES = ROOT / "build/boot"
+INCLUDED = "dbus,iproute2,iptables,iputils-ping,nftables,procps,python3,systemd,systemd-sysv,udev"
+BOOT_SECONDS = 60.0
+REBOOTS = 133
+"""Exit code of nspawn with --keep-unit when the machine asks for a reboot: whoever started it does so again."""
+NETWORK = """\
+[Match]
+Name=host0
+[Network]
+Address={address}/24
+Gateway={gateway}
+LinkLocalAddressing=no
+"""
+
+
+def image() -> Path:
+    """Return the folder of a Debian with what a host needs, made if it is not there. Raises LabError."""
+    place = IMAGES / hashlib.sha256(INCLUDED.encode()).hexdigest()[:12]
+    if place.exists():
+        return place
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    unfinished = place.with_name(f"{place.name}.{os.getpid()}")
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={INCLUDED}", "bookworm", str(unfinished)]
+    try:
+        done = subprocess.run([*command, _mirror()], capture_output=True, text=True, timeout=600, check=False)
+        if done.returncode != 0:
+            raise LabError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
+        unfinished.rename(place)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return place
+
+
+def _mirror() -> str:
+    """Find where this machine's own apt gets Debian from. Raises LabError."""
+    shown = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(ORIGIN) $(CODENAME) $(REPO_URI)", "Created-By: Packages"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for line in shown.stdout.splitlines():
+        origin, codename, address = line.split()
+        if (origin, codename) == ("Debian", "bookworm"):
+            return address
+    raise LabError("apt on this machine knows no Debian bookworm: run apt-get update, on Debian 12")
+
+
+@dataclass(slots=True)
+class Machine:
+    """One machine; `address` is on the underlay, `core` the namespace with the bridge br0. `boot` it first."""
+
+    name: str
+    core: Namespace
+    directory: Path
+    address: IPv4Address
+    gateway: IPv4Address
+    _nspawn: subprocess.Popen[bytes] | None = None
+
+    @property
+    def root(self) -> Path:
+        """Its file system."""
+        return self.directory / self.name
+
+    @property
+    def console(self) -> Path:
+        """What it says on its console."""
+        return self.directory / f"{self.name}.console"
+
+    def boot(self) -> None:
+        """Make it from the image and boot it. Raises LabError."""
+        subprocess.run(["cp", "-a", "--reflink=auto", image(), self.root], check=True)
+        (self.root / "etc/hostname").write_text(f"{self.name}\n")
+        (self.root / "etc/machine-id").write_text("")
+        (self.root / "etc/systemd/network/10-host0.network").write_text(
+            NETWORK.format(address=self.address, gateway=self.gateway)
+        )
+        (self.root / "etc/sysctl.d/forward.conf").write_text("net.ipv4.ip_forward = 1\n")
+        wants = self.root / "etc/systemd/system/multi-user.target.wants"
+        wants.mkdir(exist_ok=True)
+        (wants / "systemd-networkd.service").symlink_to("/lib/systemd/system/systemd-networkd.service")
+        online = self.root / "etc/systemd/system/network-online.target.wants"
+        online.mkdir(exist_ok=True)
+        (online / "systemd-networkd-wait-online.service").symlink_to(
+            "/lib/systemd/system/systemd-networkd-wait-online.service"
+        )
+        self._start()
+        self.wait_booted()
+
+    def wait_booted(self, after: int = 0) -> None:
+        """Wait until it has booted and its PID 1 is another one than `after`. Raises LabError."""
+        deadline = time.monotonic() + BOOT_SECONDS
+        while True:
+            try:
+                state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
+                if state in ("running", "degraded") and self.leader() != after:
+                    return
+            except LabError:
+                state = "not there"
+            if time.monotonic() > deadline:
+                raise LabError(
+                    f"{self.name} has not booted within {BOOT_SECONDS:g} s ({state}); its console:\n{self.said()}"
+                )
+            time.sleep(0.1)
+
+    def reboot(self) -> None:
+        """Reboot it. Raises LabError, also if it does not end for that."""
+        assert self._nspawn is not None
+        before = self.leader()
+        self.run("systemctl", "reboot", check=False)
+        try:
+            code = self._nspawn.wait(BOOT_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise LabError(f"{self.name} does not go down for its reboot; its console:\n{self.said()}") from error
+        if code != REBOOTS:
+            raise LabError(f"{self.name} ended with {code} instead of rebooting; its console:\n{self.said()}")
+        self._start()
+        self.wait_booted(before)
+
+    def run(self, *argv: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a command inside. Raises LabError on a non-zero exit code if `check`, and after `timeout` seconds."""
+        enter = ["nsenter", "--target", str(self.leader()), "--mount", "--uts", "--ipc", "--net", "--pid", "--"]
+        clean = ["env", "--ignore-environment", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "TERM=dumb"]
+        try:
+            done = subprocess.run(
+                [*enter, *clean, *argv],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise LabError(f"`{' '.join(argv)}` on {self.name} did not end within {timeout:g} s") from error
+        if check and done.returncode != 0:
+            said = (done.stderr + done.stdout).strip()
+            raise LabError(f"`{' '.join(argv)}` on {self.name} failed with exit code {done.returncode}: {said}")
+        return done
+
+    def ask(self, *argv: str) -> str:
+        """Return what a command inside prints, stripped. Raises LabError."""
+        return self.run(*argv).stdout.strip()
+
+    def unit(self, name: str, *properties: str) -> dict[str, str]:
+        """Return properties of a unit as systemd has them now."""
+        shown = self.ask("systemctl", "show", name, f"--property={','.join(properties)}")
+        return dict(line.split("=", 1) for line in shown.splitlines())
+
+    def said(self, lines: int = 40) -> str:
+        """The end of its console and of the agent's journal."""
+        console = self.console.read_text(errors="replace").splitlines()[-lines:]
+        try:
+            journal = self.run("journalctl", "-u", "flanneld-py*", "--no-pager", "-n", str(lines), check=False).stdout
+        except LabError:
+            journal = ""
+        return "\n".join([*console, journal])
+
+    def leader(self) -> int:
+        """Its PID 1, as seen from here. Raises LabError if it does not run."""
+        # nspawn -> the boot's PID 1; there is none between two boots.
+        if self._nspawn is None or self._nspawn.poll() is not None:
+            raise LabError(f"{self.name} does not run; its console:\n{self.console.read_text(errors='replace')}")
+        children = _words(Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children"))
+        for child in children:
+            if Path(f"/proc/{child}/ns/pid").readlink() != Path("/proc/self/ns/pid").readlink():
+                return int(child)
+        raise LabError(f"{self.name} is not booting yet")
+
+    def _start(self) -> None:
+        command = ["systemd-nspawn", "--quiet", "--boot", "--directory", self.root, "--machine", self.name]
+        command += ["--network-bridge=br0", "--bind=/dev/net/tun", "--register=no", "--keep-unit"]
+        command += ["--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=pipe"]
+        with self.console.open("ab") as console:
+            self._nspawn = self.core.popen(
+                [str(word) for word in command],
+                stdout=console,
+                stderr=console,
+                env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
+            )
+
+    def close(self) -> None:
+        """Switch it off and remove it."""
+        if self._nspawn is not None:
+            try:
+                os.kill(self.leader(), signal.SIGKILL)
+            except (LabError, ProcessLookupError, FileNotFoundError):
+                self._nspawn.kill()
+            try:
+                self._nspawn.wait(10)
+            except subprocess.TimeoutExpired:
+                self._nspawn.kill()
+                self._nspawn.wait()
+            self._nspawn = None
+        with suppress(FileNotFoundError):
+            (PROPAGATED / self.name).rmdir()
+        if self.root.exists():
+            subprocess.run(["rm", "-rf", "--one-file-system", self.root], check=True)
+
+
+def _words(path: Path) -> Sequence[str]:
+    try:
+        return path.read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ()

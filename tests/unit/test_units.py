@@ -1,0 +1,60 @@
+"""What is installed beside the program agrees with it: units, settings, manual page."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from flanneld_py.agent.flags import FLAGS
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+UNITS = sorted(DEPLOY.glob("**/*.service")) + sorted(DEPLOY.glob("**/*.conf"))
+
+
+def settings(unit: Path) -> list[tuple[str, str]]:
+    lines = (line.strip() for line in unit.read_text().splitlines())
+    return [(name, value) for line in lines if line[:1] not in ("", "#", "[") for name, value in [line.split("=", 1)]]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
+def test_a_unit_never_gives_up_and_does_not_spin(unit: Path) -> None:
+    given = dict(settings(unit))
+    assert given["StartLimitIntervalSec"] == "0"
+    assert int(given["RestartSec"]) >= 2
+
+
+def test_the_agents_unit_leaves_the_data_plane_and_the_subnet_file() -> None:
+    given = dict(settings(DEPLOY / "flanneld-py.service"))
+    assert given["KillMode"] == "process"
+    assert given["RuntimeDirectoryPreserve"] == "yes"
+    assert given["OOMPolicy"] == "continue"
+
+
+def test_units_start_programs_that_the_distribution_has() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    for unit in DEPLOY.glob("*.service"):
+        started = Path(dict(settings(unit))["ExecStart"].split()[0])
+        assert started.parent == Path("/usr/sbin")
+        assert started.name in scripts
+
+
+def test_the_settings_file_names_variables_that_there_are() -> None:
+    named = re.findall(r"FLANNELD_[A-Z_]+", (DEPLOY / "flanneld-py.default").read_text())
+    assert named
+    assert set(named) <= {flag.variable for flag in FLAGS}
+
+
+def test_the_manual_page_has_every_flag() -> None:
+    page = subprocess.run(
+        [sys.executable, DEPLOY / "debian/manpage.py", "1.2-3"], capture_output=True, text=True, check=True
+    ).stdout
+    assert r"flanneld-py 1.2\-3" in page
+    for flag in FLAGS:
+        shown = "\n.B \\-\\-" + flag.name.replace("-", "\\-") + "\n" in page
+        assert shown == (flag.kind not in ("refused", "ignored")), flag.name
