@@ -69,7 +69,7 @@ def ping(
     target: Station,
     *,
     count: int = 5,
-    interval: float = 0.01,
+    interval: float = 0.04,
     payload: int = 56,
     patience: float = 1,
     fragment: bool = False,
