@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, ip_network
+from pathlib import Path
 
 import pytest
 
@@ -251,7 +252,7 @@ def test_two_networks_on_one_host_have_rules_of_their_own(make_lab: MakeLab) -> 
     before = sh(host, "nft list table ip flanneld-py")
     second = host.namespace.popen(
         [
-            *(lab.plan.flanneld or sys.executable.replace("python", "flanneld-py"), "--iface", "eth0"),
+            *(lab.plan.flanneld or str(Path(sys.executable).with_name("flanneld-py")), "--iface", "eth0"),
             *("--etcd-endpoints", f"http://{lab.plan.gateway}:2379", "--etcd-prefix", "/second", "--ip-masq"),
             *("--subnet-file", str(host.directory / "second" / "subnet.env"), "--firewall", "nftables"),
         ]

@@ -177,7 +177,7 @@ def test_alloc_leases_and_programs_nothing(make_lab: MakeLab) -> None:
     for host in lab.hosts:
         assert host.agent.subnet_env()["FLANNEL_MTU"] == "1500"
         assert gateways(host) == {}
-        assert shown(host)["peers"] == 1
+        until(lambda host=host: shown(host)["peers"] == 1, "the peer")  # type: ignore[misc]
     host, other = lab.hosts
     for here, there in ((host, other), (other, host)):
         here.namespace.ip(f"route add {subnet(there)} via {there.address}")  # As the operator does.
