@@ -1,6 +1,6 @@
 """Claim a lease of our own: until there is one, whatever is in the way.
 
-    config -> list -> choose -> write by transaction -> list: does another lease overlap it after all?
+    config -> list -> choose -> write by transaction -> list what is new: does another lease overlap it after all?
                 ^                    | somebody was first          |
                 +--------------------+-----------------------------+
 
@@ -15,7 +15,7 @@ reported and left alone.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from random import Random
@@ -82,12 +82,13 @@ class Claimer:
         while True:
             try:
                 await self._list()
-                began = self._view.revision if began is None else began
+                listed = self._view.revision
+                began = listed if began is None else began
                 lease, how = await self._claim(config, attrs, previous, contested)
                 made = lease.create_revision > began
                 if made:
-                    await self._list()
-                    if (rival := await self.rival(lease)) is not None:
+                    others = await self._registry.written_since(listed)
+                    if (rival := await self.rival(lease, others)) is not None:
                         contested = lease.subnets
                         raise Conflict(f"{rival.subnets} of {rival.address} overlaps {lease.subnets} and goes first")
             except (Conflict, HistoryLost, LeaseGone) as error:
@@ -102,9 +103,9 @@ class Claimer:
                 log.info("lease acquired", **reservation)
                 return lease, made
 
-    async def rival(self, lease: Lease) -> Lease | None:
-        """Return a lease that ours, made a moment ago, overlaps and has to give way to. Raises RegistryError."""
-        for other in overlapping(lease.subnets, self._view.leases().values()):
+    async def rival(self, lease: Lease, others: Iterable[Lease]) -> Lease | None:
+        """Return a lease that ours, made a while ago, overlaps and has to give way to. Raises RegistryError."""
+        for other in overlapping(lease.subnets, others):
             if other.create_revision < lease.create_revision or await self._registry.owner_of(other.subnets) is None:
                 return other
         return None

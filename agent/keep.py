@@ -167,7 +167,7 @@ class Keeper:
 
         Returns whether it has to give way. Raises RegistryError.
         """
-        rival = await self._claimer.rival(lease)
+        rival = await self._claimer.rival(lease, self._view.leases().values())
         self._second_look = float("inf")
         self._contested = lease.subnets if rival is not None else None
         return rival is not None

@@ -74,12 +74,12 @@ class EtcdStore:
         self._cluster_id = self._cluster_id or answer.header.cluster_id
         return api.entry(answer.kvs[0]) if answer.kvs else None
 
-    async def pages(self, prefix: str, page_size: int = 500) -> AsyncGenerator[Listing, None]:
-        """List every key that starts with `prefix`, in key order, all at one revision. Raises HistoryLost."""
+    async def pages(self, prefix: str, page_size: int = 500, since: int = 0) -> AsyncGenerator[Listing, None]:
+        """List the keys that start with `prefix`; see Store. Raises HistoryLost."""
         start, end = api.span(prefix)
         revision = 0
         while True:
-            request = api.RANGE.request(key=start, range_end=end, limit=page_size, revision=revision)
+            request = api.list_request(start, end, page_size, revision, since)
             answer = await self._call(f"list {prefix}", api.RANGE, request)
             if not revision:
                 revision, self._cluster_id = answer.header.revision, answer.header.cluster_id

@@ -122,6 +122,12 @@ def _request(operation: Put | Delete) -> Message:
             return _RequestOp(request_delete_range=_DeleteRange(key=encode(key)))
 
 
+def list_request(start: bytes, end: bytes, limit: int, revision: int, since: int) -> Message:
+    """Build a request for a page of what was written after revision `since`, as of `revision`; 0 is the newest."""
+    written = since + 1 if since else 0  # Any bound makes etcd read the whole range for each page.
+    return RANGE.request(key=start, range_end=end, limit=limit, revision=revision, min_mod_revision=written)
+
+
 def watch_request(prefix: str, start_revision: int) -> Message:
     """Build the request that opens a watch."""
     key, end = span(prefix)

@@ -79,11 +79,12 @@ class MemoryStore:
         await self._admit()
         return self._keys.get(key)
 
-    async def pages(self, prefix: str, page_size: int = 500) -> AsyncGenerator[Listing, None]:
-        """List every key that starts with `prefix`, in key order, all at one revision. Raises HistoryLost."""
+    async def pages(self, prefix: str, page_size: int = 500, since: int = 0) -> AsyncGenerator[Listing, None]:
+        """List the keys that start with `prefix`; see Store. Raises HistoryLost."""
         await self._admit()
         revision = self._revision
-        found = sorted((kv for kv in self._keys.values() if kv.key.startswith(prefix)), key=_etcd_order)
+        written = (kv for kv in self._keys.values() if kv.key.startswith(prefix) and kv.mod_revision > since)
+        found = sorted(written, key=_etcd_order)
         yield Listing(tuple(found[:page_size]), revision)
         for first in range(page_size, len(found), page_size):
             await self._admit()

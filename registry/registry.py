@@ -68,6 +68,15 @@ class Registry:
                 records = {entry.key: codec.decode_record(self._prefix, entry) for entry in listing.entries}
                 yield Page(records, listing.revision)
 
+    async def written_since(self, revision: int) -> list[Lease]:
+        """List the readable leases that were written after `revision` and are there now."""
+        leases: list[Lease] = []
+        async with aclosing(self._store.pages(self.subnets_prefix, since=revision)) as listings:
+            async for listing in listings:
+                records = (codec.decode_record(self._prefix, entry) for entry in listing.entries)
+                leases += (record for record in records if isinstance(record, Lease))
+        return leases
+
     async def deltas(self, revision: int) -> AsyncGenerator[Delta, None]:
         """Stream all changes after `revision`; the first delta is empty and says that the watch stands."""
         async with aclosing(self._store.watch(self.subnets_prefix, revision + 1)) as batches:

@@ -126,10 +126,10 @@ class Store(Protocol):
         """Read one key, linearizable."""
         ...
 
-    def pages(self, prefix: str, page_size: int = 500) -> AsyncGenerator[Listing, None]:
-        """List every key that starts with `prefix`, in key order, all at one revision.
+    def pages(self, prefix: str, page_size: int = 500, since: int = 0) -> AsyncGenerator[Listing, None]:
+        """List every key that starts with `prefix` and was written after revision `since`, all at one revision.
 
-        At least one page comes, also when there is nothing. Raises HistoryLost if the revision is compacted
+        In key order. At least one page comes, also when there is nothing. Raises HistoryLost if the revision is compacted
         meanwhile.
         """
         ...

@@ -103,6 +103,18 @@ async def test_a_listing_comes_in_pages_in_key_order(subject: Subject) -> None:
     assert all(kv.value == kv.key.encode() for page in pages for kv in page.entries)
 
 
+async def test_a_listing_of_what_was_written_since(subject: Subject) -> None:
+    names = [f"{subject.prefix}{number:02}" for number in range(25)]
+    revision = await subject.store.commit([], [Put(name, b"old") for name in names])
+    for name in reversed(names[3:15]):
+        newest = await subject.store.commit([], [Put(name, b"new")])
+    gone = await subject.store.commit([], [Delete(names[4])])
+    pages = [page async for page in subject.store.pages(subject.prefix, 5, since=revision)]
+    assert keys(pages) == [names[3], *names[5:15]]
+    assert {page.revision for page in pages} == {gone}
+    assert [page async for page in subject.store.pages(subject.prefix, since=newest)] == [Listing((), gone)]
+
+
 async def test_a_listing_of_exactly_one_page(subject: Subject) -> None:
     await subject.store.commit([], [Put(f"{subject.prefix}{number}", b"") for number in range(10)])
     assert [len(page.entries) for page in await listing(subject.store, subject.prefix, 10)] == [10]

@@ -56,9 +56,9 @@ class Hesitant:
         await self._hesitate()
         return await self._store.get(key)
 
-    async def pages(self, prefix: str, page_size: int = 500) -> AsyncGenerator[Listing, None]:
+    async def pages(self, prefix: str, page_size: int = 500, since: int = 0) -> AsyncGenerator[Listing, None]:
         await self._hesitate()
-        async for page in self._store.pages(prefix, page_size):
+        async for page in self._store.pages(prefix, page_size, since):
             yield page
 
     async def commit(self, expect: Sequence[Expect], operations: Sequence[Put | Delete]) -> int:
