@@ -35,7 +35,7 @@ from flanneld_py.agent.membership import Membership
 from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.onlink import OnLinkVerdicts
 from flanneld_py.agent.reconcile import Reconciler
-from flanneld_py.agent.settings import Settings
+from flanneld_py.agent.settings import Settings, control_socket
 from flanneld_py.agent.underlay import Find, UnderlayWatch
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap import backends
@@ -201,7 +201,7 @@ class Agent:
             if each.datapath is not None:
                 from flanneld_py.agent.supervise import Supervisor  # Most hosts never need it.
 
-                control = self._settings.control / f"datapath-{each.datapath.device}.sock"
+                control = control_socket(self._settings.control, each.datapath.device)
                 started = self._start_datapath, prepared
                 yield each.backend.family, Supervisor(control, *started, each.datapath, self._clock, self._rng)
 

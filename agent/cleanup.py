@@ -8,21 +8,20 @@ The lease in etcd stays: it keeps the host's subnet for a day.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.broken import Broken
 from flanneld_py.agent.guard import name_suffix
 from flanneld_py.agent.line import DatapathError, stop_process
+from flanneld_py.agent.lock import held_devices
+from flanneld_py.agent.settings import control_sockets
 from flanneld_py.encap.command import HostTools
 from flanneld_py.encap.enforce import Enforcer
 from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.rtsocket import Interrupted
 from flanneld_py.encap.sweep import marked_devices, sweep
-
-LOCK = "flanneld-py/"
-"""How the names of the abstract sockets begin by which an agent holds its device (daemon.py)."""
 
 
 async def clean_up(subnet_file: Path, tell: Callable[[str], None], root: Path = Path("/")) -> None:
@@ -32,10 +31,10 @@ async def clean_up(subnet_file: Path, tell: Callable[[str], None], root: Path = 
             f"an agent runs on this host and has {', '.join(held)}: stop it (systemctl stop flanneld-py), "
             "then run --cleanup again"
         )
-    devices = [control.stem.removeprefix("datapath-") for control in control_sockets(subnet_file.parent)]
-    left = await _end_datapaths(subnet_file.parent, tell)
+    controls = control_sockets(subnet_file.parent)
+    left = await _end_datapaths(controls.values(), tell)
     try:
-        left += await _remove_rules([*devices, *marked_devices()], tell)
+        left += await _remove_rules([*controls, *marked_devices()], tell)
         left += sweep(tell)
     except (Interrupted, KernelError, OSError) as error:
         left.append(f"the kernel's tables, which cannot be read: {error or 'they change all the time'}")
@@ -44,19 +43,9 @@ async def clean_up(subnet_file: Path, tell: Callable[[str], None], root: Path = 
         raise Broken(f"not everything could be removed; left are: {'; '.join(left)}")
 
 
-def held_devices(table: str) -> list[str]:
-    """Find the devices that agents hold, in the text of /proc/net/unix."""
-    return sorted(line.partition(f" @{LOCK}")[2].strip() for line in table.splitlines() if f" @{LOCK}" in line)
-
-
-def control_sockets(folder: Path) -> list[Path]:
-    """List the control sockets of userspace data planes."""
-    return sorted(folder.glob("datapath-*.sock"))
-
-
-async def _end_datapaths(folder: Path, tell: Callable[[str], None]) -> list[str]:
+async def _end_datapaths(controls: Iterable[Path], tell: Callable[[str], None]) -> list[str]:
     left = []
-    for control in control_sockets(folder):
+    for control in controls:
         try:
             if await stop_process(control):
                 tell(f"ended the userspace data plane at {control}, and with it its device")

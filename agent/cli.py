@@ -33,7 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Only now, so that a wrong flag is answered at once.
     from flanneld_py.agent.broken import Broken
-    from flanneld_py.agent.cleanup import clean_up
     from flanneld_py.agent.daemon import Daemon, require_capability, stop_datapath
     from flanneld_py.agent.notify import Notifier
 
@@ -41,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.datapath_stop:
             await stop_datapath(options.subnet_file.parent)
         elif options.cleanup:
+            from flanneld_py.agent.cleanup import clean_up
+
             require_capability()
             await clean_up(options.subnet_file, print)
         else:

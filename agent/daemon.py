@@ -20,18 +20,18 @@ from typing import Never
 from flanneld_py.agent.agent import Agent
 from flanneld_py.agent.blackhole import Blackhole
 from flanneld_py.agent.broken import Broken
-from flanneld_py.agent.cleanup import LOCK, control_sockets
 from flanneld_py.agent.clock import Clock, SystemClock
 from flanneld_py.agent.guard import FirewallOptions, Guard, name_suffix, names_of_interest
 from flanneld_py.agent.host import read_host
 from flanneld_py.agent.http import HealthServer
 from flanneld_py.agent.identity import read_identity
 from flanneld_py.agent.interface import Asked, Choice, Network, choose, outside
+from flanneld_py.agent.lock import lock_device
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.notify import Notifier
 from flanneld_py.agent.options import Options, UsageError, default_workers
-from flanneld_py.agent.settings import Settings
+from flanneld_py.agent.settings import Settings, control_sockets
 from flanneld_py.agent.status import Document, starting
 from flanneld_py.agent.subnetfile import previous_subnets
 from flanneld_py.agent.wanted import Wanted
@@ -177,7 +177,7 @@ async def stop_datapath(folder: Path) -> None:
     from flanneld_py.agent.line import DatapathError, stop_process
 
     found = control_sockets(folder)
-    for control in found:
+    for control in found.values():
         try:
             stopped = await stop_process(control)
         except DatapathError as error:
@@ -230,23 +230,6 @@ def require_capability() -> None:
         name, _, value = line.partition(":")
         if name == "CapEff" and not int(value, 16) >> CAP_NET_ADMIN & 1:
             raise Broken("devices and routes cannot be changed without CAP_NET_ADMIN: run as root, or give it to us")
-
-
-def lock_device(name: str) -> socket.socket:
-    """Make sure that no other agent on this host has what is named, for as long as we live. Raises Broken.
-
-    An abstract unix socket belongs to the network namespace, as the device does, and goes with the process.
-    """
-    lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-    try:
-        lock.bind(f"\0{LOCK}{name}")
-    except OSError as error:
-        lock.close()
-        raise Broken(
-            f"another flanneld-py on this host has {name}; stop that one, or give the two networks something of "
-            "their own: vxlan another Backend.VNI, host-gw and alloc another Network"
-        ) from error
-    return lock
 
 
 async def stop_on_signal() -> Never:

@@ -116,7 +116,7 @@ class Keeper:
             shown = self._view.written(self._registry.key(lease.subnets))
             replaced = self._view.generation != self._generation
             current = replaced or self._view.revision >= lease.mod_revision
-            rivals = overlapping(lease.subnets, self._view.leases().values()) if shown is None else []
+            rivals = overlapping(lease.subnets, self._view.leases().values()) if shown is None and current else []
             rival = next(iter(rivals), None)
             step = next_step(self._held, shown, now, current=current, replaced=replaced, rival=rival)
             wanted = self._as_revised(lease)

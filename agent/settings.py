@@ -21,3 +21,14 @@ class Settings:
     datapath: backends.Choice = "auto"
     control: Path = Path("/run/flannel")
     workers: int = 1
+
+
+def control_socket(folder: Path, device: str) -> Path:
+    """Return where the userspace data plane with this device listens for its agent."""
+    return folder / f"datapath-{device}.sock"
+
+
+def control_sockets(folder: Path) -> dict[str, Path]:
+    """Find where userspace data planes listen, by device."""
+    found = sorted(folder.glob(control_socket(Path(), "*").name))
+    return {control.stem.removeprefix("datapath-"): control for control in found}

@@ -14,8 +14,8 @@ from flanneld_py.encap.backend import Found, OnLink, Underlay, direct_route, is_
 from flanneld_py.encap.family import IPV4, Family
 from flanneld_py.encap.peers import Own, Peer, Unusable
 from flanneld_py.encap.state import Entry
-from flanneld_py.registry.codec import show
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
+from flanneld_py.registry.document import show
 from flanneld_py.registry.model import Lease, LeaseAttrs
 
 if TYPE_CHECKING:

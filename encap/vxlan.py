@@ -43,8 +43,8 @@ from flanneld_py.encap.state import (
     VxlanLink,
     text,
 )
-from flanneld_py.registry.codec import show
 from flanneld_py.registry.config import NetworkConfig
+from flanneld_py.registry.document import show
 from flanneld_py.registry.model import Json, Lease, LeaseAttrs, stand_in
 
 if TYPE_CHECKING:

@@ -12,19 +12,16 @@ Pure: no store, no clock. What cannot be read raises ValueError with the reason;
     lease value   {"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{...}}
                   PublicIPv6 is always there, empty fields after it never; fields that flannel does not know come last
 
-flannel reads field names case-insensitively, so does this; and it writes `<`, `>`, `&`, U+2028 and U+2029 inside
-strings as \\uXXXX, the rest as UTF-8.
+flannel reads field names case-insensitively, so does this. How JSON is written: document.py.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import NoReturn
 
+from flanneld_py.registry.document import dump, parse_object, show
 from flanneld_py.registry.model import NO_IPV4, Json, Lease, LeaseAttrs, Owner, Rejected, Subnets
 from flanneld_py.registry.store import KeyValue
 
@@ -33,10 +30,7 @@ _LEASE_NAME = re.compile(r"([0-9.]+)-([0-9]{1,3})(?:&([0-9a-f:]+)-([0-9]{1,3}))?
 _NAMES = ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data")
 _FIELDS = {name.lower(): name for name in _NAMES}
 
-NESTING = 100
-
-# A lone surrogate has no UTF-8 form; Go's reader replaces it the same way.
-_ESCAPES = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
+_OCTETS = {str(number): number for number in range(256)}
 
 
 def config_key(prefix: str) -> str:
@@ -113,7 +107,7 @@ def _parse_lease_name(name: str) -> Subnets:
     if match is None:
         raise ValueError(f"{name!r} names no subnet: expected one like 10.5.52.0-24 or 10.5.52.0-24&fd00:5:52::-64")
     base4, length4, base6, length6 = match.groups()
-    v4 = IPv4Network((int(IPv4Address(base4)), _length(length4, 31)))
+    v4 = IPv4Network((int(_address4(base4)), _length(length4, 31)))
     if base6 is None:
         if v4 == NO_IPV4:
             raise ValueError(f"{name!r} names no subnet: {NO_IPV4} stands for none and needs an IPv6 subnet beside it")
@@ -122,6 +116,15 @@ def _parse_lease_name(name: str) -> Subnets:
     if str(v6.network_address) != base6:
         raise ValueError(f"{base6} in the key is not the usual form: expected {v6.network_address}")
     return Subnets(v4, v6)
+
+
+def _address4(text: str) -> IPv4Address:
+    """Read an IPv4 address in half the time that IPv4Address takes; that one says what is wrong with others."""
+    try:
+        first, second, third, fourth = map(_OCTETS.__getitem__, text.split("."))
+    except (KeyError, ValueError):
+        return IPv4Address(text)
+    return IPv4Address(first << 24 | second << 16 | third << 8 | fourth)
 
 
 def _length(text: str, longest: int) -> int:
@@ -184,12 +187,12 @@ def encode_attrs(attrs: LeaseAttrs) -> bytes:
         if name.lower() in _FIELDS:
             raise ValueError(f"extra field {name} would override flannel's {_FIELDS[name.lower()]}")
         document[name] = field
-    return _dump(document)
+    return dump(document)
 
 
 def encode_owner(owner: Owner) -> bytes:
     """Write the value of an owner record; the identity is in its key."""
-    return _dump(
+    return dump(
         {
             "Subnets": _lease_name(owner.subnets),
             "PublicIP": str(owner.public_ip),
@@ -211,70 +214,17 @@ def decode_owner(identity: str, value: bytes) -> Owner:
     )
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if number - number != 0:
-        raise ValueError(f"number {text[:20]} is too large")
-    return number
-
-
-_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
-
-
-def parse_object(value: bytes) -> dict[str, Json]:
-    """Read a JSON object. As strict as Go's reader: UTF-8, no NaN, no infinite numbers. Raises ValueError."""
-    # What the reader can just take, others that walk over it (a comparison, a log line) cannot.
-    if value.count(b"[") + value.count(b"{") > NESTING:
-        raise ValueError(f"the value is nested too deeply: more than {NESTING} lists and objects")
-    try:
-        document = _DECODER.decode(value.decode())
-    except ValueError as error:
-        raise ValueError(f"the value is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"the value is {show(document)}: expected a JSON object")
-    return document
-
-
-def show(value: Json) -> str:
-    """Show a JSON value in an error message, in a few words."""
-    match value:
-        case dict():
-            return "an object"
-        case list():
-            return "a list"
-        case _:
-            text = json.dumps(value)
-            return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _dump(document: Mapping[str, Json]) -> bytes:
-    try:
-        text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    except RecursionError:
-        raise ValueError("the value is nested too deeply to be written") from None
-    return _ESCAPES.sub(_escape, text).encode()
-
-
-def _escape(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return "\ufffd" if 0xD800 <= code <= 0xDFFF else f"\\u{code:04x}"
-
-
 def _ipv4(value: Json, field: str) -> IPv4Address:
     try:
         if isinstance(value, str):
-            return IPv4Address(value)
+            return _address4(value)
     except ValueError:
         pass
     raise ValueError(f"{field} is {show(value)}: expected an IPv4 address")
 
 
 def _address(value: Json, field: str) -> IPv4Address | IPv6Address:
-    return (_ipv6(value, field) if ":" in str(value) else None) or _ipv4(value, field)
+    return (":" in str(value) and _ipv6(value, field)) or _ipv4(value, field)
 
 
 def _ipv6(value: Json, field: str) -> IPv6Address | None:

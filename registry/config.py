@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import cast
 
-from flanneld_py.registry.codec import parse_object, show
+from flanneld_py.registry.document import parse_object, show
 from flanneld_py.registry.model import Json
 from flanneld_py.registry.store import RegistryError
 

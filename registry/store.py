@@ -129,8 +129,8 @@ class Store(Protocol):
     def pages(self, prefix: str, page_size: int = 500, since: int = 0) -> AsyncGenerator[Listing, None]:
         """List every key that starts with `prefix` and was written after revision `since`, all at one revision.
 
-        In key order. At least one page comes, also when there is nothing. Raises HistoryLost if the revision is compacted
-        meanwhile.
+        In key order. At least one page comes, also when there is nothing. Raises HistoryLost if the revision is
+        compacted meanwhile.
         """
         ...
 

@@ -9,6 +9,7 @@ Ctrl-C; 2 wrong arguments, or not root.
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import shutil
 import signal
@@ -41,6 +42,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "userspace": userspace.run,
 }
 PATH_NAMES = ", ".join(path.name for path in PATHS)
+ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -57,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"the packet path {FLANNEL_UDP.name} is another daemon's: give it with --flanneld")
     if options.rounds < 1 or not 1 <= options.peers <= MOST:
         parser.error(f"expected 1 round or more and 1 to {MOST} peers")
+    for package in ("agent", "encap", "registry"):
+        # What is installed comes compiled; in a checkout the environment may forbid Python to keep it.
+        compileall.compile_dir(ROOT / package, quiet=1)
     daemons = [Daemon(OURS, DEFAULT_FLANNELD)]
     if options.flanneld is not None:
         name = options.flanneld.name

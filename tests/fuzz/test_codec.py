@@ -3,7 +3,7 @@
 import json
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flanneld_py.registry.codec import (
@@ -72,6 +72,22 @@ def test_one_lease_has_one_key(name: str) -> None:
     except ValueError:
         return
     assert lease_key(PREFIX, leased) == key
+
+
+@given(st.text() | st.from_regex(r"[0-9.]{7,15}") | st.ip_addresses(v=4).map(str))
+@example("10.05.52.1")
+@example("10.5.52.1\0")
+@example("\u0661.1.1.1")
+def test_addresses_are_read_as_strictly_as_by_the_standard_library(text: str) -> None:
+    try:
+        expected: IPv4Address | None = IPv4Address(text)
+    except ValueError:
+        expected = None
+    try:
+        read: IPv4Address | None = decode_attrs(json.dumps({"PublicIP": text}).encode()).public_ip
+    except ValueError:
+        read = None
+    assert read == expected
 
 
 @given(attributes)

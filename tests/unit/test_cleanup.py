@@ -6,7 +6,8 @@ import pytest
 
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.broken import Broken
-from flanneld_py.agent.cleanup import clean_up, held_devices
+from flanneld_py.agent.cleanup import clean_up
+from flanneld_py.agent.lock import held_devices
 
 HEADER = "Num       RefCount Protocol Flags    Type St Inode Path\n"
 HELD = HEADER + "00000000f: 00000002 00000000 00000000 0002 01 4711 @flanneld-py/device flannel.1\n"
