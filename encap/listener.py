@@ -1,12 +1,12 @@
 """What others do to the kernel's tables, as events: a multicast socket, and the translation.
 
-    kernel --multicast--> socket --read--> own changes skipped, the rest translated --> pending --take--> events
+    kernel --multicast--> socket, own changes left out --read--> the rest translated --> pending --take--> events
 
-Own changes come back too, in the kernel's order among those of others, and that order is used: what somebody did to a
-key before our change to it is history, and dropped. Most own changes bear our request socket's port id. Three do not
-(tried on 6.18): forwarding entries, IPv6 addresses, and the second message about a deleted neighbour. These are known
-by what `read` is told to expect; an own change that comes late (an IPv6 address that ends being tentative) is told
-as a Seen of what is there, which changes nothing.
+What somebody did to a key before our change to it is history, and dropped; what was done in the same millisecond is
+told, and at worst has us do ours once more. Most own changes bear our request socket's port id, by which the kernel
+leaves them out. Three do not (tried on 6.18): forwarding entries, IPv6 addresses, and the second message about a
+deleted neighbour. These are known by what `read` is told to expect; one that comes late (an IPv6 address that ends
+being tentative) is told as a Seen of what is there, which changes nothing.
 
 What the kernel does not tell, and what is told instead (tried on 6.18):
 - device down: IPv4 routes and nexthop objects vanish silently; LinkChanged.
@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Iterable
 from errno import ENOBUFS
 from itertools import count
 
+from flanneld_py.encap import bpf
 from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.kernel import Event, Gone, HostChanged, LinkChanged, Lost, Rerouted, Seen
 from flanneld_py.encap.nexthops import NexthopIds
@@ -51,7 +52,6 @@ class Listener:
         receive_buffer: int,
     ) -> None:
         self._devices = frozenset(devices)
-        self._own_port = own_port
         self._nexthops = nexthops
         self._links = links
         self._report_nexthops = report_nexthops
@@ -71,11 +71,11 @@ class Listener:
         self.socket.bind((0, 0))
         for group in (*_GROUPS, *([_GROUP_NEXTHOP] if nexthop_group else [])):
             self.socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        bpf.attach(self.socket, bpf.SO_ATTACH_FILTER, _all_but(own_port))
         self._name_devices()
 
     def read(self, expected: Collection[Event] = (), limit: int | None = None) -> list[Event]:
         """Read up to `limit` messages that lie ready; return all events that wait for `take`."""
-        own_port = rt.U32.pack(self._own_port)
         for _ in count() if limit is None else range(limit):
             try:
                 buffer = self.socket.recv(RECEIVE_BYTES)
@@ -86,9 +86,6 @@ class Listener:
                     raise
                 self._pending = [Lost()]
                 self._name_devices()
-                continue
-            # A notification is one message. This skips most of those that `_hear` would, at a tenth of the cost.
-            if buffer[12:16] == own_port and not self._pending:
                 continue
             try:
                 for message in rt.messages(buffer):
@@ -102,21 +99,18 @@ class Listener:
         events, self._pending = self._pending, []
         return events
 
+    def drop(self, keys: Collection[Key]) -> None:
+        """Forget what was read about these keys: we have changed them since."""
+        self._pending = [event for event in self._pending if event_key(event) not in keys]
+
     def close(self) -> None:
         """Close the socket."""
         self.socket.close()
 
     def _hear(self, buffer: bytes, message: Message, expected: Collection[Event]) -> None:
-        own = message.port == self._own_port
-        if own and not self._pending:
-            return
         for event in self._translate(buffer, message):
-            match event:
-                case Seen() | Gone() if own or event in expected:
-                    done = event_key(event)
-                    self._pending = [earlier for earlier in self._pending if event_key(earlier) != done]
-                case _ if not own and [event] != self._pending[-1:]:
-                    self._pending.append(event)
+            if event not in expected and [event] != self._pending[-1:]:
+                self._pending.append(event)
 
     def _translate(self, buffer: bytes, message: Message) -> list[Event]:
         kind, _, _, _, at, end = message
@@ -198,6 +192,18 @@ class Listener:
         self._names[link.ifindex] = link.name
         if link.name in self._devices:
             self.watched[link.ifindex] = link.name
+
+
+def _all_but(port: int) -> list[bpf.Instruction]:
+    """Return the program that passes all notifications but those of changes made through the socket with that port."""
+    port_of_message = 12  # linux/netlink.h: nlmsg_pid; a word is loaded in network byte order.
+    found = int.from_bytes(rt.U32.pack(port))
+    return [
+        (bpf.LOAD_WORD, port_of_message, 0),
+        (bpf.SKIP_UNLESS_EQUAL, found, 1),
+        (bpf.RETURN, 0, 0),
+        (bpf.RETURN, 0xFFFFFFFF, 0),
+    ]
 
 
 def event_key(event: Event) -> Key | None:

@@ -83,11 +83,14 @@ class Netlink:
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
         """See kernel.Kernel."""
-        self._read_events(())
+        earlier = self._read_events(())
         failures = self._writer.apply(operations)
-        if self._readings:
+        if self._readings or earlier:
             failed = {id(failure.operation) for failure in failures}
-            self._mark(operation.entry.key for operation in operations if id(operation) not in failed)
+            done = {operation.entry.key for operation in operations if id(operation) not in failed}
+            self._mark(done)
+            if self._listening is not None:
+                self._listening[1].drop(done)
         if self._read_events(_expected(operations)) and self._listening is not None:
             self._listening[0].call_soon(self._deliver)
         return failures

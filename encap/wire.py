@@ -14,7 +14,6 @@ Not what is in the datagrams (frame.py), nor whose they are (forward.py).
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import socket
 import struct
@@ -22,6 +21,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address, IPv6Address
 
+from flanneld_py.encap import bpf
 from flanneld_py.encap.directory import Endpoint
 
 # asm-generic/socket.h, linux/udp.h, linux/in.h, linux/in6.h; not in Python 3.11's socket module.
@@ -39,10 +39,8 @@ RECEIVE_SIZE = 65535
 SOCKET_BUFFER = 8 << 20
 """Bytes of kernel memory each way: some milliseconds of a fast sender, while this process is not scheduled."""
 
-SO_ATTACH_REUSEPORT_CBPF = 51
-# linux/filter.h: load a half-word, modulo a constant, return the accumulator; offsets from the network header.
-BPF_LOAD, BPF_MODULO, BPF_RETURN = 0x28, 0x94, 0x16
 SKF_NET_OFF = 0x100000000 - 0x100000
+"""Offsets from the network header begin here (linux/filter.h)."""
 SOURCE_PORT = {4: 20, 6: 40}
 """Where it is behind an IP header without options. With options another lane is chosen, and that is all."""
 
@@ -96,20 +94,12 @@ def _bound(local: IPv4Address | IPv6Address, port: int, *, shared: bool = False)
 
 def _steer(receiver: socket.socket, version: int, count: int) -> None:
     """Have the kernel choose the lane by source port; it goes by a hash of its own if it cannot."""
-    program = b"".join(
-        struct.pack("=HBBI", code, 0, 0, operand)
-        for code, operand in (
-            (BPF_LOAD, SKF_NET_OFF + SOURCE_PORT[version]),
-            (BPF_MODULO, count),
-            (BPF_RETURN, 0),
-        )
-    )
-    held = ctypes.create_string_buffer(program, len(program))
+    source_port = SKF_NET_OFF + SOURCE_PORT[version]
     with suppress(OSError):
-        receiver.setsockopt(
-            socket.SOL_SOCKET,
-            SO_ATTACH_REUSEPORT_CBPF,
-            struct.pack("@HP", len(program) // 8, ctypes.addressof(held)),
+        bpf.attach(
+            receiver,
+            bpf.SO_ATTACH_REUSEPORT_CBPF,
+            [(bpf.LOAD_HALF, source_port, 0), (bpf.MODULO, count, 0), (bpf.RETURN_ACCUMULATOR, 0, 0)],
         )
 
 
