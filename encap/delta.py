@@ -120,7 +120,13 @@ class Tracker:
             self.gone(key)
 
     def gone(self, key: Key) -> None:
-        """Take in that an entry is not there any more."""
+        """Take in that an entry is not there any more, and with a nexthop object the routes by way of it."""
+        if key[0] == "nexthop":
+            _, device, gateway, _ = key
+            # They lead to the subnet whose base is their gateway, whatever its length.
+            routes = (("route", device, gateway, length) for length in range(8 * len(gateway) + 1))
+            for route in [route for route in routes if route in self._actual]:
+                self.gone(route)
         if self._actual.pop(key, None) is not None or key in self._refused:
             self._compare(key)
         if self._refused and (rival := self._rival(key)) in self._refused:

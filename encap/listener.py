@@ -10,7 +10,8 @@ being tentative) is told as a Seen of what is there, which changes nothing.
 
 What the kernel does not tell, and what is told instead (tried on 6.18):
 - device down: IPv4 routes and nexthop objects vanish silently; LinkChanged.
-- nexthop object deleted: its IPv4 routes vanish silently; Gone and Lost.
+- nexthop object deleted: its IPv4 routes vanish silently; Gone, which says it of both (Tracker.gone), or Lost if the
+  object is not ours.
 - route replaced (`ip route replace`): only the new route is told; Gone for that subnet on every other device of ours.
 - device's MAC changed: its neighbours are deleted, and told.
 """
@@ -168,7 +169,7 @@ class Listener:
         entry = Nexthop(device, told.gateway)
         if made:
             return [Seen(entry)] if ours else []
-        return [*([Gone(entry.key)] if ours else []), Lost()]
+        return [Gone(entry.key)] if ours else [Lost()]
 
     def _link(self, told: rt.LinkMessage, *, present: bool) -> list[Event]:
         if not (present and told.up and told.running):

@@ -172,7 +172,6 @@ class FakeKernel:
         self._tell(Gone(key))
         if isinstance(entry, Nexthop):
             self._drop_routes(entry)
-            self._tell(Lost())
 
     def meddle_flush(self, kind: str, device: str) -> None:
         """Delete all entries of a kind on a device."""

@@ -129,6 +129,15 @@ def test_a_deleted_entry_comes_back_and_a_deleted_device_brings_back_everything(
     assert len(drain(tracker)) == 4
 
 
+def test_a_deleted_nexthop_object_took_its_route_along() -> None:
+    tracker = Tracker(everything)
+    for number in (1, 2):
+        tracker.want(f"peer{number}", peer(number))
+    drain(tracker)
+    tracker.gone(Nexthop(DEVICE, ip(2)).key)
+    assert {op.entry for op in drain(tracker)} == {entry for entry in peer(2) if isinstance(entry, Nexthop | Route)}
+
+
 def test_a_reading_shows_what_vanished_but_not_what_came_meanwhile() -> None:
     tracker = Tracker(everything)
     tracker.want("a", peer(1))
