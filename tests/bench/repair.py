@@ -5,8 +5,8 @@
 From just before the line is written to an `ip -batch` that waits for it, so the tool's and the kernel's own work is
 part of it. Not from the event of the deletion: a witness that is woken late would stamp both events at once, and show
 less than it took. A nexthop object takes its route along without an event: both must be back. A device takes everything
-along: until all routes are back, and then it must have its MAC and all other entries. With ten thousand peers the kernel
-takes 0.4 s to delete a device: hence a cluster of a thousand as well, beside one of three and a large one.
+along: until all routes are back, and then it must have its MAC and all other entries. With ten thousand peers the
+kernel takes 0.4 s to delete a device: hence a cluster of a thousand as well, beside one of three and a large one.
 """
 
 from __future__ import annotations
