@@ -1,4 +1,4 @@
-/* What costs most per byte in the userspace data plane, in C: read, cut, merge.
+/* What costs most per byte in the userspace data plane, in C: read, cut, merge. What costs most per packet: express.c.
 
    Optional: gather.py, offload.py and merge.py do the same in Python, and tests hold the two against each other.
    Not here: which packet may pass (forward.py), sockets, devices. Nothing is kept between two calls, and nothing is
@@ -8,113 +8,9 @@
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 #include <errno.h>
-#include <stdint.h>
-#include <string.h>
 #include <unistd.h>
 
-typedef uint8_t byte;
-
-/* linux/virtio_net.h: struct virtio_net_hdr, in the machine's byte order. */
-struct vnet {
-    byte flags, type;
-    uint16_t header, size, start, offset;
-};
-
-enum { NEEDS_CSUM = 1 };
-enum { GSO_NONE = 0, GSO_TCPV4 = 1, GSO_TCPV6 = 4, GSO_UDP_L4 = 5, GSO_ECN = 0x80 };
-enum { TCP = 6, UDP = 17 };
-enum { FIN = 0x01, PSH = 0x08, ACK = 0x10, CWR = 0x80 };
-enum { MAX_PACKET = 65535, LANES = 16 };
-enum { SMALLEST = 1280 }; /* segments of an uncut super-packet, see uncut.py */
-
-static unsigned get16(const byte *at) { return (unsigned)at[0] << 8 | at[1]; }
-
-static uint32_t get32(const byte *at) { return (uint32_t)get16(at) << 16 | get16(at + 2); }
-
-static void put16(byte *at, unsigned value)
-{
-    at[0] = (byte)(value >> 8);
-    at[1] = (byte)value;
-}
-
-static void put32(byte *at, uint32_t value)
-{
-    put16(at, value >> 16);
-    put16(at + 2, value & 0xFFFF);
-}
-
-/* One's-complement sums (RFC 1071) in the machine's byte order: what is stored as it is in memory comes out right. */
-
-/* The same loop for wider registers; the processor's are found when the module is loaded. */
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GLIBC__) && __GNUC__ >= 9 && !defined(__clang__)
-__attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-static uint64_t add(uint64_t sum, const byte *at, size_t length)
-{
-    uint64_t lanes[LANES] = {sum};
-    uint32_t words[LANES];
-    uint16_t word;
-    for (; length >= sizeof words; at += sizeof words, length -= sizeof words) {
-        memcpy(words, at, sizeof words);
-        for (int i = 0; i < LANES; i++)
-            lanes[i] += words[i];
-    }
-    sum = 0;
-    for (int i = 0; i < LANES; i++)
-        sum += lanes[i];
-    for (; length >= 2; at += 2, length -= 2) {
-        memcpy(&word, at, 2);
-        sum += word;
-    }
-    if (length) {
-        word = 0;
-        memcpy(&word, at, 1);
-        sum += word;
-    }
-    return sum;
-}
-
-static uint16_t fold(uint64_t sum)
-{
-    while (sum >> 16)
-        sum = (sum & 0xFFFF) + (sum >> 16);
-    return (uint16_t)sum;
-}
-
-/* Store what makes the sum of everything 0xffff; 0xffff instead of 0, where 0 would mean "none". */
-static void finish(byte *field, uint64_t sum, int never_zero)
-{
-    uint16_t value = (uint16_t)~fold(sum);
-    if (!value && never_zero)
-        value = 0xFFFF;
-    memcpy(field, &value, 2);
-}
-
-/* Where things are in an IP packet: transport header and payload. */
-struct layout {
-    int version, protocol;
-    size_t transport, header;
-};
-
-static uint64_t pseudo(const byte *packet, const struct layout *is, size_t length)
-{
-    byte rest[4] = {0, (byte)is->protocol, 0, 0};
-    put16(rest + 2, (unsigned)length);
-    return add(add(0, rest, 4), packet + (is->version == 4 ? 12 : 8), is->version == 4 ? 8 : 32);
-}
-
-static void put_lengths(byte *packet, const struct layout *is, size_t length)
-{
-    if (is->version == 4) {
-        put16(packet + 2, (unsigned)length);
-        memset(packet + 10, 0, 2);
-        finish(packet + 10, add(0, packet, is->transport), 0);
-    } else {
-        put16(packet + 4, (unsigned)(length - 40));
-    }
-    if (is->protocol == UDP)
-        put16(packet + is->transport + 4, (unsigned)(length - is->transport));
-}
+#include "packet.h"
 
 /* Append an item that is ours alone, or NULL, to a list; return the list, NULL if that failed. */
 static PyObject *append(PyObject *list, PyObject *item)
@@ -240,17 +136,6 @@ static PyObject *segment(PyObject *self, PyObject *args)
 
 /* Gathering */
 
-/* Return where the destination is in a packet whose IP header is sound and whose TTL is not used up, else NULL. */
-static const byte *destination(const byte *packet, size_t length, size_t *size)
-{
-    int version = length < 20 ? 0 : packet[0] >> 4;
-    size_t header = (size_t)(packet[0] & 15) * 4;
-    *size = version == 4 ? 4 : 16;
-    if (version == 4)
-        return header >= 20 && header <= length && get16(packet + 2) == length && packet[8] ? packet + 16 : NULL;
-    return version == 6 && length >= 40 && get16(packet + 4) + 40u == length && packet[7] ? packet + 24 : NULL;
-}
-
 /* Tell whether two packets of one size from the device have one fate: sound ones to one address, nothing to be cut. */
 static int same_fate(const byte *a, const byte *b, size_t size)
 {
@@ -277,12 +162,13 @@ static PyObject *train(const byte *buffer, size_t start, size_t stop, size_t eac
                          (Py_ssize_t)(to ? width : 0));
 }
 
-static PyObject *gather_all(int fd, byte *buffer, size_t room, Py_ssize_t most)
+static PyObject *gather_all(int fd, byte *buffer, size_t room, Py_ssize_t most, size_t have)
 {
     PyObject *trains = PyList_New(0);
     size_t start = 0, at = 0, each = 0;
     while (trains && most-- > 0 && room - at >= sizeof(struct vnet) + MAX_PACKET) {
-        ssize_t size = read(fd, buffer + at, sizeof(struct vnet) + MAX_PACKET);
+        ssize_t size = have ? (ssize_t)have : read(fd, buffer + at, sizeof(struct vnet) + MAX_PACKET);
+        have = 0;
         if (size <= 0) {
             if (size == 0 || errno == EAGAIN || at)
                 break;
@@ -305,58 +191,21 @@ static PyObject *gather_all(int fd, byte *buffer, size_t room, Py_ssize_t most)
 static PyObject *gather(PyObject *self, PyObject *args)
 {
     Py_buffer buffer;
-    Py_ssize_t most;
+    Py_ssize_t most, have;
     int fd;
-    PyObject *result;
+    PyObject *result = NULL;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iw*n", &fd, &buffer, &most))
+    if (!PyArg_ParseTuple(args, "iw*nn", &fd, &buffer, &most, &have))
         return NULL;
-    result = gather_all(fd, buffer.buf, (size_t)buffer.len, most);
+    if (have < 0 || have > buffer.len)
+        PyErr_SetString(PyExc_ValueError, "what is there already is in the buffer");
+    else
+        result = gather_all(fd, buffer.buf, (size_t)buffer.len, most, (size_t)have);
     PyBuffer_Release(&buffer);
     return result;
 }
 
 /* Merging */
-
-/* Tell whether this is a whole TCP or UDP packet without IP options and extension headers, and where things are. */
-static int read_layout(const byte *packet, size_t length, struct layout *is)
-{
-    size_t whole;
-    if (length < 28)
-        return 0;
-    is->version = packet[0] >> 4;
-    if (packet[0] == 0x45) {
-        is->protocol = packet[9];
-        is->transport = 20;
-        whole = get16(packet + 6) & 0x3FFF ? 0 : get16(packet + 2);
-    } else if (is->version == 6) {
-        is->protocol = packet[6];
-        is->transport = 40;
-        whole = 40 + (size_t)get16(packet + 4);
-    } else {
-        return 0;
-    }
-    if (whole != length || length < is->transport + (is->protocol == TCP ? 20 : 8))
-        return 0;
-    const byte *transport = packet + is->transport;
-    if (is->protocol == TCP) {
-        is->header = is->transport + (size_t)(transport[12] >> 4) * 4;
-        return is->header >= is->transport + 20 && is->header <= length;
-    }
-    is->header = is->transport + 8;
-    return is->protocol == UDP && is->transport + get16(transport + 4) == length;
-}
-
-static int right_header(const byte *packet, const struct layout *is)
-{
-    return is->version == 6 || fold(add(0, packet, is->transport)) == 0xFFFF;
-}
-
-static int right_payload(const byte *packet, size_t length, const struct layout *is)
-{
-    length -= is->transport;
-    return fold(add(pseudo(packet, is, length), packet + is->transport, length)) == 0xFFFF;
-}
 
 /* Tell whether this is a packet with payload, right checksums, and nothing that a merged one cannot say. */
 static int mergeable(const byte *packet, size_t length, int udp, struct layout *is)
@@ -383,26 +232,6 @@ static int alike(const byte *a, const byte *b, const struct layout *is)
         return 1;
     return !memcmp(a + at + 8, b + at + 8, 5) && !memcmp(a + at + 14, b + at + 14, 2) &&
            !memcmp(a + at + 18, b + at + 18, is->header - at - 18);
-}
-
-/* Make the packet at `first` a super-packet of `length` bytes; return its virtio header. */
-static struct vnet complete(byte *first, const struct layout *is, size_t length, size_t payload)
-{
-    byte *field = first + is->transport + (is->protocol == UDP ? 6 : 16);
-    uint16_t sum;
-    put_lengths(first, is, length);
-    sum = fold(pseudo(first, is, length - is->transport));
-    if (sum == 0xFFFF)
-        sum = 0; /* as Python says it; to a one's-complement sum they are the same */
-    memcpy(field, &sum, 2);
-    return (struct vnet){
-        .flags = NEEDS_CSUM,
-        .type = is->protocol == UDP ? GSO_UDP_L4 : is->version == 4 ? GSO_TCPV4 : GSO_TCPV6,
-        .header = (uint16_t)is->header,
-        .size = (uint16_t)payload,
-        .start = (uint16_t)is->transport,
-        .offset = is->protocol == UDP ? 6 : 16,
-    };
 }
 
 /* Merge the run of datagrams that begins at `at`, in place; return where it ends, `at` if there is none. */
@@ -439,29 +268,6 @@ static size_t merge_run(byte *buffer, size_t end, size_t at, size_t size, size_t
         return at;
     *vnet = complete(first, &is, *length, payload);
     return next;
-}
-
-/* Return the virtio header of one packet as it came; what a namespace's kernel left unfinished is declared so. */
-static struct vnet single(byte *packet, size_t length, size_t mtu)
-{
-    struct layout is;
-    struct vnet vnet = {0};
-    if (!read_layout(packet, length, &is))
-        return vnet;
-    uint16_t check, sum = fold(pseudo(packet, &is, length - is.transport));
-    size_t field = is.protocol == UDP ? 6 : 16;
-    memcpy(&check, packet + is.transport + field, 2);
-    int unfinished = check && check == sum;
-    if (is.protocol == TCP && length > mtu && mtu > is.header) {
-        if ((unfinished || right_payload(packet, length, &is)) && right_header(packet, &is))
-            vnet = complete(packet, &is, length, (mtu < SMALLEST ? mtu : SMALLEST) - is.header);
-    } else if (unfinished) {
-        vnet.flags = NEEDS_CSUM;
-        vnet.header = (uint16_t)is.header;
-        vnet.start = (uint16_t)is.transport;
-        vnet.offset = (uint16_t)field;
-    }
-    return vnet;
 }
 
 static PyObject *coalesce_all(byte *buffer, size_t end, size_t size, size_t offset, size_t mtu, int udp)
@@ -504,10 +310,13 @@ static PyObject *coalesce(PyObject *self, PyObject *args)
     return result;
 }
 
+PyObject *express_wait(PyObject *self, PyObject *args); /* express.c */
+
 static PyMethodDef methods[] = {
     {"segment", segment, METH_VARARGS, "segment(train, each, prefix) -> (datagrams, size): see offload.py."},
-    {"gather", gather, METH_VARARGS, "gather(fd, buffer, most) -> trains: see gather.py."},
+    {"gather", gather, METH_VARARGS, "gather(fd, buffer, most, have) -> trains: see gather.py."},
     {"coalesce", coalesce, METH_VARARGS, "coalesce(buffer, size, offset, mtu, udp) -> writes: see merge.py."},
+    {"wait", express_wait, METH_VARARGS, "wait(epoll, lanes, known, admitted, offset, mtu) -> ready: see express.c."},
     {NULL, NULL, 0, NULL},
 };
 

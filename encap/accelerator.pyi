@@ -1,7 +1,18 @@
 """The optional C half of the data plane, see accelerator.c; who imports it does without where it is not."""
 
 from flanneld_py.encap.checksum import Buffer
+from flanneld_py.encap.forward import Remote
+from flanneld_py.encap.turns import First
 
-def gather(fd: int, buffer: memoryview, most: int, /) -> list[tuple[int, int, int, int, bytes]]: ...
+def gather(fd: int, buffer: memoryview, most: int, have: int, /) -> list[tuple[int, int, int, int, bytes]]: ...
 def segment(train: Buffer, each: int, prefix: Buffer, /) -> tuple[bytes, int]: ...
 def coalesce(buffer: memoryview, size: int, offset: int, mtu: int, udp: bool, /) -> list[tuple[bytes, int, int]]: ...
+def wait(
+    epoll: int,
+    lanes: tuple[tuple[int, int, int, memoryview, memoryview], ...],
+    known: dict[bytes, Remote],
+    admitted: dict[tuple[bytes, bytes, bytes], Remote],
+    offset: int,
+    mtu: int,
+    /,
+) -> list[tuple[int, First]]: ...

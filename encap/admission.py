@@ -32,11 +32,12 @@ class Admission:
         """Where the inner packet begins in a datagram."""
         self._head4 = struct.Struct(f"!{self.offset}s2xH4xB3x8s")
         self._head6 = struct.Struct(f"!{self.offset}s4xHxB32s")
-        self._admitted: dict[tuple[bytes, bytes, bytes], Remote] = {}
+        self.admitted: dict[tuple[bytes, bytes, bytes], Remote] = {}
+        """What is remembered; express.c looks into it too."""
 
     def forget(self) -> None:
         """Decide anew: the table has changed."""
-        self._admitted.clear()
+        self.admitted.clear()
 
     def admit(self, source: bytes, datagram: memoryview) -> Remote | Refused:
         """Return who sent a datagram that came from an underlay address (packed), or why it is refused."""
@@ -52,14 +53,14 @@ class Admission:
         if length != size or not ttl:
             return self._decide(source, datagram)
         flow = (source, prefix, addresses)
-        remote = self._admitted.get(flow)
+        remote = self.admitted.get(flow)
         if remote is not None:
             return remote
         verdict = self._decide(source, datagram)
         if not isinstance(verdict, Refused):
-            if len(self._admitted) >= MOST:
-                self._admitted.clear()
-            self._admitted[flow] = verdict
+            if len(self.admitted) >= MOST:
+                self.admitted.clear()
+            self.admitted[flow] = verdict
         return verdict
 
     def _decide(self, source: bytes, datagram: memoryview) -> Remote | Refused:

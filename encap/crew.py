@@ -169,6 +169,8 @@ def _live(
             turns.stop()
 
     turns.watch(orders_from.fileno(), obey)
+    if worker.express is not None:
+        turns.wait_by(worker.express)
     for fd, serve in watched.items():
         turns.watch(fd, serve)
     try:

@@ -80,7 +80,9 @@ class Datapath:
     def _make(self, wanted: orders.Configure) -> Worker | Crew:
         lanes = open_lanes(wanted, LANES * wanted.workers)
         if wanted.workers == 1:
-            self._carrier = Worker(wanted, lanes, self._now)
+            self._carrier = worker = Worker(wanted, lanes, self._now)
+            if worker.express is not None:
+                self._turns.wait_by(worker.express)
         else:
             self._carrier = Crew(wanted, lanes, wanted.workers, self._now)
         for fd, serve in self._carrier.watched():

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import islice
+from struct import Struct
+from sys import byteorder
 
 from flanneld_py.encap import orders
 from flanneld_py.encap.admission import Admission
@@ -17,15 +19,22 @@ from flanneld_py.encap.forward import Own, Remote, Table
 from flanneld_py.encap.frame import vxlan_header
 from flanneld_py.encap.tally import Tally
 
+# linux/in.h, linux/in6.h; the family is in the machine's byte order. No flow label, no scope.
+_SOCKADDR4, _SOCKADDR6 = Struct("!2sH4s8x"), Struct("!2sH4x16s4x")
+
 Endpoint = tuple[str, int]
 """Address and UDP port, as sockets show them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hop(Remote):
-    """A peer with what sending to it takes, made once: socket address, bytes before an inner packet, counters."""
+    """A peer with what sending to it takes, made once: socket address, bytes before an inner packet, counters.
+
+    express.c reads these by name. `socket_address` is the endpoint as struct sockaddr_in or sockaddr_in6.
+    """
 
     endpoint: Endpoint
+    socket_address: bytes
     prefix4: bytes
     prefix6: bytes
     tally: Tally = field(compare=False)
@@ -113,12 +122,17 @@ class Directory:
             prefixes = (vxlan_header(vni, peer.mac, own_mac, 4), vxlan_header(vni, peer.mac, own_mac, 6))
         endpoint = (host, self.wanted.port)
         tally = self._tallies[peer.key]
-        self.table.set(
-            peer.key, Hop(peer.subnet, peer.prefix_length, peer.address, peer.mac, endpoint, *prefixes, tally)
-        )
+        to = _socket_address(peer.address, self.wanted.port)
+        hop = Hop(peer.subnet, peer.prefix_length, peer.address, peer.mac, endpoint, to, *prefixes, tally)
+        self.table.set(peer.key, hop)
         self.admission.forget()
         self.sources[host] = peer.address
 
     def _forget_source(self, address: bytes) -> None:
         if not self.table.from_address(address):
             self.sources.pop(str(ip_address(address)), None)
+
+
+def _socket_address(address: bytes, port: int) -> bytes:
+    layout, family = (_SOCKADDR4, 2) if len(address) == 4 else (_SOCKADDR6, 10)
+    return layout.pack(family.to_bytes(2, byteorder), port, address)

@@ -27,10 +27,10 @@ Train = tuple[int, int, int, int, bytes]
 a super-packet, else 0; the destination, packed, if the IP headers are sound, else b""."""
 
 
-def gather_in_python(fd: int, buffer: memoryview, most: int) -> list[Train]:
+def gather_in_python(fd: int, buffer: memoryview, most: int, have: int) -> list[Train]:
     """Read up to `most` packets, as long as the buffer has room for the largest. Raises OSError if it read none.
 
-    Nothing waiting is no error: there is no train then.
+    `have` bytes are the first packet, read before, 0 if there is none. Nothing waiting is no error: there is no train.
     """
     trains: list[Train] = []
     at = 0
@@ -38,13 +38,14 @@ def gather_in_python(fd: int, buffer: memoryview, most: int) -> list[Train]:
         if len(buffer) - at < LARGEST:
             break
         try:
-            size = os.readv(fd, (buffer[at : at + LARGEST],))
+            size = have or os.readv(fd, (buffer[at : at + LARGEST],))
         except BlockingIOError:
             break
         except OSError:
             if trains:
                 break  # it will be there the next time
             raise
+        have = 0
         if not size:
             break
         packet = buffer[at : at + size]
@@ -57,7 +58,7 @@ def gather_in_python(fd: int, buffer: memoryview, most: int) -> list[Train]:
     return trains
 
 
-gather: Callable[[int, memoryview, int], list[Train]]
+gather: Callable[[int, memoryview, int, int], list[Train]]
 gather = gather_in_python if accelerator is None else accelerator.gather
 
 

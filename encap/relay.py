@@ -20,6 +20,7 @@ from flanneld_py.encap.frame import Refused
 from flanneld_py.encap.merge import coalesce
 from flanneld_py.encap.offload import segment
 from flanneld_py.encap.tun import Tun
+from flanneld_py.encap.turns import Receipt
 from flanneld_py.encap.uncut import uncut
 from flanneld_py.encap.virtio import PLAIN, VNET_HEADER, pieces, segments
 from flanneld_py.encap.wire import RECEIVE_SIZE, Wire
@@ -58,10 +59,16 @@ class Relay:
         self._udp = "uso4" in tun.offloads
         self._expected = 1
 
-    def outward(self) -> None:
-        """Send what waits in the TUN device, up to a share. Raises DeviceGone."""
+    @property
+    def lane(self) -> tuple[int, int, int, memoryview, memoryview]:
+        """What express.c works with: the descriptors, and the buffers in which it leaves what is for us."""
+        descriptors = self.tun.fileno(), self.wire.fileno(), self.wire.sender_fileno()
+        return (*descriptors, self._from_tun, self._from_wire[:RECEIVE_SIZE])
+
+    def outward(self, have: int = 0) -> None:
+        """Send what waits in the TUN device, up to a share; `have` bytes of it are read. Raises DeviceGone."""
         try:
-            trains = self.tun.gather(self._from_tun, MOST)
+            trains = self.tun.gather(self._from_tun, MOST, have)
         except OSError as error:
             self._refused_by_device("out", error)
             return
@@ -114,8 +121,8 @@ class Relay:
     def _lost(self, error: OSError, count: int) -> None:
         self._dropped("out-wire", _name(error), count)
 
-    def inward(self) -> None:
-        """Deliver what waits at the wire, up to a share. Raises DeviceGone.
+    def inward(self, receipt: Receipt | None = None) -> None:
+        """Deliver what waits at the wire, up to a share; one receipt of it may be there already. Raises DeviceGone.
 
         A sender's super-packet can take it two sends; what was received in a row is merged as if it were one receipt.
         """
@@ -123,13 +130,14 @@ class Relay:
         sender: Endpoint = ("", 0)
         for _ in range(MOST):
             try:
-                total, each, source = self.wire.receive_into(self._from_wire[at : at + RECEIVE_SIZE])
+                total, each, source = receipt or self.wire.receive_into(self._from_wire[at : at + RECEIVE_SIZE])
             except BlockingIOError:
                 self._expected = 1
                 break
             except OSError as error:
                 self._dropped("in-wire", _name(error))
                 break
+            receipt = None
             if not total:
                 self._admit(self._from_wire[:0], each, source)
             elif at > begin and not (source == sender and self._continues(at - begin, size, total, each)):

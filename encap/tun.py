@@ -74,9 +74,9 @@ class Tun:
         """Close it: with its last queue the device disappears."""
         os.close(self._fd)
 
-    def gather(self, buffer: memoryview, most: int) -> list[Train]:
-        """Read up to `most` packets with their virtio headers (gather.py). Raises OSError."""
-        return gather(self._fd, buffer, most)
+    def gather(self, buffer: memoryview, most: int, have: int) -> list[Train]:
+        """Read up to `most` packets with their virtio headers, after `have` bytes (gather.py). Raises OSError."""
+        return gather(self._fd, buffer, most, have)
 
     def write(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
         """Write one virtio header and packet in parts. Raises OSError: EIO if the device is down, EINVAL if refused."""

@@ -18,6 +18,7 @@ from flanneld_py.encap.directory import Directory
 from flanneld_py.encap.offload import accelerator
 from flanneld_py.encap.relay import Relay
 from flanneld_py.encap.tun import Tun
+from flanneld_py.encap.turns import First, Wait
 from flanneld_py.encap.wire import Wire, open_wires
 
 LANES = 4
@@ -54,12 +55,22 @@ class Worker:
         self._answers = Bucket(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE).share(wanted.workers)
         self._directory = Directory(wanted)
         self._relays = [Relay(self._directory, tun, wire, self._may_answer) for tun, wire in lanes]
+        self._lanes = tuple(relay.lane for relay in self._relays)
 
     def watched(self) -> Watched:
         """Return what to wait for, and whom to call then."""
         for relay in self._relays:
             yield relay.tun.fileno(), relay.outward
             yield relay.wire.fileno(), relay.inward
+
+    @property
+    def express(self) -> Wait | None:
+        """What waits and meanwhile carries the packets that come alone (express.c); None where it was not built."""
+        return self._wait if accelerator is not None else None
+
+    def _wait(self, epoll: int) -> Iterable[tuple[int, First]]:
+        known, admission, mtu = self._directory.table.known, self._directory.admission, self._directory.mtu
+        return accelerator.wait(epoll, self._lanes, known, admission.admitted, admission.offset, mtu)
 
     def close(self) -> None:
         """Close device and sockets."""

@@ -13,7 +13,7 @@ Cutter = Callable[[Buffer, int, bytes], tuple[bytes, int]]
 
 CUTTERS: tuple[Cutter, ...] = tuple({segment_in_python: 0, segment: 0})
 COALESCERS: tuple[Coalesce, ...] = tuple({coalesce_in_python: 0, coalesce: 0})
-GATHERERS: tuple[Callable[[int, memoryview, int], list[Train]], ...] = tuple({gather_in_python: 0, gather: 0})
+GATHERERS: tuple[Callable[[int, memoryview, int, int], list[Train]], ...] = tuple({gather_in_python: 0, gather: 0})
 
 
 def alone(header: Buffer, packet: Buffer) -> tuple[memoryview, int]:

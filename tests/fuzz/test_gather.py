@@ -51,7 +51,7 @@ def test_a_train_is_packets_in_their_order_with_one_fate(waiting: list[bytes], m
             for packet in waiting:
                 writer.send(packet)
             buffer = memoryview(bytearray(LARGEST + 40 * 200))
-            trains = gather(reader.fileno(), buffer, most)
+            trains = gather(reader.fileno(), buffer, most, 0)
         outcomes.append(trains)
         read = [bytes(buffer[at : at + each]) for start, stop, each, *_ in trains for at in range(start, stop, each)]
         assert read == waiting[:most]
@@ -84,10 +84,10 @@ def test_what_is_alike_travels_together(gather: object) -> None:
             (3 * size, 4 * size, size, 0, bytes((10, 2, 0, 9))),
             (4 * size, 5 * size, size, 0, bytes((10, 2, 0, 2))),
         ]
-        assert gather(reader.fileno(), buffer, 64) == expected
-        assert gather(reader.fileno(), buffer, 64) == [], "nothing waits"
+        assert gather(reader.fileno(), buffer, 64, 0) == expected
+        assert gather(reader.fileno(), buffer, 64, 0) == [], "nothing waits"
         writer.send(packet)
-        assert gather(reader.fileno(), buffer[: LARGEST - 1], 64) == [], "no room for the largest"
+        assert gather(reader.fileno(), buffer[: LARGEST - 1], 64, 0) == [], "no room for the largest"
 
 
 @pytest.mark.parametrize("gather", GATHERERS)
@@ -97,4 +97,4 @@ def test_what_cannot_be_read_is_an_error(gather: object) -> None:
     os.close(closed)
     os.close(other)
     with pytest.raises(OSError, match="Bad file descriptor"):
-        gather(closed, memoryview(bytearray(LARGEST)), 1)
+        gather(closed, memoryview(bytearray(LARGEST)), 1, 0)

@@ -27,7 +27,7 @@ def test_every_package_is_packaged() -> None:
 def test_no_module_is_packaged_without_its_data() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["*"]
-    built = (".py", ".c", ".so", "")
+    built = (".py", ".c", ".h", ".so", "")
     data = [path for package in PACKAGES for path in (ROOT / package).iterdir() if path.suffix not in built]
     assert all(any(path.match(pattern) for pattern in patterns) for path in data)
 

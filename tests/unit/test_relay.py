@@ -32,7 +32,7 @@ class Flood(Tun):
         self.read = 0
         self.written: list[bytes] = []
 
-    def gather(self, buffer: memoryview, most: int) -> list[Train]:
+    def gather(self, buffer: memoryview, most: int, have: int) -> list[Train]:
         size = len(NOWHERE)
         buffer[: most * size] = most * NOWHERE
         self.read += most
