@@ -310,7 +310,9 @@ static PyObject *coalesce(PyObject *self, PyObject *args)
     return result;
 }
 
-PyObject *express_wait(PyObject *self, PyObject *args); /* express.c */
+/* express.c */
+PyObject *express_wait(PyObject *self, PyObject *args);
+int express_prepare(void);
 
 static PyMethodDef methods[] = {
     {"segment", segment, METH_VARARGS, "segment(train, each, prefix) -> (datagrams, size): see offload.py."},
@@ -322,4 +324,4 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "accelerator", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit_accelerator(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit_accelerator(void) { return express_prepare() ? NULL : PyModule_Create(&module); }

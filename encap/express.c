@@ -49,16 +49,30 @@ struct express {
     Py_ssize_t offset, mtu;
 };
 
-static int count_one(PyObject *hop, const char *packets, const char *bytes, size_t length)
+/* The attributes of directory.Hop and of its Tally, interned: so they are found by their addresses. */
+enum name { SOCKET_ADDRESS, PREFIX4, PREFIX6, TALLY, SENT, SENT_BYTES, RECEIVED, RECEIVED_BYTES, NAMES };
+static PyObject *names[NAMES];
+
+int express_prepare(void)
 {
-    PyObject *tally = PyObject_GetAttrString(hop, "tally");
-    const char *names[] = {packets, bytes};
+    static const char *texts[NAMES] = {"socket_address", "prefix4",    "prefix6",  "tally",
+                                       "sent",           "sent_bytes", "received", "received_bytes"};
+    for (int name = 0; name < NAMES; name++)
+        if (!names[name] && !(names[name] = PyUnicode_InternFromString(texts[name])))
+            return -1;
+    return 0;
+}
+
+/* Count one packet: `packets` is SENT or RECEIVED, its bytes come next. */
+static int count_one(PyObject *hop, enum name packets, size_t length)
+{
+    PyObject *tally = PyObject_GetAttr(hop, names[TALLY]);
     size_t more[] = {1, length};
     int done = tally ? 0 : -1;
     for (int i = 0; !done && i < 2; i++) {
-        PyObject *before = PyObject_GetAttrString(tally, names[i]), *step = PyLong_FromSize_t(more[i]);
+        PyObject *before = PyObject_GetAttr(tally, names[packets + i]), *step = PyLong_FromSize_t(more[i]);
         PyObject *after = before && step ? PyNumber_Add(before, step) : NULL;
-        done = after ? PyObject_SetAttrString(tally, names[i], after) : -1;
+        done = after ? PyObject_SetAttr(tally, names[packets + i], after) : -1;
         Py_XDECREF(before);
         Py_XDECREF(step);
         Py_XDECREF(after);
@@ -70,9 +84,9 @@ static int count_one(PyObject *hop, const char *packets, const char *bytes, size
 /* Outward */
 
 /* Send a packet with what goes before it. Returns whether the kernel took it, -1 with an exception. */
-static int encapsulate(int sender, PyObject *hop, const char *prefix_name, byte *packet, size_t length)
+static int encapsulate(int sender, PyObject *hop, enum name prefix_name, byte *packet, size_t length)
 {
-    PyObject *prefix = PyObject_GetAttrString(hop, prefix_name), *to = PyObject_GetAttrString(hop, "socket_address");
+    PyObject *prefix = PyObject_GetAttr(hop, names[prefix_name]), *to = PyObject_GetAttr(hop, names[SOCKET_ADDRESS]);
     char *head, *address;
     Py_ssize_t head_length, address_length;
     int sent = -1;
@@ -99,15 +113,10 @@ static int send_alone(const struct express *express, const struct lane *lane, si
     size_t length = size - sizeof vnet;
     memcpy(&vnet, lane->from_device.buf, sizeof vnet);
     const byte *to = vnet.type == GSO_NONE ? destination(packet, length, &width) : NULL;
-    if (!to)
+    size_t field = (size_t)vnet.start + vnet.offset;
+    int unfinished = vnet.flags & NEEDS_CSUM;
+    if (!to || (unfinished && field + 2 > length))
         return 0;
-    if (vnet.flags & NEEDS_CSUM) {
-        size_t field = (size_t)vnet.start + vnet.offset;
-        if (field + 2 > length)
-            return 0;
-        finish(packet + field, add(0, packet + vnet.start, length - vnet.start), 1);
-        memset(lane->from_device.buf, 0, sizeof vnet); /* Should it go the long way after all: it is finished. */
-    }
     PyObject *key = PyBytes_FromStringAndSize((const char *)to, (Py_ssize_t)width);
     if (!key)
         return -1;
@@ -115,9 +124,13 @@ static int send_alone(const struct express *express, const struct lane *lane, si
     Py_DECREF(key);
     if (!hop)
         return PyErr_Occurred() ? -1 : 0;
+    if (unfinished) {
+        finish(packet + field, add(0, packet + vnet.start, length - vnet.start), 1);
+        memset(lane->from_device.buf, 0, sizeof vnet); /* Should it go the long way after all: it is finished. */
+    }
     Py_INCREF(hop);
-    int done = encapsulate(lane->sender, hop, width == 4 ? "prefix4" : "prefix6", packet, length);
-    if (done > 0 && count_one(hop, "sent", "sent_bytes", length))
+    int done = encapsulate(lane->sender, hop, width == 4 ? PREFIX4 : PREFIX6, packet, length);
+    if (done > 0 && count_one(hop, SENT, length))
         done = -1;
     Py_DECREF(hop);
     return done;
@@ -184,7 +197,7 @@ static int deliver_alone(const struct express *express, const struct lane *lane,
     if (writev(lane->device, parts, 2) < 0)
         return 0;
     Py_INCREF(hop);
-    int failed = count_one(hop, "received", "received_bytes", length);
+    int failed = count_one(hop, RECEIVED, length);
     Py_DECREF(hop);
     return failed ? -1 : 1;
 }

@@ -1,0 +1,173 @@
+"""The express way against the long way alone: the same packets, the same leaves, the same counters."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import astuple
+from ipaddress import IPv4Address, ip_network
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flanneld_py.encap import accelerator, orders
+from flanneld_py.encap.directory import Directory
+from flanneld_py.encap.frame import vxlan_header
+from flanneld_py.encap.relay import Relay
+from flanneld_py.encap.tun import Tun
+from flanneld_py.encap.turns import First, Turns
+from flanneld_py.encap.virtio import GSO_TCPV4, NEEDS_CSUM, PLAIN, VNET
+from flanneld_py.encap.wire import open_wires
+from tests.packets import TCP, UDP, Segment, encode
+
+LOCAL, REMOTE, STRANGER = "127.0.0.1", "127.0.0.2", "127.0.0.3"
+OWN_MAC, MAC = b"\x02own00", b"\x02peer0"
+LARGEST = 1 << 17
+
+HEADERS = (PLAIN, PLAIN, VNET.pack(NEEDS_CSUM, 0, 0, 0, 20, 16), VNET.pack(NEEDS_CSUM, GSO_TCPV4, 52, 60, 20, 16))
+
+segments = st.builds(
+    Segment,
+    payload=st.sampled_from((b"", b"data", b"x" * 100, b"x" * 300)),
+    version=st.sampled_from((4, 4, 6)),
+    protocol=st.sampled_from((TCP, UDP)),
+    destination=st.sampled_from((2, 3, 8, 9, 20)),
+    ttl=st.sampled_from((0, 1, 64, 64)),
+)
+damage = st.tuples(st.integers(0, 39), st.sampled_from((0, 0, 0, 0, 1, 0x40)))
+outward = st.tuples(st.just("out"), st.sampled_from(HEADERS), segments, damage)
+inward = st.tuples(st.just("in"), st.sampled_from((REMOTE, REMOTE, REMOTE, STRANGER)), segments, damage)
+# Each burst in one direction: between the two there is no order. Nothing that can be merged: what comes first is not.
+bursts = st.lists(outward, min_size=1, max_size=4) | st.lists(inward, min_size=1, max_size=4)
+scripts = st.lists(bursts, max_size=8)
+
+
+class DeviceEnd(Tun):
+    """What a TUN queue is to its reader: packets with a virtio header each, in and out of a socket pair."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._fd = end.fileno()
+        self.device, self.offloads = "pair", ("csum", "tso4", "tso6")
+
+
+class World:
+    """One lane with its device's and its peers' other ends."""
+
+    def __init__(self, mode: orders.Mode, undo: ExitStack, *, express: bool) -> None:
+        ours, self.device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        undo.enter_context(ours)
+        undo.enter_context(self.device)
+        self.bell, rung = socket.socketpair()
+        undo.enter_context(self.bell)
+        undo.enter_context(rung)
+        for end in (ours, self.device, rung):
+            end.setblocking(False)
+        self.peers = [undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(2)]
+        self.peers[0].bind((REMOTE, 0))
+        port = self.peers[0].getsockname()[1]
+        self.peers[1].bind((STRANGER, 0))
+        self.peers[0].setblocking(False)
+        (wire,) = open_wires(IPv4Address(LOCAL), port, 1, spread=False)
+        undo.callback(wire.close)
+        self.to = (LOCAL, port)
+        own = tuple(ip_network(text) for text in ("10.2.0.2/31", "fd02::2/127"))
+        address = bytes((127, 0, 0, 1))
+        wanted = orders.Configure(mode, "pair", address, port, 400, own, 1, OWN_MAC)
+        self.directory = Directory(wanted)
+        subnets = [ip_network(text) for text in ("10.1.0.0/24", "10.2.0.8/29", "fd01::/64", "fd02::8/125")]
+        self.directory.put(
+            orders.Peer(str(subnet), subnet.network_address.packed, subnet.prefixlen, IPv4Address(REMOTE).packed, MAC)
+            for subnet in subnets
+        )
+        relay = Relay(self.directory, DeviceEnd(ours), wire, lambda: True)
+        self._turns = Turns()
+        undo.callback(self._turns.close)
+        self._ends = (ours, wire)
+        self.served: list[str] = []
+        self._watch(ours.fileno(), "out", relay.outward)
+        self._watch(wire.fileno(), "in", relay.inward)
+        self._turns.watch(rung.fileno(), lambda: self._rest(rung))
+        if express:
+            self._turns.wait_by(lambda epoll: self._wait(epoll, relay))
+
+    def _watch(self, fd: int, name: str, serve: Callable[..., None]) -> None:
+        def recorded(*first: object) -> None:
+            self.served.append(name)
+            serve(*first)
+
+        self._turns.watch(fd, recorded)
+
+    def _wait(self, epoll: int, relay: Relay) -> list[tuple[int, First]]:
+        known, admission = self.directory.table.known, self.directory.admission
+        return accelerator.wait(epoll, (relay.lane,), known, admission.admitted, admission.offset, self.directory.mtu)
+
+    def _rest(self, rung: socket.socket) -> None:
+        rung.recv(1)
+        self._turns.stop()
+
+    def turn(self) -> None:
+        """Work off what waits."""
+        while select.select(self._ends, [], [], 0)[0]:
+            self._turns._running = True
+            self.bell.send(b".")
+            self._turns.run()
+
+    def left(self) -> tuple[list[bytes], list[bytes]]:
+        """What came out at the device and at the peer."""
+        return _drain(self.device), _drain(self.peers[0])
+
+    def counted(self) -> tuple[dict[str, int], tuple[int, ...]]:
+        """What was counted."""
+        return dict(self.directory.drops), astuple(self.directory.total())
+
+
+def _drain(end: socket.socket) -> list[bytes]:
+    found = []
+    while True:
+        try:
+            found.append(end.recv(LARGEST))
+        except BlockingIOError:
+            return found
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from(orders.Mode), scripts)
+def test_the_express_way_leads_where_the_long_way_does(
+    mode: orders.Mode, script: list[list[tuple[str, bytes | str, Segment, tuple[int, int]]]]
+) -> None:
+    with ExitStack() as undo:
+        worlds = [World(mode, undo, express=express) for express in (False, True)]
+        for burst in script:
+            for world in worlds:
+                for _, how, segment, (at, flip) in burst:
+                    packet = bytearray(encode(segment, finished=how in (PLAIN, REMOTE, STRANGER)))
+                    packet[at % len(packet)] ^= flip
+                    if isinstance(how, bytes):
+                        world.device.send(how + packet)
+                    else:
+                        head = vxlan_header(1, OWN_MAC, MAC, segment.version) if mode is orders.Mode.VXLAN else b""
+                        world.peers[how == STRANGER].sendto(head + packet, world.to)
+                world.turn()
+            long, express = (world.left() for world in worlds)
+            assert express == long
+            assert worlds[1].counted() == worlds[0].counted()
+
+
+@pytest.mark.parametrize("mode", orders.Mode)
+def test_what_comes_alone_and_is_known_does_not_take_the_long_way(mode: orders.Mode) -> None:
+    with ExitStack() as undo:
+        world = World(mode, undo, express=True)
+        head = vxlan_header(1, OWN_MAC, MAC, 4) if mode is orders.Mode.VXLAN else b""
+        out, into = encode(Segment(b"out", destination=8)), encode(Segment(b"in", destination=2))
+        for long_way in (["out", "in"], []):
+            world.served.clear()
+            world.device.send(PLAIN + out)
+            world.peers[0].sendto(head + into, world.to)
+            world.turn()
+            assert sorted(world.served) == sorted(long_way)
+            (written,), (sent,) = world.left()
+            assert (written[len(PLAIN) :], sent[-len(out) :]) == (into, out)
+        assert world.counted() == ({}, (2, 2 * len(out), 2, 2 * len(into)))
