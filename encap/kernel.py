@@ -6,9 +6,11 @@ tests' `FakeKernel`.
 What keeps a belief about the kernel true (the order matters):
 - `apply` is synchronous: request sent, answer read, nothing in between. So no event that happened after our change
   can be told before `apply` returns.
-- Events of our own changes are not reported; everybody else's are, in the kernel's order.
+- Events of our own changes are not reported; everybody else's are, in the kernel's order. One from the moment of our
+  change to the same entry may come although our change was the later: whoever believes it does his own once more.
 - A reading (`dump`) comes in parts; each part is true at the moment it is returned.
-- What cannot be told exactly (a queue overflowed, a nexthop vanished with its routes) is `Lost`: read all again.
+- What cannot be told exactly (a queue overflowed) is `Lost`: read all again. That a nexthop is `Gone` says it of the
+  routes by way of it as well.
 """
 
 from __future__ import annotations

@@ -499,7 +499,7 @@ async def test_what_others_did_after_our_change_is_told(host: Host) -> None:
     await host.heard(lambda events: Seen(theirs) in events)
 
 
-async def test_a_nexthop_deleted_by_others_takes_its_routes_and_all_is_to_be_read_again(host: Host) -> None:
+async def test_a_nexthop_deleted_by_others_is_told_and_took_its_routes(host: Host) -> None:
     if not host.kernel.nexthop_objects:
         return
     for v6 in (False, True):
@@ -507,7 +507,8 @@ async def test_a_nexthop_deleted_by_others_takes_its_routes_and_all_is_to_be_rea
         await host.add(*entries)
         nexthop = next(entry for entry in entries if isinstance(entry, Nexthop))
         host.foreigner.remove(nexthop)
-        await host.heard(lambda events: Lost() in events)
+        gone = Gone(nexthop.key)
+        await host.heard(lambda events, gone=gone: gone in events)
         host.events.clear()
         left = {entry for entry in entries if not isinstance(entry, Nexthop | Route)}
         assert {entry for entry in host.read() if entry.device == (DEVICE6 if v6 else DEVICE)} == left
