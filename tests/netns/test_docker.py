@@ -19,17 +19,15 @@ from pathlib import Path
 import pytest
 
 from tests.lab.docker import Docker
-from tests.lab.engine import main, measure, ready_hosts
+from tests.lab.engine import fetch, measure, ready_hosts
 from tests.lab.host import Container
+from tests.lab.image import PAGE, SERVE
 from tests.lab.lab import Lab
 from tests.lab.measure import ping
 from tests.lab.processes import start_time
 from tests.netns.conftest import LEASED
 
 pytestmark = pytest.mark.root
-
-SERVE = ("httpd", "-f", "-vv", "-p", "80", "-h", "/www")
-PAGE = "served by a container\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +51,6 @@ def site() -> Iterator[Site]:
         yield Site(lab, (one, other), containers)
 
 
-def fetch(site: Site, host: int, url: str) -> str:
-    """Get a page from a host."""
-    return site.lab.hosts[host].namespace.run(["curl", "--silent", "--max-time", "10", "--retry", "3", url]).stdout
-
-
 def answers(engine: Docker, name: str, address: IPv4Address) -> bool:
     """Whether a container's own ping gets an answer."""
     return engine.execute(name, "ping", "-c", "3", "-A", "-w", "5", str(address)).returncode == 0
@@ -73,7 +66,7 @@ def test_containers_reach_each_other_both_ways_at_the_overlays_mtu(site: Site) -
 def test_a_container_is_seen_by_its_own_address(site: Site) -> None:
     one, other = site.containers
     got = site.engines[0].execute("h1c1", "wget", "-q", "-O", "-", f"http://{other.address}/")
-    assert got.stdout.decode() == PAGE
+    assert got.stdout == PAGE
     assert f"[::ffff:{one.address}]" in site.engines[1].logs("h2c1")
 
 
@@ -91,9 +84,9 @@ def test_hosts_and_containers_of_the_other_host_reach_each_other(site: Site) -> 
 
 def test_a_published_port_is_reached_from_the_other_host_and_its_containers(site: Site) -> None:
     address = site.lab.hosts[1].address
-    assert fetch(site, 0, f"http://{address}:8080/") == PAGE
+    assert fetch(site.lab.hosts[0], f"http://{address}:8080/") == PAGE
     got = site.engines[0].execute("h1c1", "wget", "-q", "-O", "-", f"http://{address}:8080/")
-    assert got.stdout.decode() == PAGE
+    assert got.stdout == PAGE
 
 
 def test_host_mode_is_the_hosts_own_network(site: Site) -> None:
@@ -174,9 +167,3 @@ def test_what_a_killed_engine_leaves_goes_with_the_lab() -> None:
     assert start_time(pid) is None
     assert not directory.exists()
     assert f"{directory}/" not in Path("/proc/self/mountinfo").read_text()
-
-
-def test_the_command_prints_the_table_and_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["docker", "--containers", "1"]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "%" in line]
-    assert [(row[0], row[1], row[4]) for row in rows] == [("h1c1", "h2c1", "0%"), ("h2c1", "h1c1", "0%")]

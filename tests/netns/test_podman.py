@@ -10,21 +10,14 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.lab.engine import main, ready_hosts
+from tests.lab.engine import fetch, ready_hosts
+from tests.lab.image import PAGE, SERVE
 from tests.lab.measure import ping
 from tests.lab.namespace import LabError
 from tests.lab.podman import Podman
 from tests.netns.conftest import LEASED
 
 pytestmark = pytest.mark.root
-
-SERVE = ("httpd", "-f", "-p", "80", "-h", "/www")
-
-
-def test_the_command_prints_the_table_of_two_hosts(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["podman", "--containers", "1"]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "%" in line]
-    assert [(row[0], row[1], row[4]) for row in rows] == [("h1c1", "h2c1", "0%"), ("h2c1", "h1c1", "0%")]
 
 
 def test_a_published_port_and_what_is_left_after_the_containers() -> None:
@@ -37,9 +30,7 @@ def test_a_published_port_and_what_is_left_after_the_containers() -> None:
         far = other.run("h2c1", "--publish", "8080:80", command=SERVE)
         assert ping(near, far).loss == 0
         url = f"http://{lab.hosts[1].address}:8080/"
-        curl = ["curl", "--silent", "--max-time", "10", "--retry", "3", url]
-        assert lab.hosts[0].namespace.run(curl).stdout == "served by a container\n"
-        assert near.namespace.run(curl).stdout == "served by a container\n"
+        assert fetch(lab.hosts[0], url) == fetch(near, url) == PAGE
         for engine, name in ((one, "h1c1"), (other, "h2c1")):
             engine.remove(name)
             here = engine.host.directory
