@@ -165,6 +165,19 @@ def test_a_bridge_with_another_address_is_refused_and_nothing_is_left(make_lab: 
     assert (here.addresses(), here.ports(), here.kept(), here.rules()) == ([], [], [], [])
 
 
+def test_an_address_outside_the_subnet_is_refused_and_nothing_is_left(make_lab: MakeLab) -> None:
+    lab = make_lab(hosts=1, containers=0)
+    [host] = lab.hosts
+    host.namespace.ip("link del cni0")
+    here = site(lab, host, ipam={"type": "static", "addresses": [{"address": "10.99.0.5/24"}]})
+    [name] = namespaces(lab, host, 1)
+    code, message = here.runtime.call("ADD", name).error
+    assert code == 102
+    assert message.startswith("10.99.0.5/24 is not in this host's subnet")
+    assert (here.ports(), here.kept(), here.rules()) == ([], [], [])
+    assert "eth0" not in lab.run.namespace(f"{host.name}k1").run(["ip", "link"]).stdout
+
+
 def test_check_finds_an_interface_that_somebody_removed_and_gc_releases_its_address(make_lab: MakeLab) -> None:
     lab = make_lab(hosts=1, containers=0)
     [host] = lab.hosts

@@ -24,6 +24,7 @@ from tests.lab.host import Container
 from tests.lab.image import PAGE, SERVE
 from tests.lab.lab import Lab
 from tests.lab.measure import ping
+from tests.lab.namespace import LabError
 from tests.lab.processes import start_time
 from tests.netns.conftest import LEASED
 
@@ -134,6 +135,11 @@ def test_a_network_of_its_own_reaches_the_overlay_masqueraded_and_is_not_reached
     own = engine.run("h1own", network="own")
     assert answers(engine, "h1own", far.address)
     assert ping(far, own, count=1).received == 0
+
+
+def test_an_address_by_hand_is_refused_on_the_subnets_bridge(site: Site) -> None:
+    with pytest.raises(LabError, match="user specified IP address is supported on user defined networks only"):
+        site.engines[0].run("h1stray", "--ip", "10.99.0.5")
 
 
 def test_a_bridge_with_another_address_gets_that_of_the_subnet() -> None:

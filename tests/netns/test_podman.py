@@ -6,6 +6,7 @@ h1c1 ── cni0 ── h1 ── flannel.1 ─ ─ ─ flannel.1 ── h2 ─�
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 
 import pytest
@@ -33,12 +34,19 @@ def test_a_published_port_and_what_is_left_after_the_containers() -> None:
         assert fetch(lab.hosts[0], url) == fetch(near, url) == PAGE
         for engine, name in ((one, "h1c1"), (other, "h2c1")):
             engine.remove(name)
-            here = engine.host.directory
-            assert list((here / "cni").iterdir()) == []
-            assert [path.name for path in (here / "addresses/overlay").iterdir() if path.name[0].isdigit()] == []
+            assert left(engine) == []
 
 
-def test_a_container_waits_for_the_agents_subnet() -> None:
+def left(engine: Podman) -> list[str]:
+    """What our plugin, host-local and the bridge keep of containers."""
+    here = engine.host.directory
+    records = [path.name for place in ("cni", "addresses/overlay") for path in (here / place).glob("*")]
+    shown = engine.host.namespace.run(["ip", "-j", "link", "show", "type", "veth"]).stdout
+    veths = [link["ifname"] for link in json.loads(shown) if link["ifname"] != "eth0"]
+    return veths + [name for name in records if name not in ("lock", "last_reserved_ip.0")]
+
+
+def test_a_container_is_refused_until_there_is_what_it_needs() -> None:
     with ready_hosts(1, LEASED) as lab, ExitStack() as engines:
         [host] = lab.hosts
         engine = Podman(host, lab.run.name)
@@ -47,5 +55,16 @@ def test_a_container_waits_for_the_agents_subnet() -> None:
         aside = host.agent.subnet_file.rename(host.directory / "aside")
         with pytest.raises(LabError, match="this host has no subnet yet"):
             engine.run("h1c1", "--rm")
+        host.agent.subnet_file.write_text("FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.99.7.1/24\n")
+        with pytest.raises(LabError, match="it is of another network"):
+            engine.run("h1c2", "--rm")
         aside.rename(host.agent.subnet_file)
-        engine.run("h1c2")
+        network = host.directory / "net.d/overlay.conflist"
+        right = network.read_text()
+        network.write_text(right.replace('"hairpinMode"', '"type": "absent", "hairpinMode"'))
+        with pytest.raises(LabError, match="there is no plugin absent in CNI_PATH"):
+            engine.run("h1c3", "--rm")
+        assert left(engine) == []
+        network.write_text(right)
+        engine.run("h1c4")
+        assert len(left(engine)) == 3, "a record, an address, an interface"
