@@ -33,7 +33,10 @@ pytestmark = pytest.mark.root
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Two hosts with their engines, and a container on the default bridge of each, which serves a page on port 80."""
+    """Two hosts with their engines, and a container on the default bridge of each, which serves a page on port 80.
+
+    The first had a docker0 with another address before its engine was started.
+    """
 
     lab: Lab
     engines: tuple[Docker, Docker]
@@ -44,6 +47,7 @@ class Site:
 def site() -> Iterator[Site]:
     with ready_hosts(2, LEASED) as lab, ExitStack() as running:
         engines = tuple(Docker(host, lab.run.name) for host in lab.hosts)
+        lab.hosts[0].namespace.ip("link add docker0 type bridge", "addr add 10.99.0.1/24 dev docker0")
         for engine in engines:
             running.callback(engine.close)
             engine.start()
@@ -142,17 +146,10 @@ def test_an_address_by_hand_is_refused_on_the_subnets_bridge(site: Site) -> None
         site.engines[0].run("h1stray", "--ip", "10.99.0.5")
 
 
-def test_a_bridge_with_another_address_gets_that_of_the_subnet() -> None:
-    with ready_hosts(1, LEASED) as lab:
-        [host] = lab.hosts
-        host.namespace.ip("link add docker0 type bridge", "addr add 10.99.0.1/24 dev docker0")
-        engine = Docker(host, lab.run.name)
-        try:
-            engine.start()
-            shown = host.namespace.run(["ip", "-o", "-4", "addr", "show", "docker0"]).stdout
-        finally:
-            engine.close()
-        assert [line.split()[3] for line in shown.splitlines()] == [host.agent.subnet_env()["FLANNEL_SUBNET"]]
+def test_a_bridge_with_another_address_has_that_of_the_subnet(site: Site) -> None:
+    [host, _] = site.lab.hosts
+    shown = host.namespace.run(["ip", "-o", "-4", "addr", "show", "docker0"]).stdout
+    assert [line.split()[3] for line in shown.splitlines()] == [host.agent.subnet_env()["FLANNEL_SUBNET"]]
 
 
 def test_the_agents_restart_is_not_noticed(site: Site) -> None:

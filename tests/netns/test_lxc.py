@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import pytest
 
-from tests.lab.engine import measure, ready_hosts
+from tests.lab.engine import fetch, measure, ready_hosts
 from tests.lab.host import Container, Host
 from tests.lab.lab import Lab
 from tests.lab.lxc import EMPTY, HOST, LXC_NET, Lxc
@@ -36,12 +36,16 @@ MACVLAN = (
     "lxc.net.0.link = eth0",
     "lxc.net.0.flags = up",
 )
+"""Settings of a container's interface; its address comes after them."""
 WHO = "#!/bin/sh\necho\necho $REMOTE_ADDR\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Two hosts with LXC, and a container on the bridge of each; the overlay has both families."""
+    """Two hosts with LXC, and a container on the bridge of each; the second tells who asks it. Both families.
+
+    The first host had a bridge with another address before.
+    """
 
     lab: Lab
     engines: tuple[Lxc, Lxc]
@@ -51,14 +55,21 @@ class Site:
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     with ready_hosts(2, DUAL, underlay6) as lab, ExitStack() as running:
+        lab.hosts[0].namespace.ip("link add lxcbr0 type bridge", "addr add 10.0.3.1/24 dev lxcbr0")
         one, other = (Lxc(host, lab.run.name) for host in lab.hosts)
         for engine in (one, other):
             running.callback(engine.close)
             engine.start()
-        yield Site(lab, (one, other), (one.run("h1c1"), other.run("h2c1")))
+        containers = one.run("h1c1"), other.run("h2c1")
+        script = lab.hosts[1].directory / "lxc/h2c1/rootfs/www/cgi-bin/who"
+        script.parent.mkdir(parents=True)
+        script.write_text(WHO)
+        script.chmod(0o755)
+        other.execute("h2c1", "httpd", "-p", "80", "-h", "/www")
+        yield Site(lab, (one, other), containers)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def alone() -> Iterator[Lxc]:
     """LXC's tools on a host whose agent is ready, with no bridge yet."""
     with ready_hosts(1, LEASED) as lab, ExitStack() as running:
@@ -104,13 +115,15 @@ def test_ipv6_both_ways(site: Site) -> None:
 
 def test_a_container_is_seen_by_its_own_address(site: Site) -> None:
     one, other = site.containers
-    script = site.lab.hosts[1].directory / "lxc/h2c1/rootfs/www/cgi-bin/who"
-    script.parent.mkdir(parents=True)
-    script.write_text(WHO)
-    script.chmod(0o755)
-    assert site.engines[1].execute("h2c1", "httpd", "-p", "80", "-h", "/www").returncode == 0
     got = site.engines[0].execute("h1c1", "wget", "-q", "-O", "-", f"http://{other.address}/cgi-bin/who")
     assert got.stdout.strip() == f"[::ffff:{one.address}]"
+
+
+def test_a_forwarded_port_is_reached_from_the_other_host(site: Site) -> None:
+    near, host = site.lab.hosts
+    rule = f"-p tcp --dport 8080 -j DNAT --to-destination {site.containers[1].address}:80"
+    host.namespace.run(["iptables", "-t", "nat", "-A", "PREROUTING", *rule.split()])
+    assert fetch(near, f"http://{host.address}:8080/cgi-bin/who").strip() == f"[::ffff:{near.address}]"
 
 
 def test_hosts_and_containers_of_the_other_host_reach_each_other(site: Site) -> None:
@@ -163,10 +176,8 @@ def test_an_address_outside_the_subnet_is_reached_by_its_host_alone(site: Site) 
     assert ping(*site.containers).loss == 0
 
 
-def test_a_bridge_with_another_address_gets_that_of_the_subnet(alone: Lxc) -> None:
-    host = alone.host
-    host.namespace.ip("link add lxcbr0 type bridge", "addr add 10.0.3.1/24 dev lxcbr0")
-    alone.tool(LXC_NET, "start")
+def test_a_bridge_with_another_address_has_that_of_the_subnet(site: Site) -> None:
+    [host, _] = site.lab.hosts
     assert addresses(host, "lxcbr0") == [host.agent.subnet_env()["FLANNEL_SUBNET"]]
 
 
@@ -180,14 +191,17 @@ def test_a_bridge_with_another_address_gets_that_of_the_subnet(alone: Lxc) -> No
     ids=["none yet", "of another network", "without IPv4"],
 )
 def test_without_a_subnet_there_is_no_bridge_until_there_is_one(alone: Lxc, text: str | None, why: str) -> None:
-    subnet_file = alone.host.agent.subnet_file
-    aside = subnet_file.rename(subnet_file.with_name("aside"))
+    host, subnet_file = alone.host, alone.host.agent.subnet_file
+    right = subnet_file.read_text()
+    subnet_file.unlink()
     if text:
         subnet_file.write_text(text)
-    with pytest.raises(LabError, match=why):
-        alone.tool(LXC_NET, "start")
-    assert addresses(alone.host, "lxcbr0") == []
-    assert "lxcbr0" not in alone.host.namespace.run(["ip", "-o", "link"]).stdout
-    aside.rename(subnet_file)
+    try:
+        with pytest.raises(LabError, match=why):
+            alone.tool(LXC_NET, "start")
+        assert "lxcbr0" not in host.namespace.run(["ip", "-o", "link"]).stdout
+    finally:
+        subnet_file.write_text(right)
     alone.tool(LXC_NET, "start")
-    assert addresses(alone.host, "lxcbr0") == [alone.host.agent.subnet_env()["FLANNEL_SUBNET"]]
+    assert addresses(host, "lxcbr0") == [host.agent.subnet_env()["FLANNEL_SUBNET"]]
+    alone.tool(LXC_NET, "stop")
