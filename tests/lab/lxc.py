@@ -23,7 +23,6 @@ from pathlib import Path
 from tests.lab.host import Container, Host
 from tests.lab.image import WAIT
 from tests.lab.namespace import LabError
-from tests.lab.run import ROOT
 
 LXC_NET = "/usr/libexec/lxc/lxc-net"
 SETTINGS = Path(__file__).parents[2] / "deploy/lxc-net"
@@ -36,10 +35,10 @@ set -e
 mount --rbind /sys/fs/cgroup /mnt
 mount -t sysfs sysfs /sys
 mount --move /mnt /sys/fs/cgroup
-mount --rbind {root} /mnt
+mount --bind {here} /mnt
 mount -t tmpfs tmpfs /run
-mkdir /run/flannel {root}
-mount --move /mnt {root}
+mkdir -p /run/flannel {here}
+mount --move /mnt {here}
 mount -t tmpfs tmpfs /var/lib/misc
 ln -s {subnet_file} /run/flannel/subnet.env
 mount --bind {settings} /etc/default/lxc-net
@@ -73,12 +72,13 @@ class Lxc:
         settings.write_text(f"{SETTINGS.read_text()}LXC_DHCP_PING=false\n")
         debian = Path("/etc/lxc/default.conf").read_text()
         self._defaults.write_text(f"{debian}\nlxc.cgroup.dir = {self._cgroup}\n")
-        script = PREPARE.format(root=ROOT, subnet_file=self.host.agent.subnet_file, settings=settings)
+        script = PREPARE.format(here=here, subnet_file=self.host.agent.subnet_file, settings=settings)
         self._holder = self.host.namespace.popen(
             ["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         assert self._holder.stdout is not None
-        said = self._holder.stdout.readline().decode()
+        with self._holder.stdout as stdout:
+            said = stdout.readline().decode()
         if said != "ready\n":
             raise LabError(f"cannot make a place for LXC on {self.host.name}: {said}")
 
@@ -109,6 +109,13 @@ class Lxc:
         enter = ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "--"]
         return self.host.namespace.run([*enter, *argv], check=check, timeout=60)
 
+    def kill(self) -> None:
+        """End the place where LXC's tools run; containers and bridge stay."""
+        if self._holder is not None:
+            self._holder.kill()
+            self._holder.wait()
+            self._holder = None
+
     def close(self) -> None:
         """End its containers and the bridge; what resists is killed when the lab ends."""
         if self._holder is None:
@@ -116,8 +123,7 @@ class Lxc:
         for name in self._containers:
             self.tool("lxc-stop", "-P", self._path, "-n", name, "--kill", check=False)
         self.tool(LXC_NET, "stop", check=False)
-        self._holder.kill()
-        self._holder.communicate()
+        self.kill()
 
     @property
     def _path(self) -> Path:

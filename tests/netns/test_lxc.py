@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ from tests.lab.lab import Lab
 from tests.lab.lxc import EMPTY, HOST, LXC_NET, Lxc
 from tests.lab.measure import ping
 from tests.lab.namespace import LabError
+from tests.lab.processes import start_time
 from tests.netns.conftest import LEASED
 from tests.netns.ipv6 import Container6, underlay6
 
@@ -205,3 +207,17 @@ def test_without_a_subnet_there_is_no_bridge_until_there_is_one(alone: Lxc, text
     alone.tool(LXC_NET, "start")
     assert addresses(host, "lxcbr0") == [host.agent.subnet_env()["FLANNEL_SUBNET"]]
     alone.tool(LXC_NET, "stop")
+
+
+def test_what_is_left_of_an_engine_that_nobody_closed_goes_with_the_lab() -> None:
+    with ready_hosts(1, LEASED) as lab:
+        engine = Lxc(lab.hosts[0], lab.run.name)
+        engine.start()
+        pid = int(engine.run("h1c1").namespace.path.parts[2])
+        dnsmasq = int(engine.tool("cat", "/run/lxc/dnsmasq.pid").stdout)
+        engine.kill()
+        assert None not in (start_time(pid), start_time(dnsmasq))
+        directory = lab.run.directory
+    assert (start_time(pid), start_time(dnsmasq)) == (None, None)
+    assert not directory.exists()
+    assert f"{directory}/" not in Path("/proc/self/mountinfo").read_text()
