@@ -32,7 +32,7 @@ pytestmark = pytest.mark.root
 
 PLUGINS = "/usr/lib/cni:/opt/cni/bin"
 CONTAINERS = 200
-AT_ONCE = 8
+AT_ONCE = 20
 
 
 @dataclass(frozen=True, slots=True)

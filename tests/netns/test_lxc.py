@@ -209,6 +209,21 @@ def test_without_a_subnet_there_is_no_bridge_until_there_is_one(alone: Lxc, text
     alone.tool(LXC_NET, "stop")
 
 
+def test_a_restart_of_the_bridge_takes_another_subnet_although_containers_are_on_it(alone: Lxc) -> None:
+    host, subnet_file = alone.host, alone.host.agent.subnet_file
+    right = subnet_file.read_text()
+    alone.tool(LXC_NET, "start")
+    host.namespace.ip("link add c1 type veth peer name there", "link set c1 master lxcbr0 up")
+    subnet_file.write_text("FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.7.1/24\n")
+    try:
+        alone.tool(LXC_NET, "restart")
+        assert addresses(host, "lxcbr0") == ["10.42.7.1/24"]
+    finally:
+        subnet_file.write_text(right)
+        host.namespace.ip("link del c1")
+    alone.tool(LXC_NET, "stop")
+
+
 def test_what_is_left_of_an_engine_that_nobody_closed_goes_with_the_lab() -> None:
     with ready_hosts(1, LEASED) as lab:
         engine = Lxc(lab.hosts[0], lab.run.name)
