@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-DEBIAN := busybox-static containernetworking-plugins curl docker.io etcd-client etcd-server ethtool gcc iperf3 iproute2 iptables iputils-ping mmdebstrap nftables podman procps python3-dev python3-venv runc systemd-container tcpdump util-linux
+DEBIAN := busybox-static containernetworking-plugins curl docker.io etcd-client etcd-server ethtool gcc iperf3 iproute2 iptables iputils-ping lxc mmdebstrap nftables podman procps python3-dev python3-venv runc systemd-container tcpdump util-linux
 
 .DEFAULT_GOAL := help
 .PHONY: help system check format test test-unit test-boot dist deb lab bench clean
@@ -44,7 +44,7 @@ dist: .venv/ready ## the wheel and the source distribution, into dist/
 deb: ## the Debian package, into dist/; on the Debian release that it is for
 	@deploy/debian/build $(VERSION)
 
-# make lab ENGINE=docker, or podman: their real containers; the table, and it ends.
+# make lab ENGINE=docker, lxc or podman: their real containers; the table, and it ends.
 # make lab HOSTS=5, make lab ARGS='--once --json lab.json'; see python -m tests.lab --help
 HOSTS ?= 3
 ENGINE ?= netns

@@ -5,7 +5,7 @@ Its own options and its output are those of flannel's mk-docker-opts.sh.
     FLANNEL_SUBNET, FLANNEL_IPMASQ, FLANNEL_MTU -> DOCKER_OPT_BIP="--bip=…" … and DOCKER_OPTS=" --bip=… …"
 
 Other exported DOCKER_OPT_* variables are options as well, and what the combined variable holds already comes first.
-Other than flannel's, it fails without subnet.env: Docker on a subnet of its own would reach no other host.
+Other than flannel's, it fails without a subnet.env that is right: a Docker on another subnet would reach no other host.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ import struct
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, ip_interface
+from ipaddress import IPv4Network
 from pathlib import Path
+
+from flanneld_py.agent import subnetfile
+from flanneld_py.agent.subnetfile import SubnetFile
 
 USAGE = """\
 usage: flanneld-py-docker-opts [-f file] [-d file] [-i] [-c] [-m] [-k name]
@@ -84,42 +87,32 @@ def parse(arguments: Sequence[str]) -> Wish:
 
 def write(wish: Wish, environment: Mapping[str, str], routes: Path) -> None:
     """Write the file. Raises OptsError, also if it was written and another route to our subnet is in the way."""
-    try:
-        text = wish.subnet_file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise OptsError(
-            f"cannot read the subnet file {wish.subnet_file} ({error.strerror}): has flanneld-py a lease yet?"
-        ) from error
-    subnet = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    subnets = _read(wish.subnet_file)
     temporary = wish.output.with_name(f".{wish.output.name}.{os.getpid()}")
     try:
         try:
-            temporary.write_text(render(wish, subnet, environment), encoding="utf-8")
+            temporary.write_text(render(wish, subnets, environment), encoding="utf-8")
             temporary.replace(wish.output)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OptsError(f"cannot write {wish.output}: {error.strerror}") from error
-    own = subnet.get("FLANNEL_SUBNET")
-    if own is not None and _is_via(str(ip_interface(own).network), routes):
+    own = _own(subnets)
+    if _is_via(own, routes):
         raise OptsError(
             f"a route to this host's own subnet {own} leads to another host: remove it (ip route del), then run again"
         )
 
 
-def render(wish: Wish, subnet: Mapping[str, str], environment: Mapping[str, str]) -> str:
-    """Return the file's text. Raises OptsError for an FLANNEL_IPMASQ that is neither true nor false."""
+def render(wish: Wish, subnets: SubnetFile, environment: Mapping[str, str]) -> str:
+    """Return the file's text. Raises OptsError if there is no IPv4 subnet."""
+    own = _own(subnets)
     options = {name: value for name, value in environment.items() if name.startswith("DOCKER_OPT_")}
-    if "FLANNEL_SUBNET" in subnet:
-        options["DOCKER_OPT_BIP"] = f"--bip={subnet['FLANNEL_SUBNET']}"
-    if wish.ip_masq and "FLANNEL_IPMASQ" in subnet:
-        ours = subnet["FLANNEL_IPMASQ"]
-        if ours not in ("true", "false"):
-            raise OptsError(f"FLANNEL_IPMASQ in {wish.subnet_file} is {ours!r}: expected true or false")
+    options["DOCKER_OPT_BIP"] = f"--bip={own.network_address + 1}/{own.prefixlen}"
+    if wish.ip_masq:
         # Who masquerades: if we do, Docker does not.
-        options["DOCKER_OPT_IPMASQ"] = f"--ip-masq={'false' if ours == 'true' else 'true'}"
-    if "FLANNEL_MTU" in subnet:
-        options["DOCKER_OPT_MTU"] = f"--mtu={subnet['FLANNEL_MTU']}"
+        options["DOCKER_OPT_IPMASQ"] = f"--ip-masq={'false' if subnets.ipmasq else 'true'}"
+    options["DOCKER_OPT_MTU"] = f"--mtu={subnets.mtu}"
     lines = [f'{name}="{options[name]}"\n' for name in sorted(options)] if wish.individual else []
     if wish.combined:
         before = environment.get(wish.key, "")
@@ -128,12 +121,29 @@ def render(wish: Wish, subnet: Mapping[str, str], environment: Mapping[str, str]
     return "".join(lines)
 
 
-def _is_via(subnet: str, routes: Path) -> bool:
+def _read(subnet_file: Path) -> SubnetFile:
+    try:
+        return subnetfile.read(subnet_file)
+    except OSError as error:
+        raise OptsError(
+            f"cannot read the subnet file {subnet_file} ({error.strerror}): has flanneld-py a lease yet?"
+        ) from error
+    except ValueError as error:
+        raise OptsError(f"the subnet file {subnet_file}: {error}") from error
+
+
+def _own(subnets: SubnetFile) -> IPv4Network:
+    for _, subnet in subnets.families:
+        if isinstance(subnet, IPv4Network):
+            return subnet
+    raise OptsError("no FLANNEL_SUBNET is in the subnet file: Docker's bridge needs an IPv4 subnet")
+
+
+def _is_via(subnet: IPv4Network, routes: Path) -> bool:
     """Tell whether the kernel has a route to exactly this subnet by way of a gateway."""
-    wanted = IPv4Network(subnet)
     for line in routes.read_text(encoding="ascii").splitlines()[1:]:
         fields = line.split()
         destination, mask = (socket.inet_ntoa(struct.pack("=I", int(fields[i], 16))) for i in (1, 7))
-        if int(fields[3], 16) & RTF_GATEWAY and IPv4Network(f"{destination}/{mask}") == wanted:
+        if int(fields[3], 16) & RTF_GATEWAY and IPv4Network(f"{destination}/{mask}") == subnet:
             return True
     return False

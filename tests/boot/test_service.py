@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -167,15 +169,36 @@ def test_docker_gets_its_options(lab: Lab, make_machine: MakeMachine) -> None:
     assert main_pid(machine, "docker") == docker, "Docker goes on without the agent"
 
 
-def test_an_etcd_that_is_not_there_at_boot_is_waited_for(lab: Lab, make_machine: MakeMachine) -> None:
+def test_an_etcd_that_is_not_there_at_boot_is_waited_for_also_by_lxcs_bridge(
+    lab: Lab, make_machine: MakeMachine
+) -> None:
     machine = make_machine(lab)
+    install_lxc_net(machine)
     etcd(lab).stop()
-    machine.run("systemctl", "enable", "--quiet", "flanneld-py")
-    machine.run("systemctl", "start", "--no-block", "flanneld-py")
+    machine.run("systemctl", "enable", "--quiet", "flanneld-py", "lxc-net")
+    machine.run("systemctl", "start", "--no-block", "flanneld-py", "lxc-net")
     until(lambda: "waiting for a network config" in status(machine), "it says what it waits for", timeout=30)
     assert machine.unit("flanneld-py", "ActiveState", "NRestarts") == {"ActiveState": "activating", "NRestarts": "0"}
+    assert machine.unit("lxc-net", "ActiveState") == {"ActiveState": "inactive"}
     etcd(lab).start()
     until(lambda: active(machine), "it is ready once etcd is there", timeout=30)
+    lxc_net = {"ActiveState": "active"}
+    until(lambda: machine.unit("lxc-net", "ActiveState") == lxc_net, "LXC's bridge comes after it", timeout=30)
+    env = dict(line.split("=", 1) for line in machine.ask("cat", "/run/flannel/subnet.env").splitlines())
+    assert f" {env['FLANNEL_SUBNET']} " in machine.ask("ip", "-4", "-o", "addr", "show", "lxcbr0")
+
+
+def install_lxc_net(machine: Machine) -> None:
+    """Put LXC's own script and unit into the machine, with our settings as the guide has it."""
+    for file in ("usr/libexec/lxc/lxc-net", "usr/lib/systemd/system/lxc-net.service", "etc/default/lxc"):
+        target = machine.root / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path("/", file), target)
+    dnsmasq = machine.root / "usr/local/bin/dnsmasq"
+    dnsmasq.write_text("#!/bin/sh\n")
+    dnsmasq.chmod(0o755)
+    machine.run("cp", "/usr/share/doc/flanneld-py/examples/lxc-net", "/etc/default/lxc-net")
+    machine.run("systemctl", "daemon-reload")
 
 
 @pytest.mark.parametrize(

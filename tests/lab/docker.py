@@ -9,38 +9,15 @@ What Docker does not do is left to the agent: masquerade (--ip-masq=false) and t
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import subprocess
-import tarfile
 import time
-from ipaddress import IPv4Address
 from pathlib import Path
 
 from tests.lab.host import Container, Host
-from tests.lab.namespace import LabError, Namespace
-
-BUSYBOX = Path("/bin/busybox")
-APPLETS = ("httpd", "ping", "sh", "sleep", "wget")
-WAIT = ("sleep", "600")
-"""What a container does unless told otherwise; bounded, should nobody end it."""
-
-
-def image() -> bytes:
-    """Return an image's root directory as a tar: busybox, and a page to serve."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        tar.add(BUSYBOX, "bin/busybox")
-        for applet in APPLETS:
-            link = tarfile.TarInfo(f"bin/{applet}")
-            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-            tar.addfile(link)
-        page = b"served by a container\n"
-        entry = tarfile.TarInfo("www/index.html")
-        entry.size = len(page)
-        tar.addfile(entry, io.BytesIO(page))
-    return packed.getvalue()
+from tests.lab.image import WAIT, write_image
+from tests.lab.namespace import LabError
 
 
 class Docker:
@@ -70,7 +47,7 @@ class Docker:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise LabError(f"dockerd on {self.host.name} does not answer:\n{self._log_tail()}")
             time.sleep(0.05)
-        self._client("import", "-", "busybox", stdin=image())
+        self._client("import", str(write_image(here / "busybox.tar")), "busybox")
 
     def run(self, name: str, *options: str, network: str = "bridge", command: tuple[str, ...] = WAIT) -> Container:
         """Start a container; its address is the one in `network`, or 0.0.0.0 if it has none of its own."""
@@ -78,19 +55,17 @@ class Docker:
             "run", "--detach", "--init=false", "--name", name, "--network", network, *options, "busybox", *command
         )
         state = json.loads(self._client("inspect", name).stdout)[0]
-        inside = Namespace(f"{self.host.namespace.name}/{name}")
-        inside.path = Path(f"/proc/{state['State']['Pid']}/ns/net")
         address = state["NetworkSettings"]["Networks"].get(network, {}).get("IPAddress")
-        return Container(name, inside, IPv4Address(address or "0.0.0.0"), self.host.name)
+        return self.host.inside(name, state["State"]["Pid"], address)
 
-    def execute(self, name: str, *command: str) -> subprocess.CompletedProcess[bytes]:
+    def execute(self, name: str, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command in a container, whatever it comes to."""
         return self._client("exec", name, *command, check=False)
 
     def logs(self, name: str) -> str:
         """What a container printed."""
         done = self._client("logs", name)
-        return (done.stdout + done.stderr).decode()
+        return done.stdout + done.stderr
 
     def create_network(self, name: str, *options: str) -> None:
         """Make a network. Raises LabError."""
@@ -106,7 +81,7 @@ class Docker:
         """End dockerd, which ends its containers; what resists is killed when the lab ends."""
         if self._process is None or self._process.poll() is not None:
             return
-        if containers := self._client("ps", "--all", "--quiet", check=False).stdout.decode().split():
+        if containers := self._client("ps", "--all", "--quiet", check=False).stdout.split():
             self._client("rm", "--force", *containers, check=False)
         self._process.send_signal(signal.SIGTERM)
         try:
@@ -114,16 +89,8 @@ class Docker:
         except subprocess.TimeoutExpired:
             self.kill()
 
-    def _client(self, *words: str, check: bool = True, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        argv = ["docker", "--host", self._socket, *words]
-        try:
-            done = subprocess.run(argv, input=stdin, capture_output=True, timeout=60, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise LabError(f"`docker {' '.join(words)}` on {self.host.name} did not end within 60 s") from error
-        if check and done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip()
-            raise LabError(f"`docker {' '.join(words)}` on {self.host.name} failed: {said}")
-        return done
+    def _client(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.host.namespace.run(["docker", "--host", self._socket, *words], check=check, timeout=60)
 
     def _log_tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])

@@ -1,4 +1,4 @@
-"""`python -m tests.lab.engine docker|podman`: the lab with an engine's real containers, and who reaches whom.
+"""`python -m tests.lab.engine docker|lxc|podman`: the lab with an engine's real containers, and who reaches whom.
 
     hosts, etcd, agents -> an engine on each host -> containers -> table of all pairs -> everything removed
 
@@ -21,7 +21,8 @@ from typing import Protocol
 from tests.lab.docker import Docker
 from tests.lab.host import Container, Host
 from tests.lab.lab import Lab
-from tests.lab.measure import ping
+from tests.lab.lxc import Lxc
+from tests.lab.measure import Station, ping
 from tests.lab.namespace import LabError
 from tests.lab.podman import Podman
 from tests.lab.report import Pair, table
@@ -29,12 +30,13 @@ from tests.lab.topology import Plan
 
 TOOLS = {
     "docker": {"dockerd": "docker.io", "docker": "docker.io", "iptables": "iptables", "busybox": "busybox-static"},
+    "lxc": {"lxc-create": "lxc", "dnsmasq": "dnsmasq-base", "busybox": "busybox-static"},
     "podman": {"podman": "podman", "runc": "runc", "iptables": "iptables", "busybox": "busybox-static"},
 }
 
 
 class Engine(Protocol):
-    """What both engines can do here; see docker.py and podman.py."""
+    """What every engine can do here; see docker.py, lxc.py and podman.py."""
 
     @property
     def host(self) -> Host: ...
@@ -43,14 +45,21 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-ENGINES: dict[str, Callable[[Host, str], Engine]] = {"docker": Docker, "podman": Podman}
+ENGINES: dict[str, Callable[[Host, str], Engine]] = {"docker": Docker, "lxc": Lxc, "podman": Podman}
 
 
 @contextmanager
-def ready_hosts(hosts: int = 2, config: Mapping[str, object] | None = None) -> Iterator[Lab]:
-    """A lab whose agents are ready and masquerade, and whose hosts have no bridge yet: that is the engine's."""
+def ready_hosts(
+    hosts: int = 2, config: Mapping[str, object] | None = None, prepare: Callable[[Lab], None] | None = None
+) -> Iterator[Lab]:
+    """A lab whose agents are ready and masquerade, and whose hosts have no bridge yet: that is the engine's.
+
+    `prepare` is called before the agents start.
+    """
     plan = Plan(hosts=hosts, overlay="none", agent_args=("--ip-masq",), config=config or {})
     with Lab(plan) as lab:
+        if prepare:
+            prepare(lab)
         for host in lab.hosts:
             host.agent.start()
         for host in lab.hosts:
@@ -66,6 +75,11 @@ def measure(containers: Sequence[Container]) -> list[Pair]:
         outcome = ping(source, target)
         pairs.append(Pair(source.name, target.name, str(target.address), outcome.average_ms, outcome.loss, None))
     return pairs
+
+
+def fetch(source: Station, url: str) -> str:
+    """Get a page. Raises LabError."""
+    return source.namespace.run(["curl", "--silent", "--max-time", "10", "--retry", "3", url]).stdout
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -37,6 +37,12 @@ class Host:
     agent: Agent
     containers: list[Container] = field(default_factory=list)
 
+    def inside(self, name: str, pid: int, address: str | None) -> Container:
+        """A container that an engine made, by one of its processes; the address is 0.0.0.0 if it has none."""
+        namespace = Namespace(f"{self.namespace.name}/{name}")
+        namespace.path = Path(f"/proc/{pid}/ns/net")
+        return Container(name, namespace, IPv4Address(address or "0.0.0.0"), self.name)
+
     def attach(self, run: Run, count: int, subnet: IPv4Interface, mtu: int) -> None:
         """Make the bridge cni0 with `subnet`'s address and `count` containers behind it, at .2, .3, …"""
         base = int(subnet.network.network_address)

@@ -8,15 +8,11 @@ bin/flannel-py            the launcher; beside it in the search path the referen
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-from ipaddress import IPv4Address
-from pathlib import Path
 
 from flanneld_py.agent.cni import install
-from tests.lab.docker import WAIT, image
 from tests.lab.host import Container, Host
-from tests.lab.namespace import LabError, Namespace
+from tests.lab.image import WAIT, write_image
 
 REFERENCE_PLUGINS = ("/usr/lib/cni", "/opt/cni/bin")
 NETWORK = "overlay"
@@ -62,7 +58,7 @@ class Podman:
         network = {"cniVersion": "1.0.0", "name": NETWORK, "plugins": [flannel, portmap]}
         (here / "net.d").mkdir()
         (here / "net.d/overlay.conflist").write_text(json.dumps(network))
-        self._podman("import", "-", IMAGE, stdin=image())
+        self._podman("import", str(write_image(here / "busybox.tar")), IMAGE)
 
     def run(self, name: str, *options: str, network: str = NETWORK, command: tuple[str, ...] = WAIT) -> Container:
         """Start a container; its address is the one in `network`, or 0.0.0.0 if it has none of its own."""
@@ -70,11 +66,8 @@ class Podman:
         self._containers.append(name)
         self._podman("run", "--detach", "--pull", "never", "--name", name, *place, *options, IMAGE, *command)
         state = json.loads(self._podman("inspect", name).stdout)[0]
-        inside = Namespace(f"{self.host.namespace.name}/{name}")
-        inside.path = Path(f"/proc/{state['State']['Pid']}/ns/net")
         networks = state["NetworkSettings"].get("Networks") or {}
-        address = networks.get(network, {}).get("IPAddress")
-        return Container(name, inside, IPv4Address(address or "0.0.0.0"), self.host.name)
+        return self.host.inside(name, state["State"]["Pid"], networks.get(network, {}).get("IPAddress"))
 
     def remove(self, name: str) -> None:
         """End a container. Raises LabError."""
@@ -86,25 +79,8 @@ class Podman:
         for name in list(self._containers):
             self.remove(name)
 
-    def _podman(self, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    def _podman(self, *words: str) -> subprocess.CompletedProcess[str]:
         here = self.host.directory
         places = ["--root", f"{here}/podman", "--runroot", f"{here}/podman-run", "--tmpdir", f"{here}/podman-tmp"]
-        argv = [
-            "nsenter",
-            f"--net={self.host.namespace.path}",
-            "--",
-            "podman",
-            *places,
-            "--storage-driver",
-            "vfs",
-            *words,
-        ]
-        environment = {**os.environ, "CONTAINERS_CONF": str(here / "containers.conf")}
-        try:
-            done = subprocess.run(argv, input=stdin, capture_output=True, env=environment, timeout=60, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise LabError(f"`podman {' '.join(words)}` on {self.host.name} did not end within 60 s") from error
-        if done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip()
-            raise LabError(f"`podman {' '.join(words)}` on {self.host.name} failed: {said}")
-        return done
+        argv = ["env", f"CONTAINERS_CONF={here}/containers.conf", "podman", *places, "--storage-driver", "vfs", *words]
+        return self.host.namespace.run(argv, timeout=60)

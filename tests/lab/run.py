@@ -3,7 +3,7 @@
     fpy-<pid>-<n>                                a run: the n-th lab of process <pid>
     /run/flanneld-py-lab/fpy-<pid>-<n>/owner     "<pid> <start time>": one process, even when pids are used again
     /run/netns/fpy-<pid>-<n>-<role>              its namespaces: core, h1, h1c1, …
-    /sys/fs/cgroup/fpy-<pid>-<n>                 processes of real container engines (docker.py, podman.py)
+    /sys/fs/cgroup/fpy-<pid>-<n>                 processes of real container engines (docker.py, lxc.py, podman.py)
 
 The directory is made first and removed last, so whatever is interrupted can be found and finished by the next lab.
 Names are the only register: what carries the name of a run whose process is gone, is removed.

@@ -19,22 +19,24 @@ from pathlib import Path
 import pytest
 
 from tests.lab.docker import Docker
-from tests.lab.engine import main, measure, ready_hosts
+from tests.lab.engine import fetch, measure, ready_hosts
 from tests.lab.host import Container
+from tests.lab.image import PAGE, SERVE
 from tests.lab.lab import Lab
 from tests.lab.measure import ping
+from tests.lab.namespace import LabError
 from tests.lab.processes import start_time
 from tests.netns.conftest import LEASED
 
 pytestmark = pytest.mark.root
 
-SERVE = ("httpd", "-f", "-vv", "-p", "80", "-h", "/www")
-PAGE = "served by a container\n"
-
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Two hosts with their engines, and a container on the default bridge of each, which serves a page on port 80."""
+    """Two hosts with their engines, and a container on the default bridge of each, which serves a page on port 80.
+
+    The first had a docker0 with another address before its engine was started.
+    """
 
     lab: Lab
     engines: tuple[Docker, Docker]
@@ -45,17 +47,13 @@ class Site:
 def site() -> Iterator[Site]:
     with ready_hosts(2, LEASED) as lab, ExitStack() as running:
         engines = tuple(Docker(host, lab.run.name) for host in lab.hosts)
+        lab.hosts[0].namespace.ip("link add docker0 type bridge", "addr add 10.99.0.1/24 dev docker0")
         for engine in engines:
             running.callback(engine.close)
             engine.start()
         one, other = engines
         containers = one.run("h1c1", command=SERVE), other.run("h2c1", "--publish", "8080:80", command=SERVE)
         yield Site(lab, (one, other), containers)
-
-
-def fetch(site: Site, host: int, url: str) -> str:
-    """Get a page from a host."""
-    return site.lab.hosts[host].namespace.run(["curl", "--silent", "--max-time", "10", "--retry", "3", url]).stdout
 
 
 def answers(engine: Docker, name: str, address: IPv4Address) -> bool:
@@ -73,7 +71,7 @@ def test_containers_reach_each_other_both_ways_at_the_overlays_mtu(site: Site) -
 def test_a_container_is_seen_by_its_own_address(site: Site) -> None:
     one, other = site.containers
     got = site.engines[0].execute("h1c1", "wget", "-q", "-O", "-", f"http://{other.address}/")
-    assert got.stdout.decode() == PAGE
+    assert got.stdout == PAGE
     assert f"[::ffff:{one.address}]" in site.engines[1].logs("h2c1")
 
 
@@ -91,9 +89,9 @@ def test_hosts_and_containers_of_the_other_host_reach_each_other(site: Site) -> 
 
 def test_a_published_port_is_reached_from_the_other_host_and_its_containers(site: Site) -> None:
     address = site.lab.hosts[1].address
-    assert fetch(site, 0, f"http://{address}:8080/") == PAGE
+    assert fetch(site.lab.hosts[0], f"http://{address}:8080/") == PAGE
     got = site.engines[0].execute("h1c1", "wget", "-q", "-O", "-", f"http://{address}:8080/")
-    assert got.stdout.decode() == PAGE
+    assert got.stdout == PAGE
 
 
 def test_host_mode_is_the_hosts_own_network(site: Site) -> None:
@@ -143,17 +141,15 @@ def test_a_network_of_its_own_reaches_the_overlay_masqueraded_and_is_not_reached
     assert ping(far, own, count=1).received == 0
 
 
-def test_a_bridge_with_another_address_gets_that_of_the_subnet() -> None:
-    with ready_hosts(1, LEASED) as lab:
-        [host] = lab.hosts
-        host.namespace.ip("link add docker0 type bridge", "addr add 10.99.0.1/24 dev docker0")
-        engine = Docker(host, lab.run.name)
-        try:
-            engine.start()
-            shown = host.namespace.run(["ip", "-o", "-4", "addr", "show", "docker0"]).stdout
-        finally:
-            engine.close()
-        assert [line.split()[3] for line in shown.splitlines()] == [host.agent.subnet_env()["FLANNEL_SUBNET"]]
+def test_an_address_by_hand_is_refused_on_the_subnets_bridge(site: Site) -> None:
+    with pytest.raises(LabError, match="user specified IP address is supported on user defined networks only"):
+        site.engines[0].run("h1stray", "--ip", "10.99.0.5")
+
+
+def test_a_bridge_with_another_address_has_that_of_the_subnet(site: Site) -> None:
+    [host, _] = site.lab.hosts
+    shown = host.namespace.run(["ip", "-o", "-4", "addr", "show", "docker0"]).stdout
+    assert [line.split()[3] for line in shown.splitlines()] == [host.agent.subnet_env()["FLANNEL_SUBNET"]]
 
 
 def test_the_agents_restart_is_not_noticed(site: Site) -> None:
@@ -174,9 +170,3 @@ def test_what_a_killed_engine_leaves_goes_with_the_lab() -> None:
     assert start_time(pid) is None
     assert not directory.exists()
     assert f"{directory}/" not in Path("/proc/self/mountinfo").read_text()
-
-
-def test_the_command_prints_the_table_and_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["docker", "--containers", "1"]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "%" in line]
-    assert [(row[0], row[1], row[4]) for row in rows] == [("h1c1", "h2c1", "0%"), ("h2c1", "h1c1", "0%")]

@@ -6,25 +6,19 @@ h1c1 ── cni0 ── h1 ── flannel.1 ─ ─ ─ flannel.1 ── h2 ─�
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 
 import pytest
 
-from tests.lab.engine import main, ready_hosts
+from tests.lab.engine import fetch, ready_hosts
+from tests.lab.image import PAGE, SERVE
 from tests.lab.measure import ping
 from tests.lab.namespace import LabError
 from tests.lab.podman import Podman
 from tests.netns.conftest import LEASED
 
 pytestmark = pytest.mark.root
-
-SERVE = ("httpd", "-f", "-p", "80", "-h", "/www")
-
-
-def test_the_command_prints_the_table_of_two_hosts(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["podman", "--containers", "1"]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "%" in line]
-    assert [(row[0], row[1], row[4]) for row in rows] == [("h1c1", "h2c1", "0%"), ("h2c1", "h1c1", "0%")]
 
 
 def test_a_published_port_and_what_is_left_after_the_containers() -> None:
@@ -37,17 +31,22 @@ def test_a_published_port_and_what_is_left_after_the_containers() -> None:
         far = other.run("h2c1", "--publish", "8080:80", command=SERVE)
         assert ping(near, far).loss == 0
         url = f"http://{lab.hosts[1].address}:8080/"
-        curl = ["curl", "--silent", "--max-time", "10", "--retry", "3", url]
-        assert lab.hosts[0].namespace.run(curl).stdout == "served by a container\n"
-        assert near.namespace.run(curl).stdout == "served by a container\n"
+        assert fetch(lab.hosts[0], url) == fetch(near, url) == PAGE
         for engine, name in ((one, "h1c1"), (other, "h2c1")):
             engine.remove(name)
-            here = engine.host.directory
-            assert list((here / "cni").iterdir()) == []
-            assert [path.name for path in (here / "addresses/overlay").iterdir() if path.name[0].isdigit()] == []
+            assert left(engine) == []
 
 
-def test_a_container_waits_for_the_agents_subnet() -> None:
+def left(engine: Podman) -> list[str]:
+    """What our plugin, host-local and the bridge keep of containers."""
+    here = engine.host.directory
+    records = [path.name for place in ("cni", "addresses/overlay") for path in (here / place).glob("*")]
+    shown = engine.host.namespace.run(["ip", "-j", "link", "show", "type", "veth"]).stdout
+    veths = [link["ifname"] for link in json.loads(shown) if link["ifname"] != "eth0"]
+    return veths + [name for name in records if name not in ("lock", "last_reserved_ip.0")]
+
+
+def test_a_container_is_refused_until_there_is_what_it_needs() -> None:
     with ready_hosts(1, LEASED) as lab, ExitStack() as engines:
         [host] = lab.hosts
         engine = Podman(host, lab.run.name)
@@ -56,5 +55,16 @@ def test_a_container_waits_for_the_agents_subnet() -> None:
         aside = host.agent.subnet_file.rename(host.directory / "aside")
         with pytest.raises(LabError, match="this host has no subnet yet"):
             engine.run("h1c1", "--rm")
+        host.agent.subnet_file.write_text("FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.99.7.1/24\n")
+        with pytest.raises(LabError, match="it is of another network"):
+            engine.run("h1c2", "--rm")
         aside.rename(host.agent.subnet_file)
-        engine.run("h1c2")
+        network = host.directory / "net.d/overlay.conflist"
+        right = network.read_text()
+        network.write_text(right.replace('"hairpinMode"', '"type": "absent", "hairpinMode"'))
+        with pytest.raises(LabError, match="there is no plugin absent in CNI_PATH"):
+            engine.run("h1c3", "--rm")
+        assert left(engine) == []
+        network.write_text(right)
+        engine.run("h1c4")
+        assert len(left(engine)) == 3, "a record, an address, an interface"
