@@ -2,17 +2,18 @@
 
 from flanneld_py.encap.checksum import Buffer
 from flanneld_py.encap.forward import Remote
-from flanneld_py.encap.turns import First
+from flanneld_py.encap.relay import Lane
 
 def gather(fd: int, buffer: memoryview, most: int, have: int, /) -> list[tuple[int, int, int, int, bytes]]: ...
 def segment(train: Buffer, each: int, prefix: Buffer, /) -> tuple[bytes, int]: ...
 def coalesce(buffer: memoryview, size: int, offset: int, mtu: int, udp: bool, /) -> list[tuple[bytes, int, int]]: ...
 def wait(
     epoll: int,
-    lanes: tuple[tuple[int, int, int, memoryview, memoryview], ...],
+    lanes: tuple[Lane, ...],
     known: dict[bytes, Remote],
     admitted: dict[tuple[bytes, bytes, bytes], Remote],
     offset: int,
     mtu: int,
+    segmentation: bool,
     /,
-) -> list[tuple[int, First]]: ...
+) -> list[int]: ...

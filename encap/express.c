@@ -1,12 +1,13 @@
-/* The express way: a packet that comes alone, to or from a peer that is known, passes without the interpreter.
+/* The express way: packets to and from peers that are known pass without the interpreter.
 
-   wait -> device readable: one packet, plain, its destination known  -> encapsulated, sent -> wait
-        -> wire readable:   one datagram, its flow admitted before    -> written to the device -> wait
-        -> all else, and what waits behind the first: handed over to relay.py, which goes the long way
+   wait -> device readable: a packet alone, or super-packets; destination known -> encapsulated, sent
+        -> wire readable:   datagrams of flows that were admitted before        -> merged, written to the device
+        -> all else: relay.py is called, which goes the long way
 
    An interpreter that slept has cold caches: its first turn takes longer than all else on a packet's way. Nothing is
    decided here. Who a destination belongs to and what may come in are looked up in the dictionaries that forward.py
-   and admission.py fill; what is in neither, or fails, goes the long way, and is counted there. */
+   and admission.py fill; what is in neither goes the long way. The order of things, and how much is done before others
+   have their turn, are relay.py's. */
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
@@ -22,16 +23,22 @@
 
 #include "packet.h"
 
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103
+#endif
 #ifndef UDP_GRO
 #define UDP_GRO 104
 #endif
 
-enum { MOST_LANES = 16, MOST_EVENTS = 16 };
+enum { MOST_LANES = 32, MOST_EVENTS = 16 };
+enum { SHARE = 1 << 18, LITTLE = 1 << 14, MOST = 64, UDP6_HEADERS = 48 }; /* see relay.py */
+enum { MAX_SEGMENTS = 64, MAX_PAYLOAD = 65507, RECEIVE_SIZE = 65535 };    /* see wire.py */
 
-/* A lane's descriptors, and the buffers that its relay reads into. */
+/* A lane's descriptors, the buffers of its relay, and what is called there: outward, admit, failed. */
 struct lane {
-    int device, wire, sender;
+    int device, wire, sender, udp;
     Py_buffer from_device, from_wire;
+    PyObject *outward, *admit, *failed;
 };
 
 /* What was received: bytes in all, bytes of each datagram, and from whom. */
@@ -41,13 +48,27 @@ struct receipt {
     struct sockaddr_in6 from; /* or a sockaddr_in, which is smaller */
 };
 
+/* All lanes. `asked` is whether relay.py was called: what was handed in may have changed. */
 struct express {
-    int epoll;
+    int epoll, segmentation, asked;
     Py_ssize_t count;
     struct lane lanes[MOST_LANES];
     PyObject *known, *admitted;
     Py_ssize_t offset, mtu;
 };
+
+/* Note that relay.py was called, and whether that went well. */
+static int asked(struct express *express, PyObject *answer)
+{
+    express->asked = 1;
+    Py_XDECREF(answer);
+    return answer ? 0 : -1;
+}
+
+static int failed(struct express *express, const struct lane *lane, const char *where, int number, size_t count)
+{
+    return asked(express, PyObject_CallFunction(lane->failed, "sin", where, number, (Py_ssize_t)count));
+}
 
 /* The attributes of directory.Hop and of its Tally, interned: so they are found by their addresses. */
 enum name { SOCKET_ADDRESS, PREFIX4, PREFIX6, TALLY, SENT, SENT_BYTES, RECEIVED, RECEIVED_BYTES, NAMES };
@@ -83,73 +104,173 @@ static int count_one(PyObject *hop, enum name packets, size_t length)
 
 /* Outward */
 
-/* Send a packet with what goes before it. Returns whether the kernel took it, -1 with an exception. */
-static int encapsulate(int sender, PyObject *hop, enum name prefix_name, byte *packet, size_t length)
+/* Who a packet from the device goes to, and how: borrowed from directory.Hop as long as `hop` is held. */
+struct route {
+    PyObject *hop, *prefix, *to;
+    struct iovec head;
+    struct msghdr message;
+};
+
+static void leave(struct route *route)
 {
-    PyObject *prefix = PyObject_GetAttr(hop, names[prefix_name]), *to = PyObject_GetAttr(hop, names[SOCKET_ADDRESS]);
+    Py_XDECREF(route->hop);
+    Py_XDECREF(route->prefix);
+    Py_XDECREF(route->to);
+}
+
+/* Look up where a packet goes. Returns whether it is known, -1 with an exception. */
+static int find_route(struct express *express, const byte *packet, size_t length, struct route *route)
+{
+    size_t width;
+    const byte *to = destination(packet, length, &width);
     char *head, *address;
     Py_ssize_t head_length, address_length;
-    int sent = -1;
-    if (prefix && to && !PyBytes_AsStringAndSize(prefix, &head, &head_length) &&
-        !PyBytes_AsStringAndSize(to, &address, &address_length)) {
-        struct iovec parts[] = {{head, (size_t)head_length}, {packet, length}};
-        struct msghdr message = {
-            .msg_name = address, .msg_namelen = (socklen_t)address_length, .msg_iov = parts, .msg_iovlen = 2};
-        sent = sendmsg(sender, &message, MSG_DONTWAIT) >= 0;
+    memset(route, 0, sizeof *route);
+    if (!to)
+        return 0;
+    PyObject *key = PyBytes_FromStringAndSize((const char *)to, (Py_ssize_t)width);
+    route->hop = key ? PyDict_GetItemWithError(express->known, key) : NULL;
+    Py_XDECREF(key);
+    if (!route->hop)
+        return PyErr_Occurred() ? -1 : 0;
+    Py_INCREF(route->hop);
+    route->prefix = PyObject_GetAttr(route->hop, names[width == 4 ? PREFIX4 : PREFIX6]);
+    route->to = PyObject_GetAttr(route->hop, names[SOCKET_ADDRESS]);
+    if (!route->prefix || !route->to || PyBytes_AsStringAndSize(route->prefix, &head, &head_length) ||
+        PyBytes_AsStringAndSize(route->to, &address, &address_length))
+        return -1;
+    route->head = (struct iovec){head, (size_t)head_length};
+    route->message = (struct msghdr){.msg_name = address, .msg_namelen = (socklen_t)address_length};
+    return 1;
+}
+
+/* Send a plain packet, in the buffer from the virtio header on. Returns whether the kernel took it. */
+static int send_alone(const struct lane *lane, struct route *route, const struct vnet *vnet, byte *packet, size_t length)
+{
+    size_t field = (size_t)vnet->start + vnet->offset;
+    if (vnet->flags & NEEDS_CSUM) {
+        if (field + 2 > length)
+            return 0;
+        finish(packet + field, add(0, packet + vnet->start, length - vnet->start), 1);
+        memset(lane->from_device.buf, 0, sizeof *vnet); /* Should it go the long way after all: it is finished. */
     }
-    Py_XDECREF(prefix);
-    Py_XDECREF(to);
-    return sent;
+    struct iovec parts[] = {route->head, {packet, length}};
+    route->message.msg_iov = parts;
+    route->message.msg_iovlen = 2;
+    return sendmsg(lane->sender, &route->message, MSG_DONTWAIT) >= 0;
+}
+
+/* Send datagrams of `size` bytes, the last may be shorter, that fit one send. */
+static int send_cut(const struct lane *lane, struct route *route, byte *datagrams, size_t length, size_t size)
+{
+    union {
+        char room[CMSG_SPACE(sizeof(uint16_t))];
+        struct cmsghdr aligned;
+    } control = {{0}};
+    struct iovec part = {datagrams, length};
+    uint16_t each = (uint16_t)size;
+    route->message.msg_iov = &part;
+    route->message.msg_iovlen = 1;
+    route->message.msg_control = control.room;
+    route->message.msg_controllen = sizeof control.room;
+    struct cmsghdr *segment = CMSG_FIRSTHDR(&route->message);
+    *segment = (struct cmsghdr){CMSG_LEN(sizeof each), IPPROTO_UDP, UDP_SEGMENT};
+    memcpy(CMSG_DATA(segment), &each, sizeof each);
+    return sendmsg(lane->sender, &route->message, MSG_DONTWAIT) >= 0;
+}
+
+/* Cut a super-packet and send it. Returns whether it is done with, -1 with an exception. */
+static int send_super(struct express *express, const struct lane *lane, struct route *route, const struct vnet *vnet, const byte *packet,
+                      size_t length)
+{
+    static byte datagrams[4 * MAX_PACKET];
+    struct layout is;
+    if (!read_super(packet, length, vnet, vnet->type & ~GSO_ECN, &is))
+        return 0;
+    size_t payload = length - is.header, each = vnet->size < payload ? vnet->size : payload;
+    size_t lead = route->head.iov_len + is.header, count = (payload + each - 1) / each, total = count * lead + payload;
+    size_t size = lead + each, fit = MAX_PAYLOAD / size < MAX_SEGMENTS ? MAX_PAYLOAD / size : MAX_SEGMENTS;
+    if (!fit || total > sizeof datagrams)
+        return 0;
+    byte *to = datagrams;
+    for (size_t number = 0, done = 0; number < count; number++, done += each) {
+        size_t part = payload - done < each ? payload - done : each;
+        memcpy(to, route->head.iov_base, route->head.iov_len);
+        cut(to + route->head.iov_len, packet, &is, number, done, part, number + 1 == count);
+        to += lead + part;
+    }
+    for (size_t at = 0; at < total; at += fit * size) {
+        size_t part = total - at < fit * size ? total - at : fit * size;
+        if (send_cut(lane, route, datagrams + at, part, size))
+            continue;
+        if (!at)
+            return 0; /* Why, and what to do about it, is found out on the long way. */
+        if (failed(express, lane, "out-wire", errno, (part + size - 1) / size))
+            return -1;
+    }
+    return 1;
 }
 
 /* Send the packet at the beginning of the buffer. Returns whether it is done with, -1 with an exception. */
-static int send_alone(const struct express *express, const struct lane *lane, size_t size)
+static int dispatch(struct express *express, const struct lane *lane, size_t size, int first)
 {
     struct vnet vnet;
-    size_t width;
-    if (size <= sizeof vnet || size - sizeof vnet > (size_t)express->mtu)
-        return 0;
+    struct route route;
     byte *packet = (byte *)lane->from_device.buf + sizeof vnet;
+    if (size <= sizeof vnet)
+        return 0;
     size_t length = size - sizeof vnet;
     memcpy(&vnet, lane->from_device.buf, sizeof vnet);
-    const byte *to = vnet.type == GSO_NONE ? destination(packet, length, &width) : NULL;
-    size_t field = (size_t)vnet.start + vnet.offset;
-    int unfinished = vnet.flags & NEEDS_CSUM;
-    if (!to || (unfinished && field + 2 > length))
+    int plain = vnet.type == GSO_NONE;
+    if ((plain ? length : (size_t)vnet.size + UDP6_HEADERS) > (size_t)express->mtu)
         return 0;
-    PyObject *key = PyBytes_FromStringAndSize((const char *)to, (Py_ssize_t)width);
-    if (!key)
-        return -1;
-    PyObject *hop = PyDict_GetItemWithError(express->known, key);
-    Py_DECREF(key);
-    if (!hop)
-        return PyErr_Occurred() ? -1 : 0;
-    if (unfinished) {
-        finish(packet + field, add(0, packet + vnet.start, length - vnet.start), 1);
-        memset(lane->from_device.buf, 0, sizeof vnet); /* Should it go the long way after all: it is finished. */
-    }
-    Py_INCREF(hop);
-    int done = encapsulate(lane->sender, hop, width == 4 ? PREFIX4 : PREFIX6, packet, length);
-    if (done > 0 && count_one(hop, SENT, length))
+    if (plain ? !first : !express->segmentation)
+        return 0; /* Plain packets in a row go together, in few sends. */
+    int done = find_route(express, packet, length, &route);
+    if (done > 0)
+        done = plain ? send_alone(lane, &route, &vnet, packet, length)
+                     : send_super(express, lane, &route, &vnet, packet, length);
+    if (done > 0 && count_one(route.hop, SENT, length))
         done = -1;
-    Py_DECREF(hop);
+    leave(&route);
     return done;
+}
+
+static int serve_device(struct express *express, const struct lane *lane)
+{
+    size_t passed = 0;
+    for (int taken = 0; taken < MOST && passed < SHARE; taken++) {
+        ssize_t size = read(lane->device, lane->from_device.buf, sizeof(struct vnet) + MAX_PACKET);
+        if (size < 0 && errno == EAGAIN)
+            return 0;
+        int done = size > 0 ? dispatch(express, lane, (size_t)size, !taken) : 0;
+        if (done < 0)
+            return -1;
+        if (!done)
+            return asked(express, PyObject_CallFunction(lane->outward, "n", (Py_ssize_t)(size > 0 ? size : 0)));
+        passed += (size_t)size;
+    }
+    return 0;
 }
 
 /* Inward */
 
-static ssize_t receive(const struct lane *lane, struct receipt *receipt)
+static ssize_t receive(const struct lane *lane, size_t at, struct receipt *receipt)
 {
-    char control[CMSG_SPACE(sizeof(int))];
-    struct iovec whole = {lane->from_wire.buf, (size_t)lane->from_wire.len};
+    union {
+        char room[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr aligned;
+    } control;
+    struct iovec whole = {(byte *)lane->from_wire.buf + at, RECEIVE_SIZE};
     struct msghdr message = {
         .msg_name = &receipt->from,
         .msg_namelen = sizeof receipt->from,
         .msg_iov = &whole,
         .msg_iovlen = 1,
-        .msg_control = control,
-        .msg_controllen = sizeof control,
+        .msg_control = control.room,
+        .msg_controllen = sizeof control.room,
     };
+    memset(&receipt->from, 0, sizeof receipt->from);
     receipt->total = recvmsg(lane->wire, &message, MSG_DONTWAIT);
     receipt->each = (int)receipt->total;
     if (receipt->total >= 0)
@@ -161,55 +282,26 @@ static ssize_t receive(const struct lane *lane, struct receipt *receipt)
 
 static int is_ipv4(const struct receipt *receipt) { return receipt->from.sin6_family == AF_INET; }
 
-/* Return the key by which admission.py remembers a flow, None if the inner packet is not sound. */
-static PyObject *flow_of(const struct express *express, const struct receipt *receipt, const byte *datagram)
+/* Return who sent a datagram if its flow was admitted before: borrowed, NULL without an exception if it was not. */
+static PyObject *admitted(struct express *express, const struct receipt *run, const byte *datagram, size_t size)
 {
     const byte *packet = datagram + express->offset;
-    const struct sockaddr_in *from4 = (const struct sockaddr_in *)&receipt->from;
-    const void *from = is_ipv4(receipt) ? (const void *)&from4->sin_addr : (const void *)&receipt->from.sin6_addr;
-    size_t length = (size_t)receipt->total - (size_t)express->offset, at, width;
+    const struct sockaddr_in *from4 = (const struct sockaddr_in *)&run->from;
+    const void *from = is_ipv4(run) ? (const void *)&from4->sin_addr : (const void *)&run->from.sin6_addr;
+    size_t length = size - (size_t)express->offset, at, width;
     if (length >= 20 && packet[0] == 0x45 && get16(packet + 2) == length && packet[8])
         at = 12, width = 8;
     else if (length >= 40 && packet[0] >> 4 == 6 && get16(packet + 4) + 40u == length && packet[7])
         at = 8, width = 32;
     else
-        Py_RETURN_NONE;
-    return Py_BuildValue("(y#y#y#)", (const char *)from, (Py_ssize_t)(is_ipv4(receipt) ? 4 : 16),
-                         (const char *)datagram, express->offset, (const char *)packet + at, (Py_ssize_t)width);
-}
-
-/* Write the datagram at the beginning of the buffer to the device. Returns as send_alone. */
-static int deliver_alone(const struct express *express, const struct lane *lane, const struct receipt *receipt)
-{
-    if (receipt->total <= express->offset || receipt->each != receipt->total)
-        return 0;
-    PyObject *flow = flow_of(express, receipt, lane->from_wire.buf);
-    if (!flow)
-        return -1;
-    PyObject *hop = PyDict_GetItemWithError(express->admitted, flow);
-    Py_DECREF(flow);
-    if (!hop)
-        return PyErr_Occurred() ? -1 : 0;
-    byte *packet = (byte *)lane->from_wire.buf + express->offset;
-    size_t length = (size_t)(receipt->total - express->offset);
-    struct vnet vnet = single(packet, length, (size_t)express->mtu);
-    struct iovec parts[] = {{&vnet, sizeof vnet}, {packet, length}};
-    if (writev(lane->device, parts, 2) < 0)
-        return 0;
-    Py_INCREF(hop);
-    int failed = count_one(hop, RECEIVED, length);
-    Py_DECREF(hop);
-    return failed ? -1 : 1;
-}
-
-/* Handing over */
-
-static int hand_over(PyObject *ready, int fd, PyObject *first)
-{
-    PyObject *item = first ? Py_BuildValue("(iN)", fd, first) : NULL;
-    int failed = !item || PyList_Append(ready, item);
-    Py_XDECREF(item);
-    return failed ? -1 : 0;
+        return NULL;
+    /* The key is admission.py's. */
+    PyObject *flow = Py_BuildValue("(y#y#y#)", (const char *)from, (Py_ssize_t)(is_ipv4(run) ? 4 : 16),
+                                   (const char *)datagram, express->offset, (const char *)packet + at,
+                                   (Py_ssize_t)width);
+    PyObject *hop = flow ? PyDict_GetItemWithError(express->admitted, flow) : NULL;
+    Py_XDECREF(flow);
+    return hop;
 }
 
 static PyObject *endpoint(const struct receipt *receipt)
@@ -221,70 +313,131 @@ static PyObject *endpoint(const struct receipt *receipt)
         return Py_BuildValue("(si)", text, ntohs(from->sin_port));
     }
     inet_ntop(AF_INET6, &receipt->from.sin6_addr, text, sizeof text);
-    return Py_BuildValue("(siII)", text, ntohs(receipt->from.sin6_port), ntohl(receipt->from.sin6_flowinfo),
-                         receipt->from.sin6_scope_id);
+    return Py_BuildValue("(si)", text, ntohs(receipt->from.sin6_port));
 }
 
-static int serve_device(const struct express *express, const struct lane *lane, PyObject *ready)
+/* Tell whether what was merged may be more than it seems: relay.py looks closer, see uncut.py. */
+static int perhaps_uncut(struct express *express, const struct lane *lane, const byte *datagram, size_t size)
 {
-    for (int alone = 1;; alone = 0) { /* What waits right behind goes with others, in few sends. */
-        ssize_t size = read(lane->device, lane->from_device.buf, sizeof(struct vnet) + MAX_PACKET);
-        if (size < 0 && errno == EAGAIN)
-            return 0;
-        int done = alone && size > 0 ? send_alone(express, lane, (size_t)size) : 0;
-        if (done < 0)
-            return -1;
-        if (!done)
-            return hand_over(ready, lane->device, PyLong_FromSsize_t(size > 0 ? size : 0));
-    }
+    const byte *packet = datagram + express->offset;
+    return lane->udp && size > (size_t)express->offset + 20 && packet[packet[0] >> 4 == 4 ? 9 : 6] == UDP;
 }
 
-static int serve_wire(const struct express *express, const struct lane *lane, PyObject *ready)
+/* Deliver what was received in a row, from `at` to `end` in the buffer. Returns -1 with an exception. */
+static int deliver(struct express *express, const struct lane *lane, size_t at, size_t end,
+                   const struct receipt *run)
 {
-    struct receipt receipt;
-    if (receive(lane, &receipt) >= 0) {
-        int done = deliver_alone(express, lane, &receipt);
-        if (done < 0)
+    byte *buffer = lane->from_wire.buf;
+    size_t size = (size_t)run->each, offset = (size_t)express->offset;
+    int closer = end - at > size && perhaps_uncut(express, lane, buffer + at, size);
+    do {
+        size_t have = end - at < size ? end - at : size, length = 0;
+        PyObject *hop = closer || have <= offset ? NULL : admitted(express, run, buffer + at, have);
+        if (PyErr_Occurred())
             return -1;
-        if (!done || receive(lane, &receipt) >= 0)
-            return hand_over(ready, lane->wire,
-                             Py_BuildValue("(niN)", (Py_ssize_t)receipt.total, receipt.each, endpoint(&receipt)));
-    }
-    if (errno == EAGAIN)
-        return 0;
-    Py_INCREF(Py_None);
-    return hand_over(ready, lane->wire, Py_None);
+        if (!hop)
+            return asked(express, PyObject_CallFunction(lane->admit, "nnnN", (Py_ssize_t)at, (Py_ssize_t)end, (Py_ssize_t)size,
+                                                endpoint(run)));
+        struct vnet vnet;
+        size_t next = merge_run(buffer, end, at, size, offset, lane->udp, &length, &vnet);
+        byte *packet = buffer + at + offset;
+        if (next == at) {
+            next = at + have;
+            length = have - offset;
+            vnet = single(packet, length, (size_t)express->mtu);
+        }
+        struct iovec parts[] = {{&vnet, sizeof vnet}, {packet, length}};
+        Py_INCREF(hop);
+        int written = writev(lane->device, parts, 2) >= 0;
+        int wrong = written ? count_one(hop, RECEIVED, length) : failed(express, lane, "in-device", errno, 1);
+        Py_DECREF(hop);
+        if (wrong)
+            return -1;
+        at = next;
+    } while (at < end);
+    return 0;
 }
 
-static int serve(const struct express *express, int fd, PyObject *ready)
+/* Tell whether a receipt goes on where `length` bytes of the same sender ended, as Relay._continues does. */
+static int continues(struct express *express, const struct receipt *run, size_t length,
+                     const struct receipt *next)
+{
+    int fits = next->each == run->each || (next->each == next->total && next->total < run->each);
+    return fits && length % (size_t)run->each == 0 && run->each <= express->mtu + express->offset &&
+           !memcmp(&run->from, &next->from, sizeof run->from);
+}
+
+static int serve_wire(struct express *express, const struct lane *lane)
+{
+    struct receipt run, next;
+    size_t begin = 0, at = 0;
+    for (int taken = 0; taken < MOST && at <= SHARE; taken++) {
+        if (receive(lane, at, &next) < 0) {
+            if (errno != EAGAIN && failed(express, lane, "in-wire", errno, 1))
+                return -1;
+            break;
+        }
+        if (at > begin && !(next.total && continues(express, &run, at - begin, &next))) {
+            if (deliver(express, lane, begin, at, &run))
+                return -1;
+            begin = at;
+        }
+        if (!next.total || (!taken && next.total < LITTLE)) {
+            /* A datagram of nothing is counted; a little one that comes first does not wait for others. */
+            if (deliver(express, lane, at, at + (size_t)next.total, &next))
+                return -1;
+            continue;
+        }
+        if (at == begin)
+            run = next;
+        at += (size_t)next.total;
+    }
+    return at > begin ? deliver(express, lane, begin, at, &run) : 0;
+}
+
+/* The loop */
+
+/* Serve a descriptor of a lane. Returns whether it is one, -1 with an exception. */
+static int serve(struct express *express, int fd)
 {
     for (Py_ssize_t i = 0; i < express->count; i++) {
-        if (fd == express->lanes[i].device)
-            return serve_device(express, &express->lanes[i], ready);
-        if (fd == express->lanes[i].wire)
-            return serve_wire(express, &express->lanes[i], ready);
+        const struct lane *lane = &express->lanes[i];
+        if (fd == lane->device)
+            return serve_device(express, lane) ? -1 : 1;
+        if (fd == lane->wire)
+            return serve_wire(express, lane) ? -1 : 1;
     }
-    Py_INCREF(Py_None);
-    return hand_over(ready, fd, Py_None);
+    return 0;
 }
 
-static PyObject *wait_all(const struct express *express)
+static int add_ready(PyObject *ready, int fd)
+{
+    PyObject *item = PyLong_FromLong(fd);
+    int failed = !item || PyList_Append(ready, item);
+    Py_XDECREF(item);
+    return failed ? -1 : 0;
+}
+
+static PyObject *wait_all(struct express *express)
 {
     struct epoll_event events[MOST_EVENTS];
     PyObject *ready = PyList_New(0);
-    while (ready && !PyList_Size(ready)) {
-        int count, failed = 0;
+    express->asked = 0;
+    while (ready && !PyList_Size(ready) && !express->asked) {
+        int count, served = 0;
         Py_BEGIN_ALLOW_THREADS;
         count = epoll_wait(express->epoll, events, MOST_EVENTS, -1);
         Py_END_ALLOW_THREADS;
-        if (count < 0 && (errno != EINTR || PyErr_CheckSignals())) {
-            failed = 1;
-            if (!PyErr_Occurred())
-                PyErr_SetFromErrno(PyExc_OSError);
+        if (count < 0 && errno != EINTR)
+            PyErr_SetFromErrno(PyExc_OSError);
+        if (PyErr_Occurred() || (count < 0 && PyErr_CheckSignals()))
+            served = -1;
+        for (int i = 0; served >= 0 && i < count; i++) {
+            served = serve(express, events[i].data.fd);
+            if (!served)
+                served = add_ready(ready, events[i].data.fd);
         }
-        for (int i = 0; !failed && i < count; i++)
-            failed = serve(express, events[i].data.fd, ready);
-        if (failed)
+        if (served < 0)
             Py_CLEAR(ready);
     }
     return ready;
@@ -292,8 +445,16 @@ static PyObject *wait_all(const struct express *express)
 
 static int take_lane(PyObject *described, struct lane *lane)
 {
-    return PyArg_ParseTuple(described, "iiiw*w*", &lane->device, &lane->wire, &lane->sender, &lane->from_device,
-                            &lane->from_wire);
+    if (!PyArg_ParseTuple(described, "iiipw*w*OOO", &lane->device, &lane->wire, &lane->sender, &lane->udp,
+                          &lane->from_device, &lane->from_wire, &lane->outward, &lane->admit, &lane->failed))
+        return 0;
+    if (lane->from_device.len >= (Py_ssize_t)sizeof(struct vnet) + MAX_PACKET &&
+        lane->from_wire.len >= SHARE + 2 * RECEIVE_SIZE)
+        return 1;
+    PyBuffer_Release(&lane->from_device);
+    PyBuffer_Release(&lane->from_wire);
+    PyErr_SetString(PyExc_ValueError, "a lane's buffers are too small");
+    return 0;
 }
 
 PyObject *express_wait(PyObject *self, PyObject *args)
@@ -302,12 +463,12 @@ PyObject *express_wait(PyObject *self, PyObject *args)
     PyObject *lanes, *ready = NULL;
     Py_ssize_t wanted;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iO!O!O!nn", &express.epoll, &PyTuple_Type, &lanes, &PyDict_Type, &express.known,
-                          &PyDict_Type, &express.admitted, &express.offset, &express.mtu))
+    if (!PyArg_ParseTuple(args, "iO!O!O!nnp", &express.epoll, &PyTuple_Type, &lanes, &PyDict_Type, &express.known,
+                          &PyDict_Type, &express.admitted, &express.offset, &express.mtu, &express.segmentation))
         return NULL;
     wanted = PyTuple_Size(lanes);
     if (wanted > MOST_LANES || express.offset < 0 || express.mtu < 0) {
-        PyErr_SetString(PyExc_ValueError, "expected at most 16 lanes, and sizes that are positive");
+        PyErr_SetString(PyExc_ValueError, "expected at most 32 lanes, and sizes that are positive");
         return NULL;
     }
     while (express.count < wanted && take_lane(PyTuple_GetItem(lanes, express.count), &express.lanes[express.count]))

@@ -1,4 +1,4 @@
-/* What the C half of the userspace data plane knows of packets: checksums, where things are, virtio headers. */
+/* What the C half of the userspace data plane knows of packets: checksums, where things are, cutting and merging. */
 
 #ifndef FLANNELD_PY_PACKET_H
 #define FLANNELD_PY_PACKET_H
@@ -203,6 +203,111 @@ static inline struct vnet single(byte *packet, size_t length, size_t mtu)
         vnet.offset = (uint16_t)field;
     }
     return vnet;
+}
+
+/* Tell whether virtio header and packet fit together, and where things are. The kernel made both. */
+static inline int read_super(const byte *packet, size_t length, const struct vnet *vnet, int type, struct layout *is)
+{
+    is->version = packet[0] >> 4;
+    is->protocol = type == GSO_UDP_L4 ? UDP : TCP;
+    is->transport = vnet->start;
+    if (!vnet->size || is->transport < 20 || is->transport + (is->protocol == UDP ? 8 : 20) > length)
+        return 0;
+    if (type != GSO_UDP_L4 && is->version != (type == GSO_TCPV4 ? 4 : type == GSO_TCPV6 ? 6 : 0))
+        return 0;
+    is->header = is->transport + (is->protocol == UDP ? 8 : (size_t)(packet[is->transport + 12] >> 4) * 4);
+    if (is->header < is->transport + (is->protocol == UDP ? 8 : 20) || is->header >= length)
+        return 0;
+    if (is->version == 4)
+        return is->transport == (size_t)(packet[0] & 15) * 4;
+    return is->version == 6 && is->transport >= 40;
+}
+
+/* Make one segment in its datagram: `done` bytes of payload went before, `part` are in it. */
+static inline void cut(byte *inner, const byte *packet, const struct layout *is, size_t number, size_t done, size_t part,
+                int last)
+{
+    byte *transport = inner + is->transport;
+    byte *field = transport + (is->protocol == UDP ? 6 : 16);
+    size_t length = is->header + part;
+    memcpy(inner, packet, is->header);
+    memcpy(inner + is->header, packet + is->header + done, part);
+    if (is->version == 4)
+        put16(inner + 4, get16(packet + 4) + (unsigned)number);
+    put_lengths(inner, is, length);
+    if (is->protocol == TCP) {
+        put32(transport + 4, get32(transport + 4) + (uint32_t)done);
+        if (number)
+            transport[13] &= (byte)~CWR;
+        if (!last)
+            transport[13] &= (byte) ~(FIN | PSH);
+    }
+    memset(field, 0, 2);
+    length -= is->transport;
+    finish(field, add(pseudo(inner, is, length), transport, length), is->protocol == UDP);
+}
+
+/* Tell whether this is a packet with payload, right checksums, and nothing that a merged one cannot say. */
+static inline int mergeable(const byte *packet, size_t length, int udp, struct layout *is)
+{
+    if (!read_layout(packet, length, is) || is->header >= length)
+        return 0;
+    const byte *transport = packet + is->transport;
+    if (is->protocol == UDP ? !udp || !get16(transport + 6) : (transport[13] & ~PSH) != ACK || transport[12] & 15)
+        return 0;
+    return right_header(packet, is) && right_payload(packet, length, is);
+}
+
+/* Tell whether two mergeable packets of one layout are equal in what a merged one says once for both.
+   Left out: lengths, checksums, TCP's sequence number and PSH, and IPv4's identification (RFC 6864). */
+static inline int alike(const byte *a, const byte *b, const struct layout *is)
+{
+    size_t at = is->transport;
+    if (is->version == 4 ? memcmp(a, b, 2) || memcmp(a + 6, b + 6, 4) || memcmp(a + 12, b + 12, 8)
+                         : memcmp(a, b, 4) || memcmp(a + 6, b + 6, 34))
+        return 0;
+    if (memcmp(a + at, b + at, 4))
+        return 0;
+    if (is->protocol == UDP)
+        return 1;
+    return !memcmp(a + at + 8, b + at + 8, 5) && !memcmp(a + at + 14, b + at + 14, 2) &&
+           !memcmp(a + at + 18, b + at + 18, is->header - at - 18);
+}
+
+/* Merge the run of datagrams that begins at `at`, in place; return where it ends, `at` if there is none. */
+static inline size_t merge_run(byte *buffer, size_t end, size_t at, size_t size, size_t offset, int udp, size_t *length,
+                        struct vnet *vnet)
+{
+    struct layout is, other;
+    byte *first = buffer + at + offset;
+    if (size <= offset || end - at <= size || !mergeable(first, size - offset, udp, &is))
+        return at;
+    size_t payload = size - offset - is.header, next = at + size;
+    uint32_t sequence = get32(first + is.transport + 4);
+    *length = size - offset;
+    while (next < end) {
+        byte *packet = buffer + next + offset;
+        size_t have = end - next < size ? end - next : size;
+        if (have <= offset || *length + (have - offset) - is.header > MAX_PACKET)
+            break;
+        if (memcmp(buffer + at, buffer + next, offset) || !mergeable(packet, have - offset, udp, &other))
+            break;
+        if (other.version != is.version || other.protocol != is.protocol || other.header != is.header)
+            break;
+        if (is.protocol == TCP && get32(packet + is.transport + 4) != sequence + (uint32_t)(*length - is.header))
+            break;
+        if (!alike(first, packet, &is))
+            break;
+        if (is.protocol == TCP)
+            first[is.transport + 13] |= packet[is.transport + 13] & PSH;
+        memmove(first + *length, packet + is.header, have - offset - is.header);
+        *length += have - offset - is.header;
+        next += have;
+    }
+    if (next == at + size)
+        return at;
+    *vnet = complete(first, &is, *length, payload);
+    return next;
 }
 
 #endif

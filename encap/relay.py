@@ -20,7 +20,6 @@ from flanneld_py.encap.frame import Refused
 from flanneld_py.encap.merge import coalesce
 from flanneld_py.encap.offload import segment
 from flanneld_py.encap.tun import Tun
-from flanneld_py.encap.turns import Receipt
 from flanneld_py.encap.uncut import uncut
 from flanneld_py.encap.virtio import PLAIN, VNET_HEADER, pieces, segments
 from flanneld_py.encap.wire import RECEIVE_SIZE, Wire
@@ -39,6 +38,19 @@ MOST = 64
 
 UDP6_HEADERS = 48
 """Bytes; whatever is cut, its segments have headers of this order: if one may not fit, the long way decides exactly."""
+
+
+Lane = tuple[
+    int,
+    int,
+    int,
+    bool,
+    memoryview,
+    memoryview,
+    Callable[[int], None],
+    Callable[[int, int, int, Endpoint], None],
+    Callable[[str, int, int], None],
+]
 
 
 class DeviceGone(Exception):
@@ -60,10 +72,10 @@ class Relay:
         self._expected = 1
 
     @property
-    def lane(self) -> tuple[int, int, int, memoryview, memoryview]:
-        """What express.c works with: the descriptors, and the buffers in which it leaves what is for us."""
+    def lane(self) -> Lane:
+        """What express.c works with: descriptors, buffers, and whom it calls for the long way."""
         descriptors = self.tun.fileno(), self.wire.fileno(), self.wire.sender_fileno()
-        return (*descriptors, self._from_tun, self._from_wire[:RECEIVE_SIZE])
+        return (*descriptors, self._udp, self._from_tun, self._from_wire, self.outward, self._received, self._failed)
 
     def outward(self, have: int = 0) -> None:
         """Send what waits in the TUN device, up to a share; `have` bytes of it are read. Raises DeviceGone."""
@@ -121,8 +133,8 @@ class Relay:
     def _lost(self, error: OSError, count: int) -> None:
         self._dropped("out-wire", _name(error), count)
 
-    def inward(self, receipt: Receipt | None = None) -> None:
-        """Deliver what waits at the wire, up to a share; one receipt of it may be there already. Raises DeviceGone.
+    def inward(self) -> None:
+        """Deliver what waits at the wire, up to a share. Raises DeviceGone.
 
         A sender's super-packet can take it two sends; what was received in a row is merged as if it were one receipt.
         """
@@ -130,14 +142,13 @@ class Relay:
         sender: Endpoint = ("", 0)
         for _ in range(MOST):
             try:
-                total, each, source = receipt or self.wire.receive_into(self._from_wire[at : at + RECEIVE_SIZE])
+                total, each, source = self.wire.receive_into(self._from_wire[at : at + RECEIVE_SIZE])
             except BlockingIOError:
                 self._expected = 1
                 break
             except OSError as error:
                 self._dropped("in-wire", _name(error))
                 break
-            receipt = None
             if not total:
                 self._admit(self._from_wire[:0], each, source)
             elif at > begin and not (source == sender and self._continues(at - begin, size, total, each)):
@@ -162,6 +173,16 @@ class Relay:
         """
         fits = each == size or each == total < size
         return fits and length % size == 0 and size <= self._directory.mtu + self._directory.admission.offset
+
+    def _received(self, start: int, stop: int, size: int, sender: Endpoint) -> None:
+        self._admit(self._from_wire[start:stop], size, sender)
+
+    def _failed(self, where: str, number: int, count: int) -> None:
+        error = OSError(number, "")
+        if where == "in-device":
+            self._refused_by_device("in", error)
+        else:
+            self._dropped(where, _name(error), count)
 
     def _admit(self, datagrams: memoryview, size: int, sender: Endpoint) -> None:
         offset = self._directory.admission.offset

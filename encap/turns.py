@@ -8,14 +8,8 @@ from __future__ import annotations
 import select
 from collections.abc import Callable, Iterable
 
-Receipt = tuple[int, int, tuple[str, int]]
-"""What was received already: bytes in all, bytes of each datagram, the sender."""
-
-First = int | Receipt | None
-"""What was read already of a descriptor that is readable, as its relay takes it; None for nothing."""
-
-Wait = Callable[[int], Iterable[tuple[int, First]]]
-"""Wait at an epoll descriptor; return what is readable."""
+Wait = Callable[[int], Iterable[int]]
+"""Wait at an epoll descriptor; return which descriptors are readable."""
 
 
 class Turns:
@@ -23,12 +17,12 @@ class Turns:
 
     def __init__(self) -> None:
         self._poll = select.epoll()
-        self._ready: dict[int, Callable[..., None]] = {}
+        self._ready: dict[int, Callable[[], None]] = {}
         self._running = True
-        self._wait: Wait = lambda _: [(fd, None) for fd, _ in self._poll.poll()]
+        self._wait: Wait = lambda _: [fd for fd, _ in self._poll.poll()]
 
-    def watch(self, fd: int, serve: Callable[..., None]) -> None:
-        """Call `serve` in every turn in which the descriptor is readable, with what was read already."""
+    def watch(self, fd: int, serve: Callable[[], None]) -> None:
+        """Call `serve` in every turn in which the descriptor is readable."""
         self._ready[fd] = serve
         self._poll.register(fd, select.EPOLLIN)
 
@@ -38,20 +32,16 @@ class Turns:
         self._poll.unregister(fd)
 
     def wait_by(self, wait: Wait) -> None:
-        """Let somebody else wait from now on."""
+        """Let somebody else wait from now on, who may serve descriptors by himself."""
         self._wait = wait
 
     def run(self) -> None:
         """Take turns until `stop`. Raises what the called ones raise."""
         while self._running:
-            for fd, first in self._wait(self._poll.fileno()):
+            for fd in self._wait(self._poll.fileno()):
                 serve = self._ready.get(fd)
-                if serve is None:  # unwatched by an earlier one in this turn
-                    continue
-                if first is None:
+                if serve is not None:  # unwatched by an earlier one in this turn
                     serve()
-                else:
-                    serve(first)
 
     def stop(self) -> None:
         """End after this turn."""

@@ -18,7 +18,7 @@ from flanneld_py.encap.directory import Directory
 from flanneld_py.encap.offload import accelerator
 from flanneld_py.encap.relay import Relay
 from flanneld_py.encap.tun import Tun
-from flanneld_py.encap.turns import First, Wait
+from flanneld_py.encap.turns import Wait
 from flanneld_py.encap.wire import Wire, open_wires
 
 LANES = 4
@@ -65,12 +65,13 @@ class Worker:
 
     @property
     def express(self) -> Wait | None:
-        """What waits and meanwhile carries the packets that come alone (express.c); None where it was not built."""
+        """What waits, and meanwhile carries the packets of known flows (express.c); None where it was not built."""
         return self._wait if accelerator is not None else None
 
-    def _wait(self, epoll: int) -> Iterable[tuple[int, First]]:
+    def _wait(self, epoll: int) -> Iterable[int]:
         known, admission, mtu = self._directory.table.known, self._directory.admission, self._directory.mtu
-        return accelerator.wait(epoll, self._lanes, known, admission.admitted, admission.offset, mtu)
+        segmentation = all(relay.wire.segmentation for relay in self._relays)
+        return accelerator.wait(epoll, self._lanes, known, admission.admitted, admission.offset, mtu, segmentation)
 
     def close(self) -> None:
         """Close device and sockets."""

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from flanneld_py.encap import accelerator, orders
 from flanneld_py.encap.directory import Directory
 from flanneld_py.encap.frame import vxlan_header
-from flanneld_py.encap.relay import Relay
+from flanneld_py.encap.relay import Lane, Relay
 from flanneld_py.encap.tun import Tun
-from flanneld_py.encap.turns import First, Turns
+from flanneld_py.encap.turns import Turns
 from flanneld_py.encap.virtio import GSO_TCPV4, NEEDS_CSUM, PLAIN, VNET
 from flanneld_py.encap.wire import open_wires
 from tests.packets import TCP, UDP, Segment, encode
@@ -86,23 +86,26 @@ class World:
         self._turns = Turns()
         undo.callback(self._turns.close)
         self._ends = (ours, wire)
-        self.served: list[str] = []
-        self._watch(ours.fileno(), "out", relay.outward)
-        self._watch(wire.fileno(), "in", relay.inward)
+        self.long_way: list[str] = []
+        self._lane = self._noted(relay.lane)
+        self._turns.watch(ours.fileno(), relay.outward)
+        self._turns.watch(wire.fileno(), relay.inward)
         self._turns.watch(rung.fileno(), lambda: self._rest(rung))
         if express:
-            self._turns.wait_by(lambda epoll: self._wait(epoll, relay))
+            self._turns.wait_by(self._wait)
 
-    def _watch(self, fd: int, name: str, serve: Callable[..., None]) -> None:
-        def recorded(*first: object) -> None:
-            self.served.append(name)
-            serve(*first)
+    def _noted(self, lane: Lane) -> Lane:
+        *rest, outward, admit, failed = lane
 
-        self._turns.watch(fd, recorded)
+        def noted(name: str, call: Callable[..., None]) -> Callable[..., None]:
+            return lambda *arguments: self.long_way.append(name) or call(*arguments)  # type: ignore[func-returns-value]
 
-    def _wait(self, epoll: int, relay: Relay) -> list[tuple[int, First]]:
-        known, admission = self.directory.table.known, self.directory.admission
-        return accelerator.wait(epoll, (relay.lane,), known, admission.admitted, admission.offset, self.directory.mtu)
+        return (*rest, noted("out", outward), noted("in", admit), failed)  # type: ignore[return-value]
+
+    def _wait(self, epoll: int) -> list[int]:
+        directory, admission = self.directory, self.directory.admission
+        known, admitted = directory.table.known, admission.admitted
+        return accelerator.wait(epoll, (self._lane,), known, admitted, admission.offset, directory.mtu, True)
 
     def _rest(self, rung: socket.socket) -> None:
         rung.recv(1)
@@ -162,12 +165,12 @@ def test_what_comes_alone_and_is_known_does_not_take_the_long_way(mode: orders.M
         world = World(mode, undo, express=True)
         head = vxlan_header(1, OWN_MAC, MAC, 4) if mode is orders.Mode.VXLAN else b""
         out, into = encode(Segment(b"out", destination=8)), encode(Segment(b"in", destination=2))
-        for long_way in (["out", "in"], []):
-            world.served.clear()
+        for long_way in (["in", "out"], []):
+            world.long_way.clear()
             world.device.send(PLAIN + out)
             world.peers[0].sendto(head + into, world.to)
             world.turn()
-            assert sorted(world.served) == sorted(long_way)
+            assert sorted(world.long_way) == long_way
             (written,), (sent,) = world.left()
             assert (written[len(PLAIN) :], sent[-len(out) :]) == (into, out)
         assert world.counted() == ({}, (2, 2 * len(out), 2, 2 * len(into)))
