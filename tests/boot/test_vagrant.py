@@ -142,6 +142,29 @@ def test_an_agent_host_outside_the_private_network_or_without_a_package_is_told(
     assert said in done.stderr
 
 
+def test_the_table_shows_a_machine_that_is_not_there(tmp_path: Path) -> None:
+    script = tmp_path / "reach"
+    script.write_text(
+        "#!/bin/sh\n"
+        'case "$1 $3" in\n'
+        "agent2*) echo no such machine >&2; exit 1 ;;\n"
+        "*address*) echo 2: eth0 inet 10.42.${1#agent}.2/24 scope global eth0 ;;\n"
+        "*) echo to 10.42.3.2; echo 3 packets transmitted, 3 received, 0% packet loss, time 402ms ;;\n"
+        "esac\n"
+    )
+    script.chmod(0o755)
+    code, table = check(script)
+    assert code == 1
+    assert [line.split() for line in table.splitlines()[1:3]] == [
+        ["agent1", "agent2", "-", "-", "-"],
+        ["agent1", "agent3", "10.42.3.2", "-", "0%"],
+    ]
+
+
+def test_a_number_of_agents_that_is_none_is_no_success() -> None:
+    assert check(Path("/bin/false"), agents="none") == (2, "")
+
+
 def provision(machines: dict[str, Machine], plan: list[Planned]) -> None:
     """Upload the scripts and run them, as Vagrant's shell provisioner does; the machines at once."""
 
@@ -164,7 +187,7 @@ def ways_in(machines: dict[str, Machine], folder: Path) -> Path:
     return script
 
 
-def check(reach: Path, agents: int = 3) -> tuple[int, str]:
+def check(reach: Path, agents: int | str = 3) -> tuple[int, str]:
     """Return vagrant/check's exit code and table."""
     environment = {**os.environ, "REACH": str(reach), "AGENTS": str(agents)}
     done = subprocess.run([FOLDER / "check"], env=environment, capture_output=True, text=True, check=False)
