@@ -136,7 +136,8 @@ class Claimer:
                 if by == "public-ip":
                     await self._check_address(lease)
                 wanted = attrs(lease)
-                if lease.attrs == wanted and owner == self.owner(lease.subnets):
+                believed = not any(_outwrites(other, lease) for other in leases.values())
+                if lease.attrs == wanted and owner == self.owner(lease.subnets) and believed:
                     return lease, f"kept by {by}"
                 wanted = replace(wanted, extra=lease.attrs.extra)
                 return await self._registry.update(lease, wanted, self.owner(lease.subnets)), f"kept by {by}"
@@ -195,3 +196,15 @@ class Claimer:
         address = self._public_ip or self._public_ip6
         assert address is not None
         return Owner(who.name, subnets, address, who.hostname, who.boot_id)
+
+
+def _outwrites(other: Lease, lease: Lease) -> bool:
+    """Tell whether peers believe another lease of the same VTEP, as the one written last (encap/peers.py).
+
+    This host left it behind when it ran over another network card: another identity and address, the same device.
+    """
+    pairs = (
+        (lease.attrs.backend_data, other.attrs.backend_data),
+        (lease.attrs.backend_v6_data, other.attrs.backend_v6_data),
+    )
+    return other.mod_revision > lease.mod_revision and any(ours is not None and ours == data for ours, data in pairs)

@@ -71,6 +71,7 @@ def make_machine(request: pytest.FixtureRequest, packages: Packages) -> Iterator
             machines.callback(machine.close)
             machines.callback(show_if_failed, request.node, machine)
             machine.boot()
+            forward(machine)
             install(machine, packages.first)
             settle(machine, FLANNELD_ETCD_ENDPOINTS=f"http://{lab.plan.gateway}:2379", **settings)
             return machine
@@ -86,6 +87,11 @@ def show_if_failed(item: pytest.Item, machine: Machine) -> None:
 def install(machine: Machine, package: Path) -> None:
     shutil.copy(package, machine.root / "root")
     machine.run("dpkg", "--install", f"/root/{package.name}")
+
+
+def forward(machine: Machine) -> None:
+    (machine.root / "etc/sysctl.d/forward.conf").write_text("net.ipv4.ip_forward = 1\n")
+    machine.run("sysctl", "--quiet", "--load", "/etc/sysctl.d/forward.conf")
 
 
 def settle(machine: Machine, **settings: str) -> None:

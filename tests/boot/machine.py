@@ -26,28 +26,35 @@ from tests.lab.namespace import LabError, Namespace
 ROOT = Path(__file__).parents[2]
 PROPAGATED = Path("/run/systemd/nspawn/propagate")
 IMAGES = ROOT / "build/boot"
-INCLUDED = "dbus,iproute2,iptables,iputils-ping,nftables,procps,python3,systemd,systemd-sysv,udev"
+INCLUDED = (
+    "dbus,etcd-client,etcd-server,iproute2,iptables,iputils-ping,nftables,procps,python3,sudo,systemd,systemd-sysv,udev"
+)
+SWITCHED_OFF = 'systemctl --root="$1" --quiet disable etcd'
+"""What Debian's packages enable, and only the machine that wants it should have."""
 BOOT_SECONDS = 60.0
 REBOOTS = 133
 """Exit code of nspawn with --keep-unit when the machine asks for a reboot: whoever started it does so again."""
 NETWORK = """\
 [Match]
-Name=host0
+Name={interface}
 [Network]
 Address={address}/24
-Gateway={gateway}
 LinkLocalAddressing=no
 """
+ROUTE = "Gateway={gateway}\n"
+NAT_ADDRESS, NAT_GATEWAY = IPv4Address("10.0.2.15"), IPv4Address("10.0.2.2")
+"""What VirtualBox gives every machine."""
 
 
 def image() -> Path:
     """Return the folder of a Debian with what a host needs, made if it is not there. Raises LabError."""
-    place = IMAGES / hashlib.sha256(INCLUDED.encode()).hexdigest()[:12]
+    place = IMAGES / hashlib.sha256(f"{INCLUDED} {SWITCHED_OFF}".encode()).hexdigest()[:12]
     if place.exists():
         return place
     IMAGES.mkdir(parents=True, exist_ok=True)
     unfinished = place.with_name(f"{place.name}.{os.getpid()}")
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={INCLUDED}", "bookworm", str(unfinished)]
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={INCLUDED}"]
+    command += [f"--customize-hook={SWITCHED_OFF}", "bookworm", str(unfinished)]
     try:
         done = subprocess.run([*command, _mirror()], capture_output=True, text=True, timeout=600, check=False)
         if done.returncode != 0:
@@ -75,13 +82,17 @@ def _mirror() -> str:
 
 @dataclass(slots=True)
 class Machine:
-    """One machine; `address` is on the underlay, `core` the namespace with the bridge br0. `boot` it first."""
+    """One machine; `address` is on the underlay, `core` the namespace with the bridge br0. `boot` it first.
+
+    Its default route goes to `gateway` on the underlay; without one through a second interface, nat0, as Vagrant gives
+    one: all machines have the same address there, and none reaches another.
+    """
 
     name: str
     core: Namespace
     directory: Path
     address: IPv4Address
-    gateway: IPv4Address
+    gateway: IPv4Address | None
     _nspawn: subprocess.Popen[bytes] | None = None
 
     @property
@@ -96,13 +107,30 @@ class Machine:
 
     def boot(self) -> None:
         """Make it from the image and boot it. Raises LabError."""
+        self.start()
+        self.wait_booted()
+
+    @property
+    def _outside(self) -> str:
+        """The end of nat0 that is not in the machine."""
+        return f"nat-{self.name.rpartition('-')[2]}"
+
+    def start(self) -> None:
+        """Make it from the image and let it boot. Raises LabError."""
         subprocess.run(["cp", "-a", "--reflink=auto", image(), self.root], check=True)
         (self.root / "etc/hostname").write_text(f"{self.name}\n")
+        # As Debian's installer does; else sudo asks a name server, and there is none.
+        (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n")
+        (self.root / "etc/resolv.conf").unlink(missing_ok=True)
         (self.root / "etc/machine-id").write_text("")
-        (self.root / "etc/systemd/network/10-host0.network").write_text(
-            NETWORK.format(address=self.address, gateway=self.gateway)
-        )
-        (self.root / "etc/sysctl.d/forward.conf").write_text("net.ipv4.ip_forward = 1\n")
+        networks = self.root / "etc/systemd/network"
+        underlay = NETWORK.format(interface="host0", address=self.address)
+        if self.gateway is None:
+            nat = NETWORK.format(interface="nat0", address=NAT_ADDRESS) + ROUTE.format(gateway=NAT_GATEWAY)
+            (networks / "10-nat0.network").write_text(nat)
+        else:
+            underlay += ROUTE.format(gateway=self.gateway)
+        (networks / "10-host0.network").write_text(underlay)
         wants = self.root / "etc/systemd/system/multi-user.target.wants"
         wants.mkdir(exist_ok=True)
         (wants / "systemd-networkd.service").symlink_to("/lib/systemd/system/systemd-networkd.service")
@@ -111,8 +139,7 @@ class Machine:
         (online / "systemd-networkd-wait-online.service").symlink_to(
             "/lib/systemd/system/systemd-networkd-wait-online.service"
         )
-        self._start()
-        self.wait_booted()
+        self._spawn()
 
     def wait_booted(self, after: int = 0) -> None:
         """Wait until it has booted and its PID 1 is another one than `after`. Raises LabError."""
@@ -141,16 +168,14 @@ class Machine:
             raise LabError(f"{self.name} does not go down for its reboot; its console:\n{self.said()}") from error
         if code != REBOOTS:
             raise LabError(f"{self.name} ended with {code} instead of rebooting; its console:\n{self.said()}")
-        self._start()
+        self._spawn()
         self.wait_booted(before)
 
     def run(self, *argv: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command inside. Raises LabError on a non-zero exit code if `check`, and after `timeout` seconds."""
-        enter = ["nsenter", "--target", str(self.leader()), "--mount", "--uts", "--ipc", "--net", "--pid", "--"]
-        clean = ["env", "--ignore-environment", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "TERM=dumb"]
         try:
             done = subprocess.run(
-                [*enter, *clean, *argv],
+                self.command(*argv),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -163,6 +188,12 @@ class Machine:
             said = (done.stderr + done.stdout).strip()
             raise LabError(f"`{' '.join(argv)}` on {self.name} failed with exit code {done.returncode}: {said}")
         return done
+
+    def command(self, *argv: str) -> list[str]:
+        """Return the command out here that runs `argv` inside. Raises LabError."""
+        enter = ["nsenter", "--target", str(self.leader()), "--mount", "--uts", "--ipc", "--net", "--pid", "--"]
+        clean = ["env", "--ignore-environment", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "TERM=dumb"]
+        return [*enter, *clean, *argv]
 
     def ask(self, *argv: str) -> str:
         """Return what a command inside prints, stripped. Raises LabError."""
@@ -193,10 +224,11 @@ class Machine:
                 return int(child)
         raise LabError(f"{self.name} is not booting yet")
 
-    def _start(self) -> None:
+    def _spawn(self) -> None:
         command = ["systemd-nspawn", "--quiet", "--boot", "--directory", self.root, "--machine", self.name]
         command += ["--network-bridge=br0", "--bind=/dev/net/tun", "--register=no", "--keep-unit"]
         command += ["--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=pipe"]
+        command += [] if self.gateway else [f"--network-veth-extra={self._outside}:nat0"]
         with self.console.open("ab") as console:
             self._nspawn = self.core.popen(
                 [str(word) for word in command],
@@ -204,6 +236,12 @@ class Machine:
                 stderr=console,
                 env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
             )
+        if self.gateway is None:
+            deadline = time.monotonic() + BOOT_SECONDS
+            while self.core.run(["ip", "link", "set", self._outside, "up"], check=False).returncode != 0:
+                if time.monotonic() > deadline:
+                    raise LabError(f"{self.name} gets no interface nat0; its console:\n{self.said()}")
+                time.sleep(0.05)
 
     def close(self) -> None:
         """Switch it off and remove it."""

@@ -226,6 +226,20 @@ async def test_a_lost_subnet_means_a_new_one_everywhere(cluster: Cluster, tmp_pa
         assert [entry.key[2] for entry in addresses] == [mine.subnets.v4.network_address.packed]
 
 
+async def test_a_host_that_comes_back_to_its_lease_is_believed_over_a_newer_one_of_its_vtep(cluster: Cluster) -> None:
+    """It ran over another network card meanwhile, and left a lease with that card's address."""
+    async with cluster.agent(1) as one:
+        await cluster.settle(one)
+        (lease,) = one.view.leases().values()
+    async with cluster.agent(2) as two:
+        await cluster.put("10.5.250.0-24", "10.0.2.15", str(device(cluster.kernel(1)).mac.hex(":")))
+        await cluster.settle(two)
+        assert not entries(lease).items() <= on_device(cluster.kernel(2)).items()
+        async with cluster.agent(1) as one:
+            await cluster.settle(one)
+            assert on_device(cluster.kernel(2)) == entries(lease)
+
+
 async def test_a_subnet_file_that_cannot_be_written_ends_the_agent(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "1.env").mkdir()
     with pytest.raises(ExceptionGroup) as caught:
