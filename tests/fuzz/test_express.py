@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import astuple
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 
 import pytest
 from hypothesis import given, settings
@@ -20,10 +21,12 @@ from flanneld_py.encap.relay import Lane, Relay
 from flanneld_py.encap.tun import Tun
 from flanneld_py.encap.turns import Turns
 from flanneld_py.encap.virtio import GSO_TCPV4, NEEDS_CSUM, PLAIN, VNET
-from flanneld_py.encap.wire import open_wires
-from tests.packets import TCP, UDP, Segment, encode
+from flanneld_py.encap.wire import UDP_SEGMENT, open_wires
+from tests.packets import TCP, UDP, Segment, cut, encode
 
 LOCAL, REMOTE, STRANGER = "127.0.0.1", "127.0.0.2", "127.0.0.3"
+UNREACHABLE = "255.255.255.255"
+"""The kernel refuses to send there."""
 OWN_MAC, MAC = b"\x02own00", b"\x02peer0"
 LARGEST = 1 << 17
 
@@ -34,14 +37,17 @@ segments = st.builds(
     payload=st.sampled_from((b"", b"data", b"x" * 100, b"x" * 300)),
     version=st.sampled_from((4, 4, 6)),
     protocol=st.sampled_from((TCP, UDP)),
-    destination=st.sampled_from((2, 3, 8, 9, 20)),
+    destination=st.sampled_from((2, 3, 8, 9, 20, 40)),
     ttl=st.sampled_from((0, 1, 64, 64)),
 )
 damage = st.tuples(st.integers(0, 39), st.sampled_from((0, 0, 0, 0, 1, 0x40)))
 outward = st.tuples(st.just("out"), st.sampled_from(HEADERS), segments, damage)
 inward = st.tuples(st.just("in"), st.sampled_from((REMOTE, REMOTE, REMOTE, STRANGER)), segments, damage)
+trains = st.tuples(st.just("train"), st.integers(20, 200), segments, damage)
+"""Segments of one flow, so many bytes of payload each, sent in one call: the kernel hands them over in one piece."""
+
 # Each burst in one direction: between the two there is no order. Nothing that can be merged: what comes first is not.
-bursts = st.lists(outward, min_size=1, max_size=4) | st.lists(inward, min_size=1, max_size=4)
+bursts = st.lists(outward, min_size=1, max_size=4) | st.lists(inward | trains, min_size=1, max_size=4)
 scripts = st.lists(bursts, max_size=8)
 
 
@@ -72,16 +78,15 @@ class World:
         self.peers[0].setblocking(False)
         (wire,) = open_wires(IPv4Address(LOCAL), port, 1, spread=False)
         undo.callback(wire.close)
+        self._mode = mode
         self.to = (LOCAL, port)
         own = tuple(ip_network(text) for text in ("10.2.0.2/31", "fd02::2/127"))
         address = bytes((127, 0, 0, 1))
         wanted = orders.Configure(mode, "pair", address, port, 400, own, 1, OWN_MAC)
         self.directory = Directory(wanted)
         subnets = [ip_network(text) for text in ("10.1.0.0/24", "10.2.0.8/29", "fd01::/64", "fd02::8/125")]
-        self.directory.put(
-            orders.Peer(str(subnet), subnet.network_address.packed, subnet.prefixlen, IPv4Address(REMOTE).packed, MAC)
-            for subnet in subnets
-        )
+        self._put(REMOTE, subnets)
+        self._put(UNREACHABLE, [ip_network("10.2.0.16/28")])
         relay = Relay(self.directory, DeviceEnd(ours), wire, lambda: True)
         self._turns = Turns()
         undo.callback(self._turns.close)
@@ -93,6 +98,12 @@ class World:
         self._turns.watch(rung.fileno(), lambda: self._rest(rung))
         if express:
             self._turns.wait_by(self._wait)
+
+    def _put(self, address: str, subnets: Iterable[IPv4Network | IPv6Network]) -> None:
+        at = IPv4Address(address).packed
+        self.directory.put(
+            orders.Peer(str(subnet), subnet.network_address.packed, subnet.prefixlen, at, MAC) for subnet in subnets
+        )
 
     def _noted(self, lane: Lane) -> Lane:
         *rest, outward, admit, failed = lane
@@ -111,8 +122,27 @@ class World:
         rung.recv(1)
         self._turns.stop()
 
-    def turn(self) -> None:
-        """Work off what waits."""
+    def send(self, direction: str, how: bytes | str | int, segment: Segment, damage: tuple[int, int]) -> None:
+        """Let a packet wait at the device, or datagrams at the wire."""
+        at, flip = damage
+        if isinstance(how, int):
+            packets = [bytearray(packet) for packet in cut(segment, how)] or [bytearray(encode(segment))]
+        else:
+            packets = [bytearray(encode(segment, finished=direction == "in" or how == PLAIN))]
+        packets[-1][at % len(packets[-1])] ^= flip
+        if isinstance(how, bytes):
+            self.device.send(how + packets[0])
+            return
+        datagrams = [self.head(segment.version) + packet for packet in packets]
+        size = struct.pack("H", len(datagrams[0]))
+        self.peers[how == STRANGER].sendmsg(datagrams, ((socket.IPPROTO_UDP, UDP_SEGMENT, size),), 0, self.to)
+
+    def head(self, version: int) -> bytes:
+        """What goes before an inner packet to us."""
+        return vxlan_header(1, OWN_MAC, MAC, version) if self._mode is orders.Mode.VXLAN else b""
+
+    def work_off(self) -> None:
+        """Let everything go that waits."""
         while select.select(self._ends, [], [], 0)[0]:
             self._turns._running = True
             self.bell.send(b".")
@@ -139,21 +169,15 @@ def _drain(end: socket.socket) -> list[bytes]:
 @settings(deadline=None, max_examples=200)
 @given(st.sampled_from(orders.Mode), scripts)
 def test_the_express_way_leads_where_the_long_way_does(
-    mode: orders.Mode, script: list[list[tuple[str, bytes | str, Segment, tuple[int, int]]]]
+    mode: orders.Mode, script: list[list[tuple[str, bytes | str | int, Segment, tuple[int, int]]]]
 ) -> None:
     with ExitStack() as undo:
         worlds = [World(mode, undo, express=express) for express in (False, True)]
         for burst in script:
             for world in worlds:
-                for _, how, segment, (at, flip) in burst:
-                    packet = bytearray(encode(segment, finished=how in (PLAIN, REMOTE, STRANGER)))
-                    packet[at % len(packet)] ^= flip
-                    if isinstance(how, bytes):
-                        world.device.send(how + packet)
-                    else:
-                        head = vxlan_header(1, OWN_MAC, MAC, segment.version) if mode is orders.Mode.VXLAN else b""
-                        world.peers[how == STRANGER].sendto(head + packet, world.to)
-                world.turn()
+                for item in burst:
+                    world.send(*item)
+                world.work_off()
             long, express = (world.left() for world in worlds)
             assert express == long
             assert worlds[1].counted() == worlds[0].counted()
@@ -163,14 +187,25 @@ def test_the_express_way_leads_where_the_long_way_does(
 def test_what_comes_alone_and_is_known_does_not_take_the_long_way(mode: orders.Mode) -> None:
     with ExitStack() as undo:
         world = World(mode, undo, express=True)
-        head = vxlan_header(1, OWN_MAC, MAC, 4) if mode is orders.Mode.VXLAN else b""
         out, into = encode(Segment(b"out", destination=8)), encode(Segment(b"in", destination=2))
         for long_way in (["in", "out"], []):
             world.long_way.clear()
             world.device.send(PLAIN + out)
-            world.peers[0].sendto(head + into, world.to)
-            world.turn()
+            world.peers[0].sendto(world.head(4) + into, world.to)
+            world.work_off()
             assert sorted(world.long_way) == long_way
             (written,), (sent,) = world.left()
             assert (written[len(PLAIN) :], sent[-len(out) :]) == (into, out)
         assert world.counted() == ({}, (2, 2 * len(out), 2, 2 * len(into)))
+
+
+def test_what_the_device_does_not_take_is_dropped_and_counted() -> None:
+    with ExitStack() as undo:
+        worlds = [World(orders.Mode.RAW, undo, express=express) for express in (False, True)]
+        for world in worlds:
+            for _ in range(2000):
+                world.send("in", REMOTE, Segment(b"data", destination=2), (0, 0))
+                world.work_off()
+        long, express = (world.counted() for world in worlds)
+        assert express == long
+        assert express[0].keys() == {"in-device-eagain"}
