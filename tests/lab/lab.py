@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Interface
 from itertools import permutations
@@ -100,6 +100,17 @@ class Lab:
         """Make the containers of a host from its agent's subnet file."""
         env = host.agent.subnet_env()
         host.attach(self.run, self.plan.containers, IPv4Interface(env["FLANNEL_SUBNET"]), int(env["FLANNEL_MTU"]))
+
+    def with_agents(self, *flags: Sequence[str]) -> Self:
+        """Start the agents, each with its flags, and containers; return once every pair answers. Raises LabError."""
+        for host, own in zip(self.hosts, flags, strict=True):
+            host.agent.start(*own)
+        for host in self.hosts:
+            host.agent.wait_ready()
+            self.attach(host)
+        if silent := self.wait_connected():
+            raise LabError(f"no answer between {', '.join(f'{one.name} and {other.name}' for one, other in silent)}")
+        return self
 
     def wait_connected(self, timeout: float = 15) -> list[tuple[Container, Container]]:
         """Ping every pair until it answers; return the pairs that did not within `timeout` seconds."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -47,17 +46,8 @@ def kind(host: Host) -> str:
 
 
 @pytest.fixture
-def mixed(make_lab: MakeLab) -> Iterator[Lab]:
-    lab = make_lab(hosts=3, overlay="none")
-    for host, arguments in zip(lab.hosts, (USERSPACE, KERNEL, USERSPACE), strict=True):
-        host.agent.start(*arguments)
-    for host in lab.hosts:
-        host.agent.wait_ready()
-        lab.attach(host)
-    assert lab.wait_connected() == []
-    yield lab
-    for host in lab.hosts:
-        host.agent.close()
+def mixed(make_lab: MakeLab) -> Lab:
+    return make_lab(hosts=3, overlay="none").with_agents(USERSPACE, KERNEL, USERSPACE)
 
 
 def test_every_pair_answers_whatever_carries_its_packets(mixed: Lab) -> None:

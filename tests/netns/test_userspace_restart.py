@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 
@@ -23,17 +22,8 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def lab(make_lab: MakeLab) -> Iterator[Lab]:
-    lab = make_lab(hosts=2, overlay="none")
-    for host in lab.hosts:
-        host.agent.start(*USERSPACE)
-    for host in lab.hosts:
-        host.agent.wait_ready()
-        lab.attach(host)
-    assert lab.wait_connected() == []
-    yield lab
-    for host in lab.hosts:
-        host.agent.close()
+def lab(make_lab: MakeLab) -> Lab:
+    return make_lab(hosts=2, overlay="none").with_agents(USERSPACE, USERSPACE)
 
 
 def test_a_tcp_connection_does_not_notice_that_the_agents_are_killed(lab: Lab) -> None:

@@ -7,7 +7,6 @@ h3c1 ── h3 (userspace, 2 workers) ──┘
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -32,17 +31,8 @@ def replaced(host: Host, before: set[int]) -> bool:
 
 
 @pytest.fixture
-def lab(make_lab: MakeLab) -> Iterator[Lab]:
-    lab = make_lab(hosts=3, overlay="none")
-    for host, arguments in zip(lab.hosts, (workers(2), KERNEL, workers(2)), strict=True):
-        host.agent.start(*arguments)
-    for host in lab.hosts:
-        host.agent.wait_ready()
-        lab.attach(host)
-    assert lab.wait_connected() == []
-    yield lab
-    for host in lab.hosts:
-        host.agent.close()
+def lab(make_lab: MakeLab) -> Lab:
+    return make_lab(hosts=3, overlay="none").with_agents(workers(2), KERNEL, workers(2))
 
 
 def test_every_pair_answers_and_nothing_is_lost_on_the_way(lab: Lab) -> None:
