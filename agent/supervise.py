@@ -156,7 +156,6 @@ class Supervisor:
         """Feed one process. Raises Lost, DatapathError."""
         await self._configure(line, answers)
         await self._feed_all(line, answers)
-        self._backoff.reset()
         self.trouble = ""
         self.fed.set()
         while True:
@@ -170,6 +169,7 @@ class Supervisor:
                 self.status = answer
                 self._offloads.note(answer)
             await self._watch(line, answers)
+            self._backoff.reset()  # Not before: one that dies of its first packet is not to be started all the time.
 
     async def _watch(self, line: Line, answers: asyncio.Queue[orders.Message]) -> None:
         """Feed changes and answer inquiries until it is time to ask again how it is."""

@@ -89,7 +89,8 @@ class Crew:
 
     def remove(self, key: str) -> None:
         """Remove a peer; nothing if there is none."""
-        if self._keys.pop(key, self) is None:
+        if key in self._keys:
+            del self._keys[key]
             self._tell(feed.encode(orders.Remove(key)))
 
     def status(self) -> orders.Status:

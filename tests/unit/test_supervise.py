@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -30,7 +31,7 @@ def peer(number: int) -> orders.Peer:
 class World:
     """A control socket, the processes that were started at it, and the agent's supervisor."""
 
-    def __init__(self, directory: Path, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, directory: Path, tasks: asyncio.TaskGroup, probe_every: float) -> None:
         self.control = directory / "control"
         self.processes: list[FakeProcess] = []
         self.running: list[asyncio.Task[None]] = []
@@ -38,7 +39,7 @@ class World:
         self.failures = 0
         self._tasks = tasks
         self.supervisor = Supervisor(
-            self.control, self.start, self._prepare, CONFIGURE, SystemClock(), Random(1), probe_every=0.02
+            self.control, self.start, self._prepare, CONFIGURE, SystemClock(), Random(1), probe_every=probe_every
         )
 
     async def start(self, control: Path, refusal: orders.Refused | None = None) -> None:
@@ -60,9 +61,9 @@ class World:
 
 
 @asynccontextmanager
-async def world_at(directory: Path) -> AsyncIterator[World]:
+async def world_at(directory: Path, probe_every: float = 0.02) -> AsyncIterator[World]:
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        world = World(directory, tasks)
+        world = World(directory, tasks, probe_every)
         agent = world.supervise()
         try:
             yield world
@@ -96,6 +97,16 @@ async def test_a_living_one_is_taken_over_and_what_is_stale_goes(tmp_path: Path)
         await world.supervisor.fed.wait()
         assert len(world.processes) == 1
         assert set(world.processes[0].peers) == {peer(2).key, peer(3).key}
+
+
+async def test_one_that_dies_as_soon_as_it_is_fed_is_started_less_and_less_often(tmp_path: Path) -> None:
+    began = time.monotonic()
+    async with world_at(tmp_path, probe_every=60) as world:
+        for _ in range(5):
+            await world.supervisor.fed.wait()
+            await world.crash()
+            await until(lambda: not world.supervisor.fed.is_set())
+    assert time.monotonic() - began > 0.75 * (0.05 + 0.1 + 0.2 + 0.4)
 
 
 async def test_changes_follow_the_table(tmp_path: Path) -> None:
