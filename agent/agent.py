@@ -115,6 +115,7 @@ class Agent:
         tasks.create_task(self._watch.run(), name="underlay")
         self._say("waiting for a lease")
         wanted = self._wanted = self._work_out(await self._acquire(self._previous))
+        self._say("waiting for the device, its entries and the packet filter")
         supervisors = self._supervisors = dict(self._make_supervisors(wanted))
 
         def make(each: Wanted) -> Reconciler:

@@ -34,7 +34,8 @@ class Announcer:
             subnetfile.write(self._path, content)
         except OSError as error:
             raise Broken(
-                f"cannot write {self._path} ({error.strerror}); make its folder writable or change --subnet-file"
+                f"cannot write the subnet file {self._path} ({error.strerror}); "
+                "make its folder writable for this user, or change --subnet-file"
             ) from error
         if before is not None and before.mtu != content.mtu:
             log.warning(

@@ -31,7 +31,7 @@ class Blackhole:
         self._clock = clock
         self._every = every
         self._held = ours()
-        self._trouble = OnChange()
+        self._trouble = OnChange(clock)
 
     async def run(self, *, wanted: bool) -> None:
         """Keep the route for good; if it is not wanted, only see that there is none."""

@@ -76,7 +76,7 @@ class Claimer:
         `contested` are the subnets of a lease of ours that has to give way to another one.
         """
         backoff = Backoff(0.2, 10.0, self._rng)
-        trouble = OnChange()
+        trouble = OnChange(self._clock)
         conflicts = 0
         began = None
         while True:

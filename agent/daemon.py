@@ -109,7 +109,8 @@ class Daemon:
             await health.start(address, port)
         except OSError as error:
             raise Broken(
-                f"cannot serve health on {address}:{port} ({error.strerror}); change --healthz-ip or --healthz-port"
+                f"cannot serve health on {address}:{port} ({os.strerror(error.errno or 0)}); "
+                "change --healthz-ip or --healthz-port"
             ) from error
 
     def _blackhole(self) -> Blackhole:

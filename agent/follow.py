@@ -36,7 +36,7 @@ class Follower:
         self._changed = changed
         self._one_listing = asyncio.Lock()
         self._lost = False
-        self._trouble = OnChange()
+        self._trouble = OnChange(clock)
         self.connected = False
 
     async def list(self) -> None:

@@ -110,7 +110,7 @@ class Guard:
         self._rng = rng
         self._wake = asyncio.Event()
         self._backoff = Backoff(0.1, 60.0, rng)
-        self._trouble = OnChange()
+        self._trouble = OnChange(clock)
         self._obstacles: frozenset[str] = frozenset()
         self._repairs = Repairs("the host's firewall rules")
         self._retry_at = float("inf")

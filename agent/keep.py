@@ -59,7 +59,7 @@ class Keeper:
         self._margin = margin
         self._held: Held | None = None
         self._wake = asyncio.Event()
-        self._trouble = OnChange()
+        self._trouble = OnChange(clock)
         self._generation = 0
         self._overdue_said = False
         self._contested: Subnets | None = None

@@ -12,12 +12,18 @@ import json
 import logging
 import os
 import sys
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from flanneld_py.agent.clock import Clock
 
 log = logging.getLogger("flanneld-py")
 
 LONGEST = 400
 """Characters of one fact."""
+
+AGAIN = 600.0
+"""Seconds until what lasts is said again: whoever reads the end of a journal should find it."""
 
 
 class Extra(TypedDict):
@@ -56,20 +62,24 @@ class JsonFormatter(logging.Formatter):
 
 
 class OnChange:
-    """Log a condition when it begins or changes, not at every try."""
+    """Log a condition when it begins, and each reason for it at most every AGAIN seconds: not at every try."""
 
-    def __init__(self) -> None:
-        self._said = ""
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._said: dict[str, float] = {}
 
     def warn(self, what: str, why: object) -> None:
-        """Log `what` with its reason, unless the reason is the same as last time."""
-        if str(why) != self._said:
-            self._said = str(why)
-            log.warning(what, **facts(reason=why))
+        """Log `what` with its reason, unless that was said lately."""
+        now, reason = self._clock.now(), str(why)
+        lately = {said: at for said, at in self._said.items() if now - at < AGAIN}
+        if reason not in lately:
+            lately[reason] = now
+            log.warning(what, **facts(reason=reason))
+        self._said = lately
 
     def over(self) -> bool:
         """Take in that the condition is over; return whether there was one."""
-        said, self._said = self._said, ""
+        said, self._said = self._said, {}
         return bool(said)
 
 

@@ -35,7 +35,7 @@ async def wait_for_network(
     Where it raises RegistryError, wait for a better config; where NoInterface or OSError, for a better underlay.
     """
     backoff = Backoff(0.2, 5.0, rng)
-    trouble = OnChange()
+    trouble = OnChange(clock)
     while True:
         try:
             return await use(await registry.config())

@@ -31,7 +31,7 @@ from flanneld_py.encap.delta import Tracker
 from flanneld_py.encap.kernel import Event, Gone, Kernel, KernelError, LinkChanged, Lost, Rerouted, Seen
 from flanneld_py.encap.linkstep import LinkStep, link_step
 from flanneld_py.encap.peers import Peers
-from flanneld_py.encap.state import ForeignLink, Key, VxlanLink, describe
+from flanneld_py.encap.state import ForeignLink, Key, OurLink, VxlanLink, describe
 from flanneld_py.registry.view import LeaseView
 
 SETTLE = 0.002
@@ -214,8 +214,8 @@ class Reconciler:
                 self._link_failure = str(error)
                 log.error("the device cannot be made, trying again", **facts(device=want.name, reason=error))
             self._retry_at = self._clock.now() + self._link_backoff.next()
-            # One that cannot be changed still carries packets: its underlay may be gone for a while.
-            self._lacking = step is not LinkStep.CHANGE
+            # One that is up and cannot be changed still carries packets: its underlay may be gone for a while.
+            self._lacking = step is not LinkStep.CHANGE or not (isinstance(have, OurLink) and have.up)
             return not self._lacking
         self._link_backoff.reset()
         self._link_failure, self._lacking = "", False

@@ -149,7 +149,8 @@ class Supervisor:
             line = await connect(self._control)
             log.info("data-plane process started", **facts(device=self._wanted.device, pid=line.pid))
             return line
-        log.info("data-plane process found running", **facts(device=self._wanted.device, pid=line.pid))
+        if not self.trouble:  # Else it is one that refuses, met at every try.
+            log.info("data-plane process found running", **facts(device=self._wanted.device, pid=line.pid))
         return line
 
     async def _serve(self, line: Line, answers: asyncio.Queue[orders.Message]) -> Never:

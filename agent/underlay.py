@@ -56,7 +56,7 @@ class UnderlayWatch:
         self._move = move
         self._clock = clock
         self._rng = rng
-        self._trouble = OnChange()
+        self._trouble = OnChange(clock)
         self._missing = False
         self._wake = asyncio.Event()
         self._wake.set()  # It may have changed between the choice and the first event that we hear.

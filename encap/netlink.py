@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from errno import EEXIST, EINVAL, EOPNOTSUPP, EPERM
+from errno import EADDRINUSE, EEXIST, EINVAL, EOPNOTSUPP, EPERM
 
 from flanneld_py.encap import device, request
 from flanneld_py.encap import rtnetlink as rt
@@ -203,7 +203,14 @@ class Netlink:
         if refused.errno == EPERM:
             return f"{refused}; run as root, or with CAP_NET_ADMIN"
         if refused.errno == EOPNOTSUPP:
-            return f"{refused}; the kernel has no VXLAN devices: load its module vxlan (modprobe vxlan)"
+            return (
+                f"{refused}; the kernel has no VXLAN devices: load its module (modprobe vxlan) or try --datapath auto"
+            )
+        if refused.errno == EADDRINUSE and isinstance(want, VxlanLink):
+            return (
+                f"UDP port {want.port} is taken by a program or another VXLAN device (ss -lunp, ip -d link show type "
+                "vxlan): end that one, or choose another Backend.Port for all hosts"
+            )
         if refused.errno == EINVAL and isinstance(want, VxlanLink):
             local = "no local address" if want.local is None else f"local address {text(want.local)}"
             parent = "without a parent" if want.parent is None else f"on {want.parent}"

@@ -86,7 +86,8 @@ def _bound(local: IPv4Address | IPv6Address, port: int, *, shared: bool = False)
         opened.close()
         raise WireError(
             f"cannot bind UDP {local} port {port}: {error.strerror}; the address must be this host's, "
-            "and no other process or VXLAN device may have the port (ss -lun, ip -d link)"
+            "and no program or VXLAN device may have the port (ss -lunp, ip -d link show type vxlan): end that one, or "
+            "choose another Backend.Port for all hosts"
         ) from error
     opened.setblocking(False)
     return opened

@@ -33,7 +33,7 @@ class Link:
 
     def __init__(self, endpoint: Endpoint, secrets: Secrets | None) -> None:
         self.endpoint = endpoint
-        self._secrets = secrets
+        self.secrets = secrets
         self._channel: grpc.aio.Channel | None = None
         self._calls: dict[str, Any] = {}
 
@@ -54,6 +54,14 @@ class Link:
         opener = self._open().stream_stream(api.WATCH.path, serialize, parse)
         return opener(requests, metadata=_metadata(token))
 
+    async def renew(self, secrets: Secrets, grace: float) -> None:
+        """Use other certificates from the next call on; calls under way have `grace` seconds to end."""
+        old, self._channel = self._channel, None
+        self.secrets = secrets
+        self._calls.clear()
+        if old is not None:
+            await old.close(grace)
+
     async def close(self, grace: float) -> None:
         """Close the channel; calls under way have `grace` seconds to end."""
         if self._channel is not None:
@@ -62,8 +70,8 @@ class Link:
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
             target = self.endpoint.target
-            if self.endpoint.secure and self._secrets is not None:
-                pem = self._secrets
+            if self.endpoint.secure and self.secrets is not None:
+                pem = self.secrets
                 trust = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.certificate)
                 self._channel = grpc.aio.secure_channel(target, trust, options=CHANNEL_OPTIONS)
             else:

@@ -3,7 +3,7 @@
 Values and file reading only; connections are made in etcd.py and etcd3.py. In order:
 
     "https://10.0.0.1:2379"  --parse_endpoints-->  Endpoint(target="10.0.0.1:2379", secure=True)
-    Tls(paths)               --read_tls-->         Secrets(PEM bytes), checked to be complete
+    Tls(paths)               --read_tls-->         Secrets(PEM bytes), checked to be usable
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Never
 from urllib.parse import urlsplit
 
 _SYSTEM_ROOTS = (
@@ -110,13 +112,46 @@ def read_tls(tls: Tls | None) -> Secrets:
         have, lack = ("certificate", "key") if tls.key is None else ("key", "certificate")
         raise ValueError(f"an etcd client {have} is given without its {lack}; give both or none")
     ca = tls.ca or system_roots()
-    return Secrets(_read(ca, "CA"), _read(tls.certificate, "client certificate"), _read(tls.key, "client key"))
+    secrets = Secrets(_read(ca, "CA"), _read(tls.certificate, "client certificate"), _read(tls.key, "client key"))
+    _require_usable(tls)
+    return secrets
 
 
 def system_roots() -> Path | None:
     """Find the file with the system's trusted certificates: gRPC by itself looks only at a copy of its own."""
     candidates = (ssl.get_default_verify_paths().cafile, *_SYSTEM_ROOTS)
     return next((Path(name) for name in candidates if name and Path(name).is_file()), None)
+
+
+def _require_usable(tls: Tls) -> None:
+    """Try what was read, as gRPC says of none of it what is wrong with it. Raises ValueError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # Whether a key is long enough is for etcd and gRPC to say.
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    if tls.ca is not None:
+        try:
+            context.load_verify_locations(tls.ca)
+        except OSError as error:
+            raise ValueError(
+                f"--etcd-cafile: {tls.ca} holds no certificate that can be read ({_why(error)})"
+            ) from error
+    if tls.certificate is None or tls.key is None:
+        return
+    try:
+        context.load_cert_chain(tls.certificate, tls.key, password=partial(_refuse_passphrase, tls.key))
+    except OSError as error:
+        pair = f"--etcd-certfile {tls.certificate} and --etcd-keyfile {tls.key}"
+        if getattr(error, "reason", "") == "KEY_VALUES_MISMATCH":
+            raise ValueError(f"{pair} do not belong together: the key is another certificate's") from error
+        raise ValueError(f"{pair} cannot be used; expected a certificate and its key ({_why(error)})") from error
+
+
+def _refuse_passphrase(key: Path) -> Never:
+    raise ValueError(f"--etcd-keyfile: {key} has a passphrase, and nobody is here to type it; give a key without")
+
+
+def _why(error: OSError) -> str:
+    return getattr(error, "reason", None) or error.strerror or "not what it should be"
 
 
 def _read(path: Path | None, role: str) -> bytes | None:

@@ -59,6 +59,7 @@ class EtcdStore:
         parsed = parse_endpoints(endpoints, tls)
         secrets = read_tls(tls) if any(endpoint.secure for endpoint in parsed) else None
         self._links = [Link(endpoint, secrets) for endpoint in parsed]
+        self._tls = tls
         self._preferred = 0
         self._credentials = credentials
         self._timeout = timeout
@@ -183,10 +184,25 @@ class EtcdStore:
                 if not refusal.moves_on:
                     raise refusal.error(action) from refusal
                 refused.append(refusal)
+                await self._reread(link)
             else:
                 self._preferred = index
                 return result
         raise combined(action, refused) from refused[-1]
+
+    async def _reread(self, link: Link) -> None:
+        """Take in certificates that are others by now: those we had may be wrong, or have ended."""
+        if link.secrets is None:
+            return
+        try:
+            secrets = read_tls(self._tls)
+        except ValueError:
+            return  # They are being replaced: the next failure finds them whole.
+        if secrets != link.secrets:
+            for stream in self._streams:
+                if stream.endpoint is link.endpoint:
+                    stream.end()
+            await link.renew(secrets, self._timeout)
 
     async def _ask(self, link: Link, method: api.Method, request: api.Message, deadline: float) -> api.Message:
         token = await self._login(link, deadline)

@@ -7,6 +7,7 @@ better (`moves_on`); else which error, and what should the operator do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from flanneld_py.registry.store import Denied, HistoryLost, LeaseGone, RegistryError, Unavailable
@@ -26,22 +27,29 @@ _MEANINGS: tuple[tuple[str, type[RegistryError], str], ...] = (
     ("permission denied", Denied, "denies permission; grant the etcd user's role read and write access to this key"),
     ("user name is empty", Denied, "wants a user name and password; give --etcd-username and --etcd-password"),
     ("CERTIFICATE_VERIFY_FAILED", Denied, "has a certificate that our CA does not vouch for; check --etcd-cafile"),
-    ("not in peer certificate", Denied, "has a certificate for another name; check the endpoint and the certificate"),
-    ("Hostname Verification", Denied, "has a certificate for another name; check the endpoint and the certificate"),
+    (
+        "not in peer certificate",
+        Denied,
+        "has a certificate for another name; check --etcd-endpoints and the certificate",
+    ),
+    ("Hostname Verification", Denied, "has a certificate for another name; check --etcd-endpoints and the certificate"),
     ("CERTIFICATE_REQUIRED", Denied, "wants a client certificate; give --etcd-certfile and --etcd-keyfile"),
     ("BAD_CERTIFICATE", Denied, "rejects our client certificate; check --etcd-certfile and its issuer"),
     ("UNKNOWN_CA", Denied, "rejects our client certificate; check --etcd-certfile and its issuer"),
     (
         "Failed to create security handshaker",
         Denied,
-        "was not asked: our client certificate and key do not fit together",
+        "was not asked: TLS cannot use --etcd-cafile, --etcd-certfile or --etcd-keyfile",
     ),
     # What the alert of a TLS 1.3 server looks like from here.
     ("Unwrap failed", Denied, "does not accept us; check --etcd-certfile and --etcd-keyfile"),
     ("Handshake read failed", Unavailable, "broke off the TLS handshake; if it serves no TLS, write http://"),
     ("WRONG_VERSION_NUMBER", Unavailable, "does not speak TLS; if that is meant, write http://"),
-    ("Connection refused", Unavailable, "refuses connections; is etcd running there?"),
-    ("address lookup failed", Unavailable, "has a name that cannot be resolved; check the endpoint and DNS"),
+    ("Connection refused", Unavailable, "refuses connections; is etcd running there? else mend --etcd-endpoints"),
+    ("No route to host", Unavailable, "cannot be reached; check --etcd-endpoints and the way to that host"),
+    ("Network is unreachable", Unavailable, "cannot be reached; check --etcd-endpoints and the way to that host"),
+    ("connect() timed out", Unavailable, "does not answer; check --etcd-endpoints and the way to that host"),
+    ("address lookup failed", Unavailable, "has a name that cannot be resolved; check --etcd-endpoints and DNS"),
     ("timed out before receiving SETTINGS", Unavailable, "takes the connection and does not answer"),
     ("Socket closed", Unavailable, "closed the connection; if it serves TLS, write https://"),
     ("is closed", Unavailable, "is not asked any more"),
@@ -56,6 +64,9 @@ _BY_CODE: dict[str, tuple[type[RegistryError], str]] = {
     "INVALID_ARGUMENT": (Denied, "rejects the request"),
     "UNIMPLEMENTED": (Denied, "does not know the request; etcd 3.4 or later is needed"),
 }
+_NOISE = re.compile(
+    r"^failed to connect to all addresses; last error: [A-Z]+: (ipv[46]:\S+: )?(Failed to connect to remote host: )?"
+)
 _MOVING_ON = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED", "UNKNOWN", "INTERNAL")
 
 
@@ -92,7 +103,7 @@ class Refusal(Exception):
         return self._meaning()[0]
 
     def __str__(self) -> str:
-        return f"etcd at {self.endpoint} {self._meaning()[1]} ({self.details or self.code})"
+        return f"etcd at {self.endpoint} {self._meaning()[1]} ({_NOISE.sub('', self.details) or self.code})"
 
     def error(self, action: str) -> RegistryError:
         """Make the store's error: `action` is what we were about to do."""

@@ -14,6 +14,7 @@ from flanneld_py.encap import feed, orders
 class FakeProcess:
     """See the module's docstring. `refusal` is its answer to a configuration.
 
+    `connections` counts the agents that came.
     `tell` hears of the first configuration, and None at the end: the life of the device. `fewest` is how few peers it
     had after any order to remove one.
     """
@@ -31,6 +32,7 @@ class FakeProcess:
         self._listener.listen()
         self._connection: socket.socket | None = None
         self.refusal = refusal
+        self.connections = 0
         self.configured: orders.Configure | None = None
         self.peers: dict[str, orders.Peer] = {}
         self.fewest = sys.maxsize
@@ -43,6 +45,7 @@ class FakeProcess:
         try:
             while not self.stopped:
                 self._connection, _ = await loop.sock_accept(self._listener)
+                self.connections += 1
                 unnamed: set[str] = set()
                 while not self.stopped and (data := await loop.sock_recv(self._connection, feed.MAX_MESSAGE)):
                     answer = self._answer(feed.decode(data), unnamed)

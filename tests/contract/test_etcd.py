@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -361,6 +361,49 @@ async def test_a_client_that_cannot_prove_itself_is_told(
     async with connected(kind, mutual_server.endpoint, tls=tls) as store:
         with pytest.raises((Denied, Unavailable), match="--etcd-certfile"):
             await store.get("/a")
+
+
+async def test_certificates_are_read_again_where_they_fail(
+    kind: Kind, mutual_server: EtcdServer, authority: Authority, stranger: Authority, tmp_path: Path
+) -> None:
+    """They may have been wrong, or have ended, and be replaced by now."""
+    files = Tls(authority.certificate, tmp_path / "certificate", tmp_path / "key")
+
+    def install(issued: Tls) -> None:
+        for source, target in ((issued.certificate, files.certificate), (issued.key, files.key)):
+            assert source
+            assert target
+            target.write_bytes(source.read_bytes())
+
+    install(stranger.issue("client", "127.0.0.2"))
+    async with connected(kind, mutual_server.endpoint, tls=files) as store:
+        with pytest.raises((Denied, Unavailable), match="--etcd-certfile"):
+            await store.get("/a")
+        install(authority.issue("client", "127.0.0.2"))
+        with suppress(Denied, Unavailable):  # Which makes it look at the files.
+            await store.get("/a")
+        await eventually(lambda: store.get("/a"))
+        await works(store)
+
+
+async def test_a_running_watch_outlives_other_certificates(kind: Kind, authority: Authority, tmp_path: Path) -> None:
+    own = authority.issue("own", "127.0.0.1")
+    server = EtcdServer(tmp_path / "data", cert=own.certificate, key=own.key, ca=own.ca)
+    ca = tmp_path / "ca"
+    ca.write_bytes(authority.certificate.read_bytes())
+    with server:
+        async with connected(kind, server.endpoint, tls=Tls(ca)) as store:
+            revision = await store.commit([], [Put("/tls", b"1")])
+            async with watching(store, "/tls", revision) as stream:
+                await take(stream, 1)
+                ca.write_bytes(ca.read_bytes() + b"\n")
+                server.freeze()
+                with pytest.raises(Unavailable):
+                    await store.get("/a")
+                server.thaw()
+                with pytest.raises(Unavailable):
+                    await take(stream, 1)
+            await works(store)
 
 
 def test_tls_settings_that_cannot_work_are_refused_at_once(kind: Kind, authority: Authority, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ async def test_a_failing_renewal_is_tried_again_and_warned_about_in_time(
         store.cut_watches()
         await clock.run_until(lambda: host.keeper.overdue, 900)
         await clock.run_until(lambda: not host.keeper.overdue, 3600)
-    assert caplog.text.count("cannot be renewed") == 1, "said once, not at every try"
+    assert 1 <= caplog.text.count("cannot be renewed") <= 3, "said every ten minutes, not at every try"
 
 
 async def test_a_deleted_lease_is_claimed_again_with_the_same_subnet(store: MemoryStore, clock: ManualClock) -> None:

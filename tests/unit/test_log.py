@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 
-from flanneld_py.agent.log import JsonFormatter, TextFormatter
+import pytest
+
+from flanneld_py.agent.log import AGAIN, JsonFormatter, OnChange, TextFormatter
+from tests.manual_clock import ManualClock
 
 
 def record(**values: object) -> logging.LogRecord:
@@ -30,3 +34,23 @@ def test_what_comes_from_outside_is_tamed() -> None:
 def test_json_has_the_same() -> None:
     line = json.loads(JsonFormatter().format(record(key="k")))
     assert (line["level"], line["message"], line["key"]) == ("WARNING", "lease is not used", "k")
+
+
+async def test_what_lasts_is_said_again_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    """A reason that flickers is two reasons, not one at every try."""
+    clock = ManualClock()
+    trouble = OnChange(clock)
+
+    async def an_hour() -> None:
+        for _ in range(360):
+            trouble.warn("etcd is away", "refused")
+            trouble.warn("etcd is away", "no route")
+            await clock.sleep(10)
+
+    async with asyncio.TaskGroup() as tasks:
+        await clock.run_until(tasks.create_task(an_hour()).done, 3601)
+    assert len(caplog.records) == 2 * 3600 / AGAIN
+    assert trouble.over()
+    assert not trouble.over()
+    trouble.warn("etcd is away", "refused")
+    assert len(caplog.records) == 2 * 3600 / AGAIN + 1, "it has come anew"

@@ -181,10 +181,15 @@ async def test_one_that_cannot_change_in_place_is_replaced(tmp_path: Path) -> No
         assert [process.stopped for process in world.processes] == [True, False]
 
 
-async def test_one_that_refuses_is_asked_again_and_not_replaced(tmp_path: Path) -> None:
+async def test_one_that_refuses_is_asked_again_and_not_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     async with world_at(tmp_path) as world:
         await world.start(world.control, orders.Refused("the port is taken"))
-        await until(lambda: world.supervisor.trouble == "the port is taken")
+        await until(lambda: world.processes[0].connections >= 3)
+        assert world.supervisor.trouble == "the port is taken"
+        assert len(caplog.records) == 2, "that it was found, and that it refuses"
         assert not world.supervisor.fed.is_set()
         world.processes[0].refusal = None
         await world.supervisor.fed.wait()
