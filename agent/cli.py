@@ -12,10 +12,11 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from logging import ERROR
 from typing import Never
 
 from flanneld_py.agent import options as command_line
-from flanneld_py.agent.log import log, set_up
+from flanneld_py.agent.log import in_journal, log, priority, set_up
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(wanted.text, file=sys.stderr)
         return 0
     except command_line.UsageError as error:
-        print(f"flanneld-py: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     set_up(as_json=options.log_json, verbose=options.verbose)
 
@@ -51,12 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asyncio.run(run())
     except* command_line.UsageError as faults:
-        print(f"flanneld-py: {faults.exceptions[0]}", file=sys.stderr)
+        _complain(faults.exceptions[0])
         code = 2
     except* Broken as faults:
         log.critical(str(faults.exceptions[0]))
         code = 1
     return code
+
+
+def _complain(error: Exception) -> None:
+    print(f"{priority(ERROR) if in_journal() else ''}flanneld-py: {error}", file=sys.stderr)
 
 
 def _leave(_number: int, _frame: object) -> Never:

@@ -2,8 +2,9 @@
 
     INFO lease acquired subnet=10.5.52.0/24 by=identity revision=1234
 
-`--log-json` writes the same as one JSON object a line. The journal adds time and host; without it a time is put in
-front. Never log options, credentials or environment wholesale: name what you show.
+`--log-json` writes the same as one JSON object a line. The journal adds time and host, and takes the level as a number
+in front (`journalctl -p warning`); without it a time is put in front. Never log options, credentials or environment
+wholesale: name what you show.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ LONGEST = 400
 
 AGAIN = 600.0
 """Seconds until what lasts is said again: whoever reads the end of a journal should find it."""
+
+
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
+"""syslog(3)'s levels."""
 
 
 class Extra(TypedDict):
@@ -61,6 +66,32 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+class JournalFormatter(logging.Formatter):
+    """Another formatter's line with the journal's priority in front, which it takes off (sd-daemon(3))."""
+
+    def __init__(self, line: logging.Formatter) -> None:
+        super().__init__()
+        self._line = line
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line."""
+        return priority(record.levelno) + self._line.format(record)
+
+
+def priority(level: int) -> str:
+    """Return what the journal wants in front of a line of this level."""
+    return f"<{next(number for least, number in _PRIORITIES if level >= least)}>"
+
+
+def in_journal() -> bool:
+    """Tell whether stderr goes to the journal (systemd.exec(5), JOURNAL_STREAM)."""
+    try:
+        stream = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):  # It is closed, or no file at all.
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"
+
+
 class OnChange:
     """Log a condition when it begins, and each reason for it at most every AGAIN seconds: not at every try."""
 
@@ -86,8 +117,9 @@ class OnChange:
 def set_up(*, as_json: bool, verbose: bool) -> None:
     """Send all logs to stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    in_journal = "JOURNAL_STREAM" in os.environ
-    handler.setFormatter(JsonFormatter() if as_json else TextFormatter(timestamps=not in_journal))
+    journal = in_journal()
+    line = JsonFormatter() if as_json else TextFormatter(timestamps=not journal)
+    handler.setFormatter(JournalFormatter(line) if journal else line)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
 

@@ -51,6 +51,7 @@ _MEANINGS: tuple[tuple[str, type[RegistryError], str], ...] = (
     ("connect() timed out", Unavailable, "does not answer; check --etcd-endpoints and the way to that host"),
     ("address lookup failed", Unavailable, "has a name that cannot be resolved; check --etcd-endpoints and DNS"),
     ("timed out before receiving SETTINGS", Unavailable, "takes the connection and does not answer"),
+    ("Stream removed", Unavailable, "ended the connection"),
     ("Socket closed", Unavailable, "closed the connection; if it serves TLS, write https://"),
     ("is closed", Unavailable, "is not asked any more"),
     ("no leader", Unavailable, "has no leader; a majority of etcd's members is needed"),

@@ -55,8 +55,8 @@ the leased subnet, for container engines
 .I /etc/default/flanneld-py
 flags of the service, as variables
 .TP
-.I /usr/share/doc/flanneld-py/
-configuration, operation, firewall, service
+.I /usr/share/doc/flanneld-py/docs/
+the guides: install, configure, operate, troubleshoot, security and others
 """
 
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from flanneld_py.agent.log import AGAIN, JsonFormatter, OnChange, TextFormatter
+from flanneld_py.agent.log import AGAIN, JournalFormatter, JsonFormatter, OnChange, TextFormatter
 from tests.manual_clock import ManualClock
 
 
@@ -34,6 +34,11 @@ def test_what_comes_from_outside_is_tamed() -> None:
 def test_json_has_the_same() -> None:
     line = json.loads(JsonFormatter().format(record(key="k")))
     assert (line["level"], line["message"], line["key"]) == ("WARNING", "lease is not used", "k")
+
+
+def test_the_journal_gets_a_priority() -> None:
+    line = JournalFormatter(TextFormatter(timestamps=False)).format(record(key="k"))
+    assert line == "<4>WARNING lease is not used key=k"
 
 
 async def test_what_lasts_is_said_again_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
