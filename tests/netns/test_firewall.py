@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -29,21 +29,22 @@ pytestmark = pytest.mark.root
 PORT = 9999
 RECEIVE = """
 import socket
-box = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+box = socket.socket(socket.AF_INET%s, socket.SOCK_DGRAM)
 box.bind(("", %d))
 print("open", flush=True)
 while True:
-    print(*box.recvfrom(100)[1], flush=True)
+    print(*box.recvfrom(100)[1][:2], flush=True)
 """
 SEND = """
 import socket, sys
 for port in range(int(sys.argv[2]), int(sys.argv[3])):
-    letter = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    letter = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
     letter.bind(("", port))
     letter.sendto(b"x", (sys.argv[1], %d))
 """
 OWN_PORTS = range(40000, 40020)
 
+IPAddress = IPv4Address | IPv6Address
 KINDS = pytest.mark.parametrize("kind", ["nftables", "iptables"])
 
 
@@ -53,15 +54,16 @@ class Mailbox:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
-    def senders(self, count: int) -> list[tuple[IPv4Address, int]]:
+    def senders(self, count: int) -> list[tuple[IPAddress, int]]:
         assert self._process.stdout is not None
         lines = [self._process.stdout.readline().decode().split() for _ in range(count)]
-        return [(IPv4Address(address), int(port)) for address, port in lines]
+        return [(ip_address(address), int(port)) for address, port in lines]
 
 
 @contextmanager
-def mailbox(place: Namespace) -> Iterator[Mailbox]:
-    process = place.popen([sys.executable, "-c", RECEIVE % PORT], stdout=subprocess.PIPE)
+def mailbox(place: Namespace, address: IPAddress) -> Iterator[Mailbox]:
+    family = "6" if address.version == 6 else ""
+    process = place.popen([sys.executable, "-c", RECEIVE % (family, PORT)], stdout=subprocess.PIPE)
     with process:
         try:
             assert process.stdout is not None
@@ -71,15 +73,15 @@ def mailbox(place: Namespace) -> Iterator[Mailbox]:
             process.kill()
 
 
-def seen_from(source: Namespace, place: Namespace, address: IPv4Address) -> list[tuple[IPv4Address, int]]:
+def seen_from(source: Namespace, place: Namespace, address: IPAddress) -> list[tuple[IPAddress, int]]:
     """Send from OWN_PORTS and tell who the other end saw."""
-    with mailbox(place) as box:
+    with mailbox(place, address) as box:
         ports = [str(OWN_PORTS.start), str(OWN_PORTS.stop)]
         source.run([sys.executable, "-c", SEND % PORT, str(address), *ports])
         return box.senders(len(OWN_PORTS))
 
 
-def sources(seen: list[tuple[IPv4Address, int]]) -> set[IPv4Address]:
+def sources(seen: list[tuple[IPAddress, int]]) -> set[IPAddress]:
     return {address for address, _ in seen}
 
 
