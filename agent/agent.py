@@ -245,6 +245,8 @@ class Agent:
         if self._member.bound and underlay.interface != old:
             raise Broken(f"the underlay moved from {old} to {underlay.interface}, and our routes with it: start again")
         made = await backends.make(config, underlay, self._kernel, self._settings.datapath, self._on_link)
+        if underlay.own != self._underlay.own:
+            await self._registry.reconnect()
         self._take_underlay(underlay)
         self._member = Membership(config, underlay, made)
         lease = self._keeper.lease

@@ -49,6 +49,11 @@ class Underlay:
         own = [str(address) for address in (self.address, self.address6) if address is not None]
         return f"{', '.join(own)} on {self.interface}, MTU {self.mtu}"
 
+    @property
+    def own(self) -> tuple[str, IPv4Address | None, IPv6Address | None]:
+        """What a connection of this host may be bound to: the interface, and its addresses."""
+        return self.interface, self.address, self.address6
+
     def addresses(self, family: Family) -> tuple[IPAddress, IPAddress]:
         """Return our own address and the one for peers. Raises ConfigInvalid if the underlay lacks the family."""
         own, public = (self.address, self.public_ip) if family.bits == 32 else (self.address6, self.public_ip6)

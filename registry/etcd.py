@@ -148,11 +148,19 @@ class EtcdStore:
                 if batch is not None:
                     yield batch
 
+    async def reconnect(self) -> None:
+        """Let go of all connections; running watches and calls end with Unavailable."""
+        for stream in self._streams:
+            stream.end("another connection is made")
+        left = [channel for link in self._links if (channel := link.leave()) is not None]
+        for channel in left:
+            await channel.close(self._timeout)
+
     async def close(self) -> None:
         """Let go of all connections; running watches end with Unavailable."""
         self._closed = True
         for stream in self._streams:
-            stream.end()
+            stream.end("the connection to etcd is closed")
         for link in self._links:
             await link.close(self._timeout)
 

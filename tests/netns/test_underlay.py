@@ -4,7 +4,7 @@ h1c1 ── h1 ──┐
 h2c1 ── h2 ──┼── core: etcd, router      (the picture: tests/lab/__init__.py)
          └───┘ eth1, where a test has one
 
-Outages are printed (pytest -s), not judged: they are the second in which changes settle, and what etcd's client takes.
+Outages are printed (pytest -s), not judged: they are the time in which changes settle, and what etcd takes.
 """
 
 from __future__ import annotations
