@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Never
 
 from flanneld_py.agent import status, subnetfile
 from flanneld_py.agent.announce import Announcer
-from flanneld_py.agent.broken import Broken
 from flanneld_py.agent.carrier import KernelCarrier, UserspaceCarrier
 from flanneld_py.agent.claim import Claimer
 from flanneld_py.agent.clock import Clock
@@ -30,6 +29,7 @@ from flanneld_py.agent.follow import Follower
 from flanneld_py.agent.guard import Guard
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.keep import Keeper
+from flanneld_py.agent.leftovers import Leftovers
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.membership import Membership
 from flanneld_py.agent.network import wait_for_network
@@ -39,7 +39,7 @@ from flanneld_py.agent.settings import Settings, control_socket
 from flanneld_py.agent.underlay import Find, UnderlayWatch
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap import backends
-from flanneld_py.encap.backend import Backend, Underlay
+from flanneld_py.encap.backend import Underlay
 from flanneld_py.encap.family import IPV4, IPV6, Family
 from flanneld_py.encap.kernel import Event, Kernel
 from flanneld_py.registry.config import NetworkConfig
@@ -92,6 +92,7 @@ class Agent:
         self._on_link = {each: OnLinkVerdicts(kernel, underlay.interface, each, clock) for each in (IPV4, IPV6)}
         self._member: Membership | None = None
         self._watch: UnderlayWatch | None = None
+        self._leftovers = Leftovers(kernel, settings.control, subnetfile.previous(settings.subnet_file))
         self._announcer = Announcer(settings.subnet_file)
         self._wanted: tuple[Wanted, ...] = ()
         self._supervisors: dict[Family, Supervisor] = {}
@@ -111,10 +112,11 @@ class Agent:
         for name in member.exclusive:
             self._take_device(name)
         self._watch = UnderlayWatch(self._underlay, self._look, self._move, self._clock, self._rng)
-        self._kernel.listen([*devices, self._underlay.interface], self._on_events)
+        self._listen()
         tasks.create_task(self._watch.run(), name="underlay")
         self._say("waiting for a lease")
         wanted = self._wanted = self._work_out(await self._acquire(self._previous))
+        await self._leftovers.remove(self._member, self._keeper.lease)
         supervisors = self._supervisors = dict(self._make_supervisors(wanted))
 
         def make(each: Wanted) -> Reconciler:
@@ -164,10 +166,7 @@ class Agent:
         """Return the state of everything, for operators; see status.py."""
         document = status.starting(self._status)
         document |= {"ready": self.ready.is_set(), "registry_connected": self._connected}
-        if self._wanted:
-            document |= status.network(self._wanted)
-        if self._reconcilers:
-            document |= status.peers(self._reconcilers)
+        document |= status.network(self._wanted) | status.peers(self._reconcilers)
         for family, supervisor in self._supervisors.items():
             document |= {status.USERSPACE[family]: status.userspace(await supervisor.report(), supervisor.trouble)}
         return document
@@ -177,18 +176,16 @@ class Agent:
 
         async def use(config: NetworkConfig) -> Membership:
             self._take_underlay(await self._find(config, self._previous, self._underlay))
-            return Membership(config, self._underlay, await self._backends(config))
+            member = await self._membership(config, self._underlay)
+            member.tell()
+            return member
 
         return await wait_for_network(self._registry, use, self._clock, self._rng, self._say)
 
-    async def _backends(self, config: NetworkConfig) -> tuple[Backend, ...]:
+    async def _membership(self, config: NetworkConfig, underlay: Underlay) -> Membership:
         """Make the backend that the config names, for each family. Raises ConfigInvalid."""
-        made = await backends.make(config, self._underlay, self._kernel, self._settings.datapath, self._on_link)
-        for backend in made:
-            carrier = "in userspace" if backend.userspace else "by the kernel"
-            about = facts(backend=config.backend_type, device=backend.device, reason=backend.why)
-            log.info(f"packets are carried {carrier}", **about)
-        return made
+        made = await backends.make(config, underlay, self._kernel, self._settings.datapath, self._on_link)
+        return Membership(config, underlay, made)
 
     def _make_supervisors(self, wanted: tuple[Wanted, ...]) -> Iterator[tuple[Family, Supervisor]]:
         """Make what keeps the userspace data planes running, one for each family; none if the kernel carries."""
@@ -241,14 +238,15 @@ class Agent:
     async def _move(self, underlay: Underlay) -> None:
         """Go on over another underlay with the same subnet. Raises ConfigInvalid if the network cannot be carried."""
         assert self._member is not None
-        old, config = self._underlay.interface, self._member.config
-        if self._member.bound and underlay.interface != old:
-            raise Broken(f"the underlay moved from {old} to {underlay.interface}, and our routes with it: start again")
-        made = await backends.make(config, underlay, self._kernel, self._settings.datapath, self._on_link)
-        if underlay.own != self._underlay.own:
-            await self._registry.reconnect()
+        old, self._member = self._underlay, await self._membership(self._member.config, underlay)
         self._take_underlay(underlay)
-        self._member = Membership(config, underlay, made)
+        if underlay.interface != old.interface:
+            self._listen()
+            for verdicts in self._on_link.values():
+                verdicts.over(underlay.interface)
+            await self._leftovers.remove(self._member, self._keeper.lease)
+        if underlay.own != old.own:
+            await self._registry.reconnect()
         lease = self._keeper.lease
         if lease is None or not self._reconcilers:
             return  # The lease will be acquired with this.
@@ -257,6 +255,10 @@ class Agent:
         self._bring_about(replace(lease, attrs=attrs))
         if self.ready.is_set():
             self._announce()
+
+    def _listen(self) -> None:
+        assert self._member is not None
+        self._kernel.listen([*self._member.devices, self._underlay.interface], self._on_events)
 
     def _take_underlay(self, underlay: Underlay) -> None:
         self._underlay = underlay

@@ -14,9 +14,9 @@ from pathlib import Path
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.broken import Broken
 from flanneld_py.agent.guard import name_suffix
-from flanneld_py.agent.line import DatapathError, stop_process
+from flanneld_py.agent.line import DatapathError, clear_away, stop_process
 from flanneld_py.agent.lock import held_devices
-from flanneld_py.agent.settings import control_sockets
+from flanneld_py.agent.settings import control_socket, control_sockets
 from flanneld_py.encap.command import HostTools
 from flanneld_py.encap.enforce import Enforcer
 from flanneld_py.encap.kernel import KernelError
@@ -32,7 +32,7 @@ async def clean_up(subnet_file: Path, tell: Callable[[str], None], root: Path = 
             "then run --cleanup again"
         )
     controls = control_sockets(subnet_file.parent)
-    left = await _end_datapaths(controls.values(), tell)
+    left = await _end_datapaths(_once_there(subnet_file.parent), tell)
     try:
         left += await _remove_rules([*controls, *marked_devices()], tell)
         left += sweep(tell)
@@ -43,17 +43,22 @@ async def clean_up(subnet_file: Path, tell: Callable[[str], None], root: Path = 
         raise Broken(f"not everything could be removed; left are: {'; '.join(left)}")
 
 
+def _once_there(folder: Path) -> list[Path]:
+    """List where data planes listen, or did: the lock file of a process outlives it."""
+    locks = folder.glob(f"{control_socket(Path(), '*').name}.lock")
+    return sorted({*control_sockets(folder).values(), *(lock.with_suffix("") for lock in locks)})
+
+
 async def _end_datapaths(controls: Iterable[Path], tell: Callable[[str], None]) -> list[str]:
     left = []
     for control in controls:
         try:
             if await stop_process(control):
                 tell(f"ended the userspace data plane at {control}, and with it its device")
-            control.unlink(missing_ok=True)
+            for file in clear_away(control):
+                tell(f"removed {file}")
         except (DatapathError, OSError) as error:
             left.append(str(error))
-        else:
-            tell(f"removed {control}")
     return left
 
 

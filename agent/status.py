@@ -48,7 +48,9 @@ def starting(state: str) -> Document:
 
 
 def network(wanted: Sequence[Wanted]) -> Document:
-    """Return what this host is, given each family."""
+    """Return what this host is, given each family; nothing before there is one."""
+    if not wanted:
+        return {}
     first = wanted[0]
     return {
         "subnet": ", ".join(map(str, first.own.subnets.families)),
@@ -59,7 +61,9 @@ def network(wanted: Sequence[Wanted]) -> Document:
 
 
 def peers(reconcilers: Sequence[Reconciler]) -> Document:
-    """Return what has become of the others' leases, in any family."""
+    """Return what has become of the others' leases, in any family; nothing before there is one."""
+    if not reconcilers:
+        return {}
     rejected = {item for reconciler in reconcilers for item in reconciler.rejected.items()}
     failing = [item for reconciler in reconcilers for item in reconciler.failing]
     return {

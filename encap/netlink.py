@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from errno import EEXIST, EINVAL, EOPNOTSUPP, EPERM
 
-from flanneld_py.encap import device, request
+from flanneld_py.encap import device, request, sweep
 from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.kernel import Event, Gone, KernelError, Lost, Seen
 from flanneld_py.encap.listener import Listener, event_key
@@ -68,6 +68,7 @@ class Netlink:
     def listen(self, devices: Sequence[str], notify: Callable[[Sequence[Event]], None]) -> None:
         """See kernel.Kernel."""
         self._devices = tuple(devices)
+        self._stop_listening()
         listener = Listener(
             devices,
             self._requests.port,
@@ -110,14 +111,20 @@ class Netlink:
         finally:
             del self._readings[id(changed)]
 
+    devices_in = staticmethod(sweep.devices_in)
+    remove_routes = staticmethod(sweep.remove_routes)
+
     def close(self) -> None:
         """See kernel.Kernel."""
+        self._stop_listening()
+        self._requests.close()
+
+    def _stop_listening(self) -> None:
         if self._listening is not None:
             loop, listener, _ = self._listening
             loop.remove_reader(listener.socket)
             listener.close()
             self._listening = None
-        self._requests.close()
 
     def on_link(self, interface: str, addresses: Iterable[bytes]) -> set[bytes]:
         """See kernel.Kernel."""

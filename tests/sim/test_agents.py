@@ -55,9 +55,10 @@ async def test_without_a_config_an_agent_waits_and_touches_nothing(tmp_path: Pat
 async def test_a_kernel_without_vxlan_means_userspace_unless_told_otherwise(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)  # Without a config the agent waits, and only the choice is looked at.
     async with cluster.agent(1) as agent:
-        assert not (await agent._backends(parse_config(CONFIG)))[0].userspace
+        config = parse_config(CONFIG), agent._underlay
+        assert not (await agent._membership(*config)).backends[0].userspace
         cluster.kernel(1).has_vxlan = False
-        assert "no VXLAN devices" in (await agent._backends(parse_config(CONFIG)))[0].why
+        assert "no VXLAN devices" in (await agent._membership(*config)).backends[0].why
 
 
 async def test_nothing_is_deleted_before_the_registry_is_in_sync(cluster: Cluster) -> None:
