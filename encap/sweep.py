@@ -44,12 +44,6 @@ def sweep(tell: Callable[[str], None]) -> list[str]:
     return refused
 
 
-def marked_devices() -> list[str]:
-    """List the VXLAN devices that bear our mark."""
-    with RouteSocket() as asker:
-        return [link.name for link in list_links(asker) if link.kind == "vxlan" and link.marked]
-
-
 def devices_in(subnets: Collection[Network]) -> list[str]:
     """List VXLAN devices with our mark, and TUN devices, that have an address in a subnet. Raises KernelError."""
     try:

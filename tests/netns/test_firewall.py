@@ -181,7 +181,7 @@ def test_forwarding_goes_on_when_docker_drops_by_policy(make_lab: MakeLab, kind:
     assert lab.wait_connected() == []
     for host in lab.hosts:
         jumps = [line for line in sh(host, f"{iptables}-save").splitlines() if "-j FLANNEL-FWD" in line]
-        assert jumps == ['-A DOCKER-USER -m comment --comment "flanneld forward" -j FLANNEL-FWD']
+        assert jumps == ['-A DOCKER-USER -m comment --comment "flanneld-py forward" -j FLANNEL-FWD']
         sh(host, f"printf '*filter\\nCOMMIT\\n' | {iptables}-restore; {docker}")
     assert lab.wait_connected() == []
     sh(lab.hosts[0], f"{iptables} -I DOCKER-USER -s {lab.containers[1].address} -j DROP")
