@@ -67,7 +67,7 @@ class Membership:
 
         def wanted(backend: Backend) -> Wanted:
             address, public_ip = self.underlay.addresses(backend.family)
-            own = Own(key, lease.subnets, public_ip, address)
+            own = Own(key, lease.subnets, public_ip, address, self.underlay.broadcasts)
             datapath = backend.datapath(lease)
             if datapath is not None:
                 datapath = replace(datapath, workers=workers)

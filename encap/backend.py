@@ -34,7 +34,7 @@ OnLink = Callable[[IPAddress], bool]
 class Underlay:
     """The interface that carries the tunnel: its MTU in bytes, its own address, and the address peers should use.
 
-    The addresses of a family that is off are None.
+    The addresses of a family that is off are None. `broadcasts` mean everybody on its link, and so are no host's.
     """
 
     interface: str
@@ -43,6 +43,7 @@ class Underlay:
     public_ip: IPv4Address | None
     address6: IPv6Address | None = None
     public_ip6: IPv6Address | None = None
+    broadcasts: frozenset[IPAddress] = frozenset()
 
     def __str__(self) -> str:
         """Show it to people."""

@@ -306,3 +306,18 @@ def test_an_interface_that_is_not_there_yet_is_waited_for(make_lab: MakeLab) -> 
     rename(lab, host, "eth0", "eth7")
     host.agent.wait_ready()
     assert (parent(host), ip_address(local(host))) == ("eth7", host.address)
+
+
+def test_the_broadcast_address_of_the_underlay_is_nobodys(make_lab: MakeLab) -> None:
+    lab = make_lab(hosts=2, overlay="none")
+    broadcast = str(lab.plan.underlay.broadcast_address)
+    one, two = lab.hosts
+    two.agent.start("--public-ip", broadcast)
+    until(lambda: f"--public-ip {broadcast} is the broadcast address of eth0" in two.agent.log_tail(), "it is refused")
+    assert lab.etcd is not None
+    value = {"PublicIP": broadcast, "BackendType": "vxlan", "BackendData": {"VNI": 1, "VtepMAC": "02:99:00:00:00:09"}}
+    lab.etcd.ctl("put", f"{PREFIX}10.42.99.0-24", stdin=json.dumps(value).encode())
+    one.agent.start()
+    one.agent.wait_ready()
+    assert f"PublicIP {broadcast} is the broadcast address" in one.agent.log_tail()
+    assert broadcast not in one.namespace.run(["bridge", "fdb", "show", "dev", "flannel.1"]).stdout
