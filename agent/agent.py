@@ -155,7 +155,7 @@ class Agent:
         for reconciler in reconcilers:
             await reconciler.ready.wait()
         if guard is not None:
-            await guard.looked.wait()
+            await guard.wait_looked()
         self._announce()
         self.ready.set()
         about = facts(subnet=self._wanted[0].own.subnets, device=" and ".join(devices) or None, peers=self._peers)
@@ -166,7 +166,7 @@ class Agent:
         """Return the state of everything, for operators; see status.py."""
         document = status.starting(self._status)
         document |= {"ready": self.ready.is_set(), "registry_connected": self._connected}
-        document |= status.network(self._wanted) | status.peers(self._reconcilers)
+        document |= status.network(self._wanted) | status.peers(self._reconcilers) | status.firewall(self._guard)
         for family, supervisor in self._supervisors.items():
             document |= {status.USERSPACE[family]: status.userspace(await supervisor.report(), supervisor.trouble)}
         return document

@@ -8,6 +8,8 @@ A `Mailbox` is a UDP socket that writes down who sent to it: source addresses an
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from tests.lab.measure import ping, ping_through
 from tests.lab.namespace import Namespace
 from tests.netns.conftest import MakeLab
 from tests.netns.test_agent import nothing_lost, subnet, until
+from tests.netns.test_userspace import shown
 
 pytestmark = pytest.mark.root
 
@@ -244,6 +247,24 @@ def test_changing_places_loses_no_masquerade_and_leaves_nothing(make_lab: MakeLa
     assert "flannel" not in sh(host, "nft list ruleset; iptables-save; iptables-legacy-save").lower()
     assert host.agent.subnet_env()["FLANNEL_IPMASQ"] == "false"
     assert not masqueraded(lab, here)
+
+
+def test_a_tool_that_hangs_does_not_hold_up_containers(make_lab: MakeLab) -> None:
+    lab = make_lab(hosts=1, overlay="none", agent_args=("--ip-masq", "--firewall", "nftables"))
+    host = lab.hosts[0]
+    hangs, tool = host.directory / "hangs", host.directory / "nft"
+    hangs.touch()
+    tool.write_text(f'#!/bin/sh\n[ -e {hangs} ] && exec sleep 1000\nexec "{shutil.which("nft")}" "$@"\n')
+    tool.chmod(0o755)
+    host.agent.start(env={"PATH": f"{host.directory}:{os.environ['PATH']}"})
+    host.agent.wait_ready(10)
+    assert host.agent.subnet_env()["FLANNEL_IPMASQ"] == "true"
+    hangs.unlink()
+    until(lambda: "flanneld-py" in sh(host, "nft list tables"), "the rules, when nft works again", 60)
+    until(lambda: shown(host)["firewall"]["in_force"], "it says that they are in force")
+    assert shown(host)["firewall"]["kind"] == "nftables"
+    assert "did not end within" in shown(host)["firewall"]["last_error"]
+    assert "did not end within" in host.agent.log_tail()
 
 
 def test_two_networks_on_one_host_have_rules_of_their_own(make_lab: MakeLab) -> None:
