@@ -144,7 +144,7 @@ class Guard:
         self.looked = asyncio.Event()
 
     async def wait_looked(self) -> None:
-        """Wait until the rules were looked at, but not for a tool that hangs: containers can do without them a while."""
+        """Wait until the rules were looked at, but not for a tool that hangs: containers do without them so long."""
         await self._clock.wait(self.looked, self._clock.now() + FIRST_LOOK)
 
     def mark(self) -> None:
