@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from flanneld_py.agent.line import DatapathError, clear_away, stop_process
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.membership import Membership
 from flanneld_py.agent.settings import control_socket
@@ -49,8 +48,8 @@ class Leftovers:
             networks = [*member.networks, *(network for network, _ in self._earlier)]
             for route in self._kernel.remove_routes(networks, keep):
                 log.info("removed what an earlier configuration left", **facts(what=route))
-        except (KernelError, DatapathError, OSError) as error:
-            log.warning("what an earlier configuration left cannot be removed; all else goes on", **facts(reason=error))
+        except (KernelError, OSError) as error:
+            _cannot(error)
 
     async def _remove_device(self, device: str) -> None:
         control = control_socket(self._control, device)
@@ -58,8 +57,18 @@ class Leftovers:
             case VxlanLink():
                 await self._kernel.delete_link(device)
             case TunLink() if control.exists():
-                await stop_process(control)
+                from flanneld_py.agent.line import DatapathError, clear_away, stop_process  # Most hosts never need it.
+
+                try:
+                    await stop_process(control)
+                except DatapathError as error:
+                    _cannot(error)
+                    return
                 clear_away(control)
             case _:
                 return
         log.info("removed what an earlier configuration left", **facts(what=f"device {device}"))
+
+
+def _cannot(error: Exception) -> None:
+    log.warning("what an earlier configuration left cannot be removed; all else goes on", **facts(reason=error))

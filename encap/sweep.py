@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
+from struct import Struct
 from sys import byteorder
 
 from flanneld_py.encap import request
@@ -21,6 +22,9 @@ from flanneld_py.encap.family import Network
 from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.rtsocket import Interrupted, Refused, RouteSocket, explain, list_links
 from flanneld_py.encap.state import ROUTE_PROTOCOL, text
+
+_OUT = Struct("=HHI")
+"""The attribute of a route that tells its device."""
 
 Removal = tuple[str, Callable[[int], bytes]]
 """What goes, in an operator's words, and the request for it, given a sequence number."""
@@ -62,9 +66,8 @@ def remove_routes(networks: Collection[Network], keep: Collection[tuple[int, str
     removed = []
     try:
         with RouteSocket() as asker:
-            for route in list(_routes(asker)):
-                version = 4 if len(route.subnet) == 4 else 6
-                if route.unicast and _is_in(route.subnet, networks) and (version, route.device) not in keep:
+            for route in list(_routes(asker, keep)):
+                if route.unicast and _is_in(route.subnet, networks):
                     seq = asker.next_seq()
                     for refusal in asker.send([(seq, route.removal(seq))]).values():
                         raise KernelError(f"{route} cannot be removed: {explain(*refusal)}")
@@ -127,15 +130,20 @@ def _all_routes(asker: RouteSocket) -> Iterator[Removal]:
     return ((str(route), route.removal) for route in _routes(asker))
 
 
-def _routes(asker: RouteSocket) -> Iterator[_OurRoute]:
+def _routes(asker: RouteSocket, keep: Collection[tuple[int, str]] = ()) -> Iterator[_OurRoute]:
+    """Read the routes with our protocol, but for those of an IP version on a device to keep."""
     names = {link.ifindex: link.name for link in list_links(asker)}
-    for family in (rt.AF_INET, rt.AF_INET6):
+    for family, version in ((rt.AF_INET, 4), (rt.AF_INET6, 6)):
+        # Found in the bytes, as there may be ten thousand of them, and taking one apart costs 5 us; so 12 ms in all.
+        kept = [_OUT.pack(_OUT.size, rt.RTA_OIF, index) for index, name in names.items() if (version, name) in keep]
         for buffer, messages in asker.dump(partial(request.dump_our_routes, family=family)):
             for message in messages:
+                body = buffer[message.at : message.end]
+                if any(out in body for out in kept):
+                    continue
                 _, length, _, _, _, protocol, _, kind, _ = rt.ROUTE.unpack_from(buffer, message.at)
                 if protocol != ROUTE_PROTOCOL:
                     continue  # A kernel before 4.20 tells all.
                 found = rt.attributes(buffer, message.at + rt.ROUTE.size, message.end)
                 device = names.get(int.from_bytes(found.get(rt.RTA_OIF, b""), byteorder), "no device")
-                unicast, body = kind == rt.RTN_UNICAST, buffer[message.at : message.end]
-                yield _OurRoute(bytes(found.get(rt.RTA_DST, b"")), length, device, unicast, body)
+                yield _OurRoute(bytes(found.get(rt.RTA_DST, b"")), length, device, kind == rt.RTN_UNICAST, body)
