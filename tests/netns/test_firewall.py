@@ -152,7 +152,8 @@ DAMAGE = {
         "iptables -t nat -F",
         "iptables -t nat -F FLANNEL-POSTRTG",
         "iptables -t nat -F POSTROUTING",
-        "printf '*nat\\n-F POSTROUTING\\n-F FLANNEL-POSTRTG\\n-X FLANNEL-POSTRTG\\nCOMMIT\\n' | iptables-restore --noflush",
+        "printf '*nat\\n-F POSTROUTING\\n-F FLANNEL-POSTRTG\\n-X FLANNEL-POSTRTG\\nCOMMIT\\n'"
+        " | iptables-restore --noflush",
         "printf '*nat\\nCOMMIT\\n' | iptables-restore",
         "iptables -t nat -I FLANNEL-POSTRTG -j RETURN",
         "iptables -t nat -I POSTROUTING -j ACCEPT",
