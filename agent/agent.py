@@ -108,15 +108,15 @@ class Agent:
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Get a lease, start all tasks in the group, and return when the agent is ready. Raises Broken."""
         member = self._member = await self._join()
-        devices = member.devices
         for name in member.exclusive:
             self._take_device(name)
         self._watch = UnderlayWatch(self._underlay, self._look, self._move, self._clock, self._rng)
-        self._listen()
+        self._listen(member.devices)
         tasks.create_task(self._watch.run(), name="underlay")
         self._say("waiting for a lease")
-        wanted = self._wanted = self._work_out(await self._acquire(self._previous))
-        await self._leftovers.remove(self._member, self._keeper.lease)
+        lease = await self._acquire(self._previous)
+        await self._leftovers.remove(self._member, lease)
+        wanted = self._wanted = self._work_out(lease)
         supervisors = self._supervisors = dict(self._make_supervisors(wanted))
 
         def make(each: Wanted) -> Reconciler:
@@ -158,7 +158,9 @@ class Agent:
             await guard.wait_looked()
         self._announce()
         self.ready.set()
-        about = facts(subnet=self._wanted[0].own.subnets, device=" and ".join(devices) or None, peers=self._peers)
+        about = facts(
+            subnet=self._wanted[0].own.subnets, device=" and ".join(member.devices) or None, peers=self._peers
+        )
         log.info("ready", **about)
         self._changed()
 
@@ -240,25 +242,23 @@ class Agent:
         assert self._member is not None
         old, self._member = self._underlay, await self._membership(self._member.config, underlay)
         self._take_underlay(underlay)
-        if underlay.interface != old.interface:
-            self._listen()
+        if moved := underlay.interface != old.interface:
+            self._listen(self._member.devices)
             for verdicts in self._on_link.values():
                 verdicts.over(underlay.interface)
-            await self._leftovers.remove(self._member, self._keeper.lease)
-        if underlay.own != old.own:
-            await self._registry.reconnect()
-        lease = self._keeper.lease
-        if lease is None or not self._reconcilers:
-            return  # The lease will be acquired with this.
-        attrs = self._attrs(lease)
-        self._keeper.revise(attrs)
-        self._bring_about(replace(lease, attrs=attrs))
+        if (lease := self._keeper.lease) is not None:  # Else it will be acquired with this.
+            self._keeper.revise(attrs := self._attrs(lease))
+            if self._reconcilers:
+                self._bring_about(replace(lease, attrs=attrs))
+        if moved:
+            await self._leftovers.remove(self._member, lease)
         if self.ready.is_set():
             self._announce()
+        if underlay.own != old.own:
+            await self._registry.reconnect()
 
-    def _listen(self) -> None:
-        assert self._member is not None
-        self._kernel.listen([*self._member.devices, self._underlay.interface], self._on_events)
+    def _listen(self, devices: Sequence[str]) -> None:
+        self._kernel.listen([*devices, self._underlay.interface], self._on_events)
 
     def _take_underlay(self, underlay: Underlay) -> None:
         self._underlay = underlay

@@ -36,9 +36,7 @@ class Leftovers:
         """Remove what these backends with our lease do not want."""
         subnets = lease.subnets.families if lease is not None else ()
         try:
-            for device in self._kernel.devices_in([*subnets, *(subnet for _, subnet in self._earlier)]):
-                if device not in member.devices:
-                    await self._remove_device(device)
+            # Routes first, before other tasks run: what they forget of another interface is theirs no more.
             keep = {
                 (4 if backend.family is IPV4 else 6, device)
                 for backend in member.backends
@@ -48,6 +46,9 @@ class Leftovers:
             networks = [*member.networks, *(network for network, _ in self._earlier)]
             for route in self._kernel.remove_routes(networks, keep):
                 log.info("removed what an earlier configuration left", **facts(what=route))
+            for device in self._kernel.devices_in([*subnets, *(subnet for _, subnet in self._earlier)]):
+                if device not in member.devices:
+                    await self._remove_device(device)
         except (KernelError, OSError) as error:
             _cannot(error)
 

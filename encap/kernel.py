@@ -79,7 +79,7 @@ class Kernel(Protocol):
 
         LinkChanged, Rerouted and HostChanged are reported for every device of the host, entries only for `devices`.
         Called inside a running event loop, before the first `dump`. Called again, it is about these devices from then
-        on, and what happens in between is not told: read everything again.
+        on, and Lost is told: what happened in between is not known.
         """
         ...
 
@@ -117,7 +117,8 @@ class Kernel(Protocol):
     def remove_routes(self, networks: Collection[Network], keep: Collection[tuple[int, str]]) -> list[str]:
         """Remove our routes into these networks, whatever their device; name them. Raises KernelError.
 
-        Those of an IP version on a device to keep stay, and those that are not to a host (blackhole).
+        Those of an IP version on a device to keep stay, those through a nexthop object, which go with it, and those
+        that are not to a host (blackhole).
         """
         ...
 

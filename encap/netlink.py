@@ -67,8 +67,8 @@ class Netlink:
 
     def listen(self, devices: Sequence[str], notify: Callable[[Sequence[Event]], None]) -> None:
         """See kernel.Kernel."""
+        again, loop = self._stop_listening(), asyncio.get_running_loop()
         self._devices = tuple(devices)
-        self._stop_listening()
         listener = Listener(
             devices,
             self._requests.port,
@@ -78,9 +78,10 @@ class Netlink:
             report_nexthops=self.nexthop_objects,
             receive_buffer=self._receive_buffer,
         )
-        loop = asyncio.get_running_loop()
         loop.add_reader(listener.socket, self._hear)
         self._listening = (loop, listener, notify)
+        if again:
+            self._lose()
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
         """See kernel.Kernel."""
@@ -119,12 +120,12 @@ class Netlink:
         self._stop_listening()
         self._requests.close()
 
-    def _stop_listening(self) -> None:
-        if self._listening is not None:
-            loop, listener, _ = self._listening
-            loop.remove_reader(listener.socket)
-            listener.close()
-            self._listening = None
+    def _stop_listening(self) -> bool:
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            listening[0].remove_reader(listening[1].socket)
+            listening[1].close()
+        return listening is not None
 
     def on_link(self, interface: str, addresses: Iterable[bytes]) -> set[bytes]:
         """See kernel.Kernel."""

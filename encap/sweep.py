@@ -61,13 +61,14 @@ def devices_in(subnets: Collection[Network]) -> list[str]:
 def remove_routes(networks: Collection[Network], keep: Collection[tuple[int, str]]) -> list[str]:
     """Remove our routes into these networks; those of an IP version on a device to keep stay.
 
+    So do those through a nexthop object: they go with that, and it with its device.
     Returns the routes that were removed. Raises KernelError if one cannot be.
     """
     removed = []
     try:
         with RouteSocket() as asker:
             for route in list(_routes(asker, keep)):
-                if route.unicast and _is_in(route.subnet, networks):
+                if route.unicast and not route.by_object and _is_in(route.subnet, networks):
                     seq = asker.next_seq()
                     for refusal in asker.send([(seq, route.removal(seq))]).values():
                         raise KernelError(f"{route} cannot be removed: {explain(*refusal)}")
@@ -117,6 +118,7 @@ class _OurRoute:
     length: int
     device: str
     unicast: bool
+    by_object: bool
     body: bytes
 
     def __str__(self) -> str:
@@ -146,4 +148,5 @@ def _routes(asker: RouteSocket, keep: Collection[tuple[int, str]] = ()) -> Itera
                     continue  # A kernel before 4.20 tells all.
                 found = rt.attributes(buffer, message.at + rt.ROUTE.size, message.end)
                 device = names.get(int.from_bytes(found.get(rt.RTA_OIF, b""), byteorder), "no device")
-                yield _OurRoute(bytes(found.get(rt.RTA_DST, b"")), length, device, kind == rt.RTN_UNICAST, body)
+                subnet, unicast = bytes(found.get(rt.RTA_DST, b"")), kind == rt.RTN_UNICAST
+                yield _OurRoute(subnet, length, device, unicast, rt.RTA_NH_ID in found, body)

@@ -72,8 +72,11 @@ class FakeKernel:
 
     def listen(self, devices: Sequence[str], notify: Callable[[Sequence[Event]], None]) -> None:
         asyncio.get_running_loop()
+        again, self._pending = self._notify is not None, []
         self._devices = frozenset(devices)
         self._notify = notify
+        if again:
+            self._queue(Lost())
 
     def link(self, name: str) -> Link | None:
         return self.links.get(name)
@@ -137,6 +140,7 @@ class FakeKernel:
             and entry.protocol == ROUTE_PROTOCOL
             and _is_in(entry.subnet, networks)
             and (4 if len(entry.subnet) == 4 else 6, entry.device) not in keep
+            and not self._by_object(entry)
         ]
         for entry in doomed:
             self.meddle_remove(entry.key)
@@ -292,6 +296,9 @@ class FakeKernel:
                 case Route(device, base, length, gateway) if _covers(base, length, packed):
                     ways[length] = device, gateway
         return ways[max(ways)] if ways else None
+
+    def _by_object(self, route: Route) -> bool:
+        return route.gateway is not None and Nexthop(route.device, route.gateway).key in self.tables
 
     def _drop_routes(self, nexthop: Nexthop) -> None:
         for key, entry in list(self.tables.items()):

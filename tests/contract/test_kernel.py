@@ -297,6 +297,17 @@ async def test_a_route_of_ours_on_another_device_is_replaced_and_a_foreign_one_i
     assert routes(host) == {direct}
 
 
+async def test_listening_again_is_about_other_devices_and_events_may_be_lost(host: Host) -> None:
+    host.listen([UNDERLAY])
+    await host.heard(lambda events: Lost() in events)
+    elsewhere, here = (Route(device, ip("10.5.1.0"), 24, ip("10.0.0.2")) for device in (DEVICE, UNDERLAY))
+    host.foreigner.put(elsewhere._replace(subnet=ip("10.5.2.0"), gateway=ip("10.5.2.0")))
+    host.foreigner.put(here)
+    events = await host.heard(lambda events: any(isinstance(event, Seen) for event in events))
+    assert {event.entry.key for event in events if isinstance(event, Seen)} == {here.key}
+    assert {entry.device for part in host.kernel.dump() for entry in part} == {UNDERLAY}
+
+
 async def test_devices_of_ours_are_found_by_an_address_in_a_subnet(host: Host) -> None:
     await host.add(Address(DEVICE, ip("10.5.0.0"), 32), Address(DEVICE6, ip("fd05::"), 128))
     host.foreigner.put(Address(UNDERLAY, ip("10.5.0.9"), 32))
@@ -317,6 +328,10 @@ async def test_routes_of_ours_into_a_network_are_removed_where_nobody_looks_afte
     (removed,) = host.kernel.remove_routes(networks, {(version, tunneled.device), (10 - version, UNDERLAY)})
     assert removed.endswith(f"on {UNDERLAY}")
     assert routes(host) == {foreign}
+    await host.add(*peer(3, v6=v6, objects=host.kernel.nexthop_objects))
+    by_object = routes(host) - {foreign} if host.kernel.nexthop_objects else set()
+    host.kernel.remove_routes(networks, ())
+    assert routes(host) == {foreign} | by_object
 
 
 @BOTH
