@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Never
 
 from flanneld_py.agent import status, subnetfile
 from flanneld_py.agent.announce import Announcer
-from flanneld_py.agent.broken import Broken
 from flanneld_py.agent.carrier import KernelCarrier, UserspaceCarrier
 from flanneld_py.agent.claim import Claimer
 from flanneld_py.agent.clock import Clock
@@ -30,6 +29,7 @@ from flanneld_py.agent.follow import Follower
 from flanneld_py.agent.guard import Guard
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.keep import Keeper
+from flanneld_py.agent.leftovers import Leftovers
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.membership import Membership
 from flanneld_py.agent.network import wait_for_network
@@ -39,7 +39,7 @@ from flanneld_py.agent.settings import Settings, control_socket
 from flanneld_py.agent.underlay import Find, UnderlayWatch
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap import backends
-from flanneld_py.encap.backend import Backend, Underlay
+from flanneld_py.encap.backend import Underlay
 from flanneld_py.encap.family import IPV4, IPV6, Family
 from flanneld_py.encap.kernel import Event, Kernel
 from flanneld_py.registry.config import NetworkConfig
@@ -92,6 +92,7 @@ class Agent:
         self._on_link = {each: OnLinkVerdicts(kernel, underlay.interface, each, clock) for each in (IPV4, IPV6)}
         self._member: Membership | None = None
         self._watch: UnderlayWatch | None = None
+        self._leftovers = Leftovers(kernel, settings.control, subnetfile.previous(settings.subnet_file))
         self._announcer = Announcer(settings.subnet_file)
         self._wanted: tuple[Wanted, ...] = ()
         self._supervisors: dict[Family, Supervisor] = {}
@@ -107,14 +108,15 @@ class Agent:
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Get a lease, start all tasks in the group, and return when the agent is ready. Raises Broken."""
         member = self._member = await self._join()
-        devices = member.devices
         for name in member.exclusive:
             self._take_device(name)
         self._watch = UnderlayWatch(self._underlay, self._look, self._move, self._clock, self._rng)
-        self._kernel.listen([*devices, self._underlay.interface], self._on_events)
+        self._listen(member.devices)
         tasks.create_task(self._watch.run(), name="underlay")
         self._say("waiting for a lease")
-        wanted = self._wanted = self._work_out(await self._acquire(self._previous))
+        lease = await self._acquire(self._previous)
+        await self._leftovers.remove(self._member, lease)
+        wanted = self._wanted = self._work_out(lease)
         self._say("waiting for the device, its entries and the packet filter")
         supervisors = self._supervisors = dict(self._make_supervisors(wanted))
 
@@ -125,22 +127,12 @@ class Agent:
 
         reconcilers = self._reconcilers = tuple(map(make, wanted))
 
-        async def take_another(lost: Lease) -> None:
-            """Another host has our subnet: get a new one, and say loudly what has to follow."""
-            log.error("another host holds our subnet now; taking a new one", **facts(lost=lost.subnets))
-            self._bring_about(lease := await self._acquire(()))
-            self._announce()
-            log.error(
-                "the subnet of this host has changed: restart the container engine and its containers",
-                **facts(old=lost.subnets, new=lease.subnets),
-            )
-
         async def supervise(reconciler: Reconciler, supervisor: Supervisor) -> Never:
             await reconciler.surveyed.wait()  # A process that runs already would drop the peers it is not told of.
             await supervisor.run()
 
         tasks.create_task(self._follower.run(), name="follower")
-        tasks.create_task(self._keeper.keep(take_another), name="keeper")
+        tasks.create_task(self._keeper.keep(self._take_another), name="keeper")
         for reconciler, each in zip(reconcilers, wanted, strict=True):
             family = each.backend.family
             tasks.create_task(reconciler.run(), name=f"reconciler of {family.name}")
@@ -154,21 +146,28 @@ class Agent:
         for reconciler in reconcilers:
             await reconciler.ready.wait()
         if guard is not None:
-            await guard.looked.wait()
+            await guard.wait_looked()
         self._announce()
         self.ready.set()
-        about = facts(subnet=self._wanted[0].own.subnets, device=" and ".join(devices) or None, peers=self._peers)
-        log.info("ready", **about)
+        own, devices = self._wanted[0].own.subnets, " and ".join(member.devices) or None
+        log.info("ready", **facts(subnet=own, device=devices, peers=self._peers))
         self._changed()
+
+    async def _take_another(self, lost: Lease) -> None:
+        """Another host has our subnet: get a new one, and say loudly what has to follow."""
+        log.error("another host holds our subnet now; taking a new one", **facts(lost=lost.subnets))
+        self._bring_about(lease := await self._acquire(()))
+        self._announce()
+        log.error(
+            "the subnet of this host has changed: restart the container engine and its containers",
+            **facts(old=lost.subnets, new=lease.subnets),
+        )
 
     async def describe(self) -> status.Document:
         """Return the state of everything, for operators; see status.py."""
         document = status.starting(self._status)
         document |= {"ready": self.ready.is_set(), "registry_connected": self._connected}
-        if self._wanted:
-            document |= status.network(self._wanted)
-        if self._reconcilers:
-            document |= status.peers(self._reconcilers)
+        document |= status.network(self._wanted) | status.peers(self._reconcilers) | status.firewall(self._guard)
         for family, supervisor in self._supervisors.items():
             document |= {status.USERSPACE[family]: status.userspace(await supervisor.report(), supervisor.trouble)}
         return document
@@ -178,18 +177,16 @@ class Agent:
 
         async def use(config: NetworkConfig) -> Membership:
             self._take_underlay(await self._find(config, self._previous, self._underlay))
-            return Membership(config, self._underlay, await self._backends(config))
+            member = await self._membership(config, self._underlay)
+            member.tell()
+            return member
 
         return await wait_for_network(self._registry, use, self._clock, self._rng, self._say)
 
-    async def _backends(self, config: NetworkConfig) -> tuple[Backend, ...]:
+    async def _membership(self, config: NetworkConfig, underlay: Underlay) -> Membership:
         """Make the backend that the config names, for each family. Raises ConfigInvalid."""
-        made = await backends.make(config, self._underlay, self._kernel, self._settings.datapath, self._on_link)
-        for backend in made:
-            carrier = "in userspace" if backend.userspace else "by the kernel"
-            about = facts(backend=config.backend_type, device=backend.device, reason=backend.why)
-            log.info(f"packets are carried {carrier}", **about)
-        return made
+        made = await backends.make(config, underlay, self._kernel, self._settings.datapath, self._on_link)
+        return Membership(config, underlay, made)
 
     def _make_supervisors(self, wanted: tuple[Wanted, ...]) -> Iterator[tuple[Family, Supervisor]]:
         """Make what keeps the userspace data planes running, one for each family; none if the kernel carries."""
@@ -242,20 +239,25 @@ class Agent:
     async def _move(self, underlay: Underlay) -> None:
         """Go on over another underlay with the same subnet. Raises ConfigInvalid if the network cannot be carried."""
         assert self._member is not None
-        old, config = self._underlay.interface, self._member.config
-        if self._member.bound and underlay.interface != old:
-            raise Broken(f"the underlay moved from {old} to {underlay.interface}, and our routes with it: start again")
-        made = await backends.make(config, underlay, self._kernel, self._settings.datapath, self._on_link)
+        old, self._member = self._underlay, await self._membership(self._member.config, underlay)
         self._take_underlay(underlay)
-        self._member = Membership(config, underlay, made)
-        lease = self._keeper.lease
-        if lease is None or not self._reconcilers:
-            return  # The lease will be acquired with this.
-        attrs = self._attrs(lease)
-        self._keeper.revise(attrs)
-        self._bring_about(replace(lease, attrs=attrs))
+        if moved := underlay.interface != old.interface:
+            self._listen(self._member.devices)
+            for verdicts in self._on_link.values():
+                verdicts.over(underlay.interface)
+        if (lease := self._keeper.lease) is not None:  # Else it will be acquired with this.
+            self._keeper.revise(attrs := self._attrs(lease))
+            if self._reconcilers:
+                self._bring_about(replace(lease, attrs=attrs))
+        if moved:
+            await self._leftovers.remove(self._member, lease)
         if self.ready.is_set():
             self._announce()
+        if underlay.own != old.own:
+            await self._registry.reconnect()
+
+    def _listen(self, devices: Sequence[str]) -> None:
+        self._kernel.listen([*devices, self._underlay.interface], self._on_events)
 
     def _take_underlay(self, underlay: Underlay) -> None:
         self._underlay = underlay

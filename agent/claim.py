@@ -88,7 +88,7 @@ class Claimer:
                 made = lease.create_revision > began
                 if made:
                     others = await self._registry.written_since(listed)
-                    if (rival := await self.rival(lease, others)) is not None:
+                    if (rival := await self.rival(lease, others, config)) is not None:
                         contested = lease.subnets
                         raise Conflict(f"{rival.subnets} of {rival.address} overlaps {lease.subnets} and goes first")
             except (Conflict, HistoryLost, LeaseGone) as error:
@@ -103,9 +103,9 @@ class Claimer:
                 log.info("lease acquired", **reservation)
                 return lease, made
 
-    async def rival(self, lease: Lease, others: Iterable[Lease]) -> Lease | None:
+    async def rival(self, lease: Lease, others: Iterable[Lease], config: NetworkConfig) -> Lease | None:
         """Return a lease that ours, made a while ago, overlaps and has to give way to. Raises RegistryError."""
-        for other in overlapping(lease.subnets, others):
+        for other in overlapping(lease.subnets, others, config):
             if other.create_revision < lease.create_revision or await self._registry.owner_of(other.subnets) is None:
                 return other
         return None
@@ -127,7 +127,7 @@ class Claimer:
             over = garbled.mod_revision
             return await self._registry.create(owned, attrs(None), self.owner(owned), over=over), "kept by identity"
         blocked = [record.subnets for record in unreadable.values() if record.subnets is not None]
-        if contested is not None and not overlapping(contested, leases.values()):
+        if contested is not None and not overlapping(contested, leases.values(), config):
             contested = None
         claim = Claim(self._public_ip, owned, previous, self._public_ip6, contested)
         choice = choose(config, list(leases.values()), claim, self._rng, blocked)

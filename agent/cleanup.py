@@ -8,20 +8,19 @@ The lease in etcd stays: it keeps the host's subnet for a day.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.broken import Broken
-from flanneld_py.agent.guard import name_suffix
-from flanneld_py.agent.line import DatapathError, stop_process
+from flanneld_py.agent.line import DatapathError, clear_away, stop_process
 from flanneld_py.agent.lock import held_devices
-from flanneld_py.agent.settings import control_sockets
+from flanneld_py.agent.settings import control_socket, control_sockets
 from flanneld_py.encap.command import HostTools
 from flanneld_py.encap.enforce import Enforcer
 from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.rtsocket import Interrupted
-from flanneld_py.encap.sweep import marked_devices, sweep
+from flanneld_py.encap.sweep import sweep
 
 
 async def clean_up(subnet_file: Path, tell: Callable[[str], None], root: Path = Path("/")) -> None:
@@ -31,10 +30,9 @@ async def clean_up(subnet_file: Path, tell: Callable[[str], None], root: Path = 
             f"an agent runs on this host and has {', '.join(held)}: stop it (systemctl stop flanneld-py), "
             "then run --cleanup again"
         )
-    controls = control_sockets(subnet_file.parent)
-    left = await _end_datapaths(controls.values(), tell)
+    left = await _end_datapaths(_once_there(subnet_file.parent), tell)
     try:
-        left += await _remove_rules([*controls, *marked_devices()], tell)
+        left += await _remove_rules(tell)
         left += sweep(tell)
     except (Interrupted, KernelError, OSError) as error:
         left.append(f"the kernel's tables, which cannot be read: {error or 'they change all the time'}")
@@ -43,29 +41,30 @@ async def clean_up(subnet_file: Path, tell: Callable[[str], None], root: Path = 
         raise Broken(f"not everything could be removed; left are: {'; '.join(left)}")
 
 
+def _once_there(folder: Path) -> list[Path]:
+    """List where data planes listen, or did: the lock file of a process outlives it."""
+    locks = folder.glob(f"{control_socket(Path(), '*').name}.lock")
+    return sorted({*control_sockets(folder).values(), *(lock.with_suffix("") for lock in locks)})
+
+
 async def _end_datapaths(controls: Iterable[Path], tell: Callable[[str], None]) -> list[str]:
     left = []
     for control in controls:
         try:
             if await stop_process(control):
                 tell(f"ended the userspace data plane at {control}, and with it its device")
-            control.unlink(missing_ok=True)
+            for file in clear_away(control):
+                tell(f"removed {file}")
         except (DatapathError, OSError) as error:
             left.append(str(error))
-        else:
-            tell(f"removed {control}")
     return left
 
 
-async def _remove_rules(devices: Sequence[str], tell: Callable[[str], None]) -> list[str]:
-    """Remove the firewall rules of the networks with these devices, and those of the default network."""
-    left: list[str] = []
-    for suffix in sorted({name_suffix(device) for device in (None, *devices)}):
-        outcome = await Enforcer(HostTools(), "auto", suffix, prefer_nft=False).remove()
-        left += outcome.failures
-        if outcome.changed:
-            tell(f"removed firewall rules{f' of network {suffix[1:]}' if suffix else ''}")
-    return left
+async def _remove_rules(tell: Callable[[str], None]) -> list[str]:
+    outcome = await Enforcer(HostTools(), "auto", "", prefer_nft=False).remove()
+    if outcome.changed:
+        tell("removed firewall rules")
+    return list(outcome.failures)
 
 
 def _remove_file(path: Path, tell: Callable[[str], None]) -> list[str]:

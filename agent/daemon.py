@@ -214,7 +214,7 @@ def underlay(choice: Choice) -> Underlay:
     """Return what a backend needs to know of the chosen interface."""
     interface = choice.interface
     addresses = (choice.address, choice.public_ip, choice.address6, choice.public_ip6)
-    return Underlay(interface.name, interface.mtu, *addresses)
+    return Underlay(interface.name, interface.mtu, *addresses, interface.broadcasts)
 
 
 def forwards(name: str) -> bool:

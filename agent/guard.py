@@ -31,6 +31,9 @@ from flanneld_py.encap.nft import FLANNELS, OURS
 SETTLE = 0.01
 """Seconds to let changes that belong together arrive: a transaction tells each of its rules."""
 
+FIRST_LOOK = 2.0
+"""Seconds that the subnet file waits for the first look; it takes some 50 ms."""
+
 LOOK_EVERY = 300.0
 """Seconds between looks that nothing asked for, jittered."""
 
@@ -76,6 +79,22 @@ class Enforces(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The rules as they are: where they go, whether they were right at the last look, what came in between.
+
+    `repairs` counts how often others had changed them. Times are seconds ago, None for never; `error` outlasts its end.
+    """
+
+    choice: Choice | None
+    in_force: bool
+    repairs: int
+    repaired_ago: float | None
+    error: str | None
+    failed_ago: float | None
+    obstacles: tuple[str, ...]
+
+
 def name_suffix(device: str | None) -> str:
     """Return what tells the tables and chains of several networks on one host apart.
 
@@ -116,10 +135,17 @@ class Guard:
         self._retry_at = float("inf")
         self._look_at = 0.0
         self._in_force = False
+        self._choice: Choice | None = None
+        self._times_repaired, self._repaired_at, self._failed_at = 0, float("-inf"), float("-inf")
+        self._error: str | None = None
         self._own_change = True
         self.masquerades = options.masquerade
         """Whether masquerading is our business; not so on a host without any tool for it."""
         self.looked = asyncio.Event()
+
+    async def wait_looked(self) -> None:
+        """Wait until the rules were looked at, but not for a tool that hangs: containers do without them so long."""
+        await self._clock.wait(self.looked, self._clock.now() + FIRST_LOOK)
 
     def mark(self) -> None:
         """Look again: something has changed in the packet filter."""
@@ -130,9 +156,17 @@ class Guard:
         self._policies, self._own_change = self._options.policies(wanted), True
         self._wake.set()
 
+    def report(self) -> Report:
+        """Tell how the rules are."""
+        now, never = self._clock.now(), float("-inf")
+        repaired, failed = (None if at == never else round(now - at, 1) for at in (self._repaired_at, self._failed_at))
+        in_force = self._in_force and self._retry_at == float("inf")
+        obstacles = tuple(sorted(self._obstacles))
+        return Report(self._choice, in_force, self._times_repaired, repaired, self._error, failed, obstacles)
+
     async def run(self) -> Never:
         """Keep the rules for good."""
-        choice = await self._choose()
+        choice = self._choice = await self._choose()
         if choice is None:
             self.looked.set()
             await self._clock.wait(asyncio.Event(), float("inf"))
@@ -150,7 +184,7 @@ class Guard:
                 choice = await self._enforcer.choose()
                 break
             except FirewallError as error:
-                self._trouble.warn("the packet filter cannot be read, trying again", error)
+                self._fail("the packet filter cannot be read, trying again", error)
                 self.looked.set()
             await self._clock.sleep(self._backoff.next())
         self._trouble.over()
@@ -175,7 +209,7 @@ class Guard:
                 log.warning("forwarded packets of the overlay are dropped by others", **facts(do=obstacle))
         self._obstacles = frozenset(outcome.obstacles)
         if outcome.failures:
-            self._trouble.warn("firewall rules cannot be changed, trying again", "; ".join(outcome.failures))
+            self._fail("firewall rules cannot be changed, trying again", "; ".join(outcome.failures))
             self._retry_at = now + self._backoff.next()
             return
         self._retry_at = float("inf")
@@ -184,7 +218,12 @@ class Guard:
             log.info("firewall rules are in force", **facts(changed=outcome.changed))
         elif outcome.changed and not self._own_change:
             self._repairs.note(1, now)
+            self._times_repaired, self._repaired_at = self._times_repaired + 1, now
         self._in_force, self._own_change = True, False
+
+    def _fail(self, what: str, why: object) -> None:
+        self._trouble.warn(what, why)
+        self._error, self._failed_at = str(why), self._clock.now()
 
     async def _next(self) -> None:
         """Wait until it is time to look again."""

@@ -6,7 +6,7 @@ Not here: the choice itself (interface.py).
 from __future__ import annotations
 
 import socket
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ async def _read_host(can_reach: IPAddress | None) -> Host:
         for family in (socket.AF_INET, socket.AF_INET6):
             async for message in await netlink.addr("dump", family=family):
                 local = ip_address(message.get("local") or message.get("address"))
-                entry = InterfaceAddress(local, message["scope"], message.get("flags") or message["flags"])
+                broadcast = broadcast_of(local, message["prefixlen"])
+                entry = InterfaceAddress(local, message["scope"], message.get("flags") or message["flags"], broadcast)
                 addresses.setdefault(message["index"], []).append(entry)
         interfaces = []
         async for link in await netlink.link("dump"):
@@ -44,6 +45,13 @@ async def _read_host(can_reach: IPAddress | None) -> Host:
         ordered = tuple(sorted(interfaces, key=lambda interface: interface.index))
         default6 = default_interface6(routing_table("ipv6_route"))
         return Host(ordered, default_interface(routing_table("route")), reach, default6)
+
+
+def broadcast_of(address: IPAddress, length: int) -> IPv4Address | None:
+    """Return the address that means everybody on the link; None where there is none: IPv6, and a /31 (RFC 3021)."""
+    if isinstance(address, IPv6Address) or length >= 31:
+        return None
+    return IPv4Network((int(address), length), strict=False).broadcast_address
 
 
 def routing_table(name: str) -> str:

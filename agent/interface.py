@@ -39,11 +39,12 @@ class NoInterface(Exception):
 
 @dataclass(frozen=True, slots=True)
 class InterfaceAddress:
-    """An address of an interface; flags and scope as the kernel has them."""
+    """An address of an interface; flags and scope as the kernel has them. `broadcast` is that of its network."""
 
     address: IPAddress
     scope: int = SCOPE_GLOBAL
     flags: int = IFA_F_PERMANENT
+    broadcast: IPv4Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,11 @@ class Interface:
     mtu: int
     mac: bytes
     addresses: tuple[InterfaceAddress, ...]
+
+    @property
+    def broadcasts(self) -> frozenset[IPAddress]:
+        """The addresses that mean everybody on its link, and so are no host's."""
+        return frozenset(entry.broadcast for entry in self.addresses if entry.broadcast is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,11 @@ def choose(
         if interface.mtu == 0:
             raise NoInterface(
                 f"interface {interface.name} has an MTU of 0; set one with: ip link set {interface.name} mtu 1500"
+            )
+        if asked.public_ip in interface.broadcasts:
+            raise NoInterface(
+                f"--public-ip {asked.public_ip} is the broadcast address of {interface.name}; give an address at which "
+                "other hosts can reach this one"
             )
         public4 = (asked.public_ip or own4) if ipv4 else None
         public6 = (asked.public_ip6 or own6) if ipv6 else None

@@ -96,7 +96,7 @@ class Keeper:
         self, config: NetworkConfig, attrs: Callable[[Lease | None], LeaseAttrs], previous: tuple[Network, ...]
     ) -> Lease:
         """Claim a lease, however long it takes, and hold it from then on."""
-        self._revised = None
+        self._revised, self._config = None, config
         lease, made = await self._claimer.claim(config, attrs, previous, self._contested)
         self._contested = None
         self._hold(lease, made=made)
@@ -116,7 +116,8 @@ class Keeper:
             shown = self._view.written(self._registry.key(lease.subnets))
             replaced = self._view.generation != self._generation
             current = replaced or self._view.revision >= lease.mod_revision
-            rivals = overlapping(lease.subnets, self._view.leases().values()) if shown is None and current else []
+            others = self._view.leases().values() if shown is None and current else ()
+            rivals = overlapping(lease.subnets, others, self._config)
             rival = next(iter(rivals), None)
             step = next_step(self._held, shown, now, current=current, replaced=replaced, rival=rival)
             wanted = self._as_revised(lease)
@@ -167,7 +168,7 @@ class Keeper:
 
         Returns whether it has to give way. Raises RegistryError.
         """
-        rival = await self._claimer.rival(lease, self._view.leases().values())
+        rival = await self._claimer.rival(lease, self._view.leases().values(), self._config)
         self._second_look = float("inf")
         self._contested = lease.subnets if rival is not None else None
         return rival is not None

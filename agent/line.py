@@ -64,6 +64,14 @@ async def stop_process(control: Path) -> bool:
             ) from error
 
 
+def clear_away(control: Path) -> list[Path]:
+    """Remove the files of a process that has ended; return those that there were. Raises OSError."""
+    found = [path for path in (control, control.with_name(f"{control.name}.lock")) if path.exists()]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return found
+
+
 class Line:
     """A connection to the process."""
 

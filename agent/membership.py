@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap import backends
 from flanneld_py.encap.backend import Backend, Found, Underlay
+from flanneld_py.encap.family import Network
 from flanneld_py.encap.kernel import Kernel
 from flanneld_py.encap.peers import Own
 from flanneld_py.registry.config import NetworkConfig
@@ -32,16 +34,23 @@ class Membership:
         return [backend.device for backend in self.backends if backend.device]
 
     @property
-    def exclusive(self) -> list[str]:
-        """What only one agent of a host can have, in an operator's words: the devices, without any the networks."""
+    def networks(self) -> list[Network]:
+        """The network of each family."""
         families = (backend.family.config(self.config) for backend in self.backends)
-        networks = [f"Network {family.network}" for family in families if family is not None]
-        return [f"device {device}" for device in self.devices] or networks
+        return [family.network for family in families if family is not None]
 
     @property
-    def bound(self) -> bool:
-        """Whether our routes are on the underlay interface itself."""
-        return any(backend.asks_on_link for backend in self.backends)
+    def exclusive(self) -> list[str]:
+        """What only one agent of a host can have, in an operator's words: the devices, without any the networks."""
+        networks = [f"Network {network}" for network in self.networks]
+        return [f"device {device}" for device in self.devices] or networks
+
+    def tell(self) -> None:
+        """Say in the log who carries the packets, and why."""
+        for backend in self.backends:
+            carrier = "in userspace" if backend.userspace else "by the kernel"
+            about = facts(backend=self.config.backend_type, device=backend.device, reason=backend.why)
+            log.info(f"packets are carried {carrier}", **about)
 
     def attrs(self, identity: str, had: Lease | None, leases: Iterable[Lease], kernel: Kernel) -> LeaseAttrs:
         """Work out what to publish, given the lease that we have so far and all that there are."""
@@ -58,7 +67,7 @@ class Membership:
 
         def wanted(backend: Backend) -> Wanted:
             address, public_ip = self.underlay.addresses(backend.family)
-            own = Own(key, lease.subnets, public_ip, address)
+            own = Own(key, lease.subnets, public_ip, address, self.underlay.broadcasts)
             datapath = backend.datapath(lease)
             if datapath is not None:
                 datapath = replace(datapath, workers=workers)

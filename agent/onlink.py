@@ -42,6 +42,11 @@ class OnLinkVerdicts:
             verdict = self._verdicts[address] = bool(self._kernel.on_link(self._interface, [address.packed]))
         return verdict
 
+    def over(self, interface: str) -> None:
+        """Ask about another interface from now on."""
+        self._interface, self._verdicts = interface, {}
+        self.mark()
+
     def mark(self) -> None:
         """Look again, soon."""
         self.due = min(self.due, max(self._clock.now(), self._asked + PATIENCE))

@@ -93,7 +93,7 @@ class Reconciler:
         self._wake.set()
 
     def want(self, wanted: Wanted) -> None:
-        """Change what is wanted of this host: another subnet, another underlay address. Same device name."""
+        """Change what is wanted of this host: another subnet, another underlay. Same device name."""
         self._want(wanted)
         self._view.start_over(wanted.backend.family.name)
         self._look_at_link = True
@@ -168,9 +168,7 @@ class Reconciler:
 
     async def _reconcile(self) -> None:
         now = self._clock.now()
-        if self._lacking and now < self._retry_at:
-            return
-        if self._awaiting and not self._look_at_link:
+        if (self._lacking and now < self._retry_at) or (self._awaiting and not self._look_at_link):
             return
         if now >= self._retry_at:
             # What failed may have failed because we are wrong about what is there.
@@ -289,12 +287,13 @@ class Reconciler:
         if applied and self._meddled:
             self._repairs.note(applied, self._clock.now())
         elif applied:
-            log.debug(
-                "kernel brought up to date", **facts(entries=applied, peers=self.peers, failing=len(self._refusals))
-            )
+            about = facts(entries=applied, peers=self.peers, failing=len(self._refusals))
+            log.debug("kernel brought up to date", **about)
         self._meddled = False
 
     def _want(self, wanted: Wanted) -> None:
         self._wanted = wanted
+        if self._tracker.over(wanted.backend.owns, wanted.backend.parent):
+            self._read_at = 0.0
         self._peers = Peers(wanted.config, wanted.backend, wanted.own)
         self._tracker.want(OWN, wanted.backend.own_entries(wanted.own))

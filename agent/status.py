@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from flanneld_py.encap.family import IPV4, IPV6
 
 if TYPE_CHECKING:
+    from flanneld_py.agent.guard import Guard
     from flanneld_py.agent.reconcile import Reconciler
     from flanneld_py.agent.supervise import Report
     from flanneld_py.agent.wanted import Wanted
@@ -43,12 +44,15 @@ def starting(state: str) -> Document:
         "peers": 0,
         "rejected_leases": [],
         "failing_entries": [],
+        "firewall": None,
         **dict.fromkeys(USERSPACE.values()),
     }
 
 
 def network(wanted: Sequence[Wanted]) -> Document:
-    """Return what this host is, given each family."""
+    """Return what this host is, given each family; nothing before there is one."""
+    if not wanted:
+        return {}
     first = wanted[0]
     return {
         "subnet": ", ".join(map(str, first.own.subnets.families)),
@@ -59,13 +63,34 @@ def network(wanted: Sequence[Wanted]) -> Document:
 
 
 def peers(reconcilers: Sequence[Reconciler]) -> Document:
-    """Return what has become of the others' leases, in any family."""
+    """Return what has become of the others' leases, in any family; nothing before there is one."""
+    if not reconcilers:
+        return {}
     rejected = {item for reconciler in reconcilers for item in reconciler.rejected.items()}
     failing = [item for reconciler in reconcilers for item in reconciler.failing]
     return {
         "peers": max(reconciler.peers for reconciler in reconcilers),
         "rejected_leases": [{"key": key, "reason": reason} for key, reason in sorted(rejected)],
         "failing_entries": [{"entry": entry, "reason": reason} for entry, reason in failing],
+    }
+
+
+def firewall(guard: Guard | None) -> Document:
+    """Return how the firewall rules are; nothing if we look after none."""
+    if guard is None:
+        return {}
+    report = guard.report()
+    return {
+        "firewall": {
+            "kind": report.choice.kind if report.choice is not None else None,
+            "reason": report.choice.why if report.choice is not None else None,
+            "in_force": report.in_force,
+            "repairs": report.repairs,
+            "last_repair_seconds_ago": report.repaired_ago,
+            "last_error": report.error,
+            "last_error_seconds_ago": report.failed_ago,
+            "dropped_by_others": list(report.obstacles),
+        }
     }
 
 

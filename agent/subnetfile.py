@@ -78,6 +78,14 @@ def previous_subnets(path: Path) -> tuple[Network, ...]:
     return tuple(found)
 
 
+def previous(path: Path) -> tuple[tuple[Network, Network], ...]:
+    """Read network and subnet of each family of an earlier run; nothing if there is no such file, or a broken one."""
+    try:
+        return read(path).families
+    except (OSError, ValueError):
+        return ()
+
+
 def read(path: Path) -> SubnetFile:
     """Read all of it, as flannel's CNI plugin does. Raises OSError; ValueError, in the operator's words."""
     values = _values(path)

@@ -1,8 +1,9 @@
 """The underlay followed: whatever changes about it, the network goes on over what there is now.
 
-    kernel events, a timer -> look again -> settle -> find (host.py, interface.py) -> another one? -> move
-                                                        | none that would do
-                                                        +--> everything stays as it is, said once
+    kernel events, a timer -> settle for a moment -> find (host.py, interface.py) -> the same interface -> move
+                                ^                      | another interface, or none that would do
+                                +---- settle longer <--+
+                                                       | still so -> move; or everything stays as it is, said once
 
 Level-triggered: an event says "look again", and what is found then is what a start would choose, except that an address
 that still does is kept. Not here: what a move means for lease, devices and data plane (agent.py).
@@ -26,11 +27,15 @@ Find = Callable[[NetworkConfig, Sequence[Network], Underlay | None], Awaitable[U
 """Choose the underlay for a network config. What has an address in these subnets is the overlay, and no underlay; of
 addresses that do equally, those of the underlay given stay. Raises NoInterface, OSError."""
 
+SOON = 0.2
+"""Seconds without a further change before we look: an address is changed in several steps."""
+
 SETTLE = 1.0
-"""Seconds without a further change before we look: a DHCP client takes an address away and gives another."""
+"""Seconds without a further change before we leave our interface, or move again: a DHCP client takes an address
+away, with it the default route, and gives another."""
 
 SETTLE_MOST = 5.0
-"""Seconds after which we look all the same: an interface that flaps does not keep us from following it."""
+"""Seconds after which we move all the same: an interface that flaps is followed, but not more often than that."""
 
 LOOK_EVERY = 300.0
 """Seconds between looks that nothing asked for, jittered: what no event told is found then."""
@@ -58,6 +63,7 @@ class UnderlayWatch:
         self._rng = rng
         self._trouble = OnChange(clock)
         self._missing = False
+        self._moved = float("-inf")
         self._wake = asyncio.Event()
         self._wake.set()  # It may have changed between the choice and the first event that we hear.
 
@@ -74,26 +80,40 @@ class UnderlayWatch:
         """Follow for good."""
         while True:
             await self._clock.wait(self._wake, self._clock.now() + LOOK_EVERY * self._rng.uniform(0.75, 1.25))
-            await self._settle()
-            await self._look()
+            latest, settled = self._clock.now() + SETTLE_MOST, False
+            while True:
+                await self._quiet(SOON, latest)
+                if await self._look(settled=settled):
+                    break
+                await self._clock.wait(self._wake, min(latest, self._clock.now() + SETTLE))
+                settled = not self._wake.is_set() or self._clock.now() >= latest
 
-    async def _settle(self) -> None:
-        latest = self._clock.now() + SETTLE_MOST
+    async def _quiet(self, seconds: float, latest: float) -> None:
         while self._wake.is_set() and self._clock.now() < latest:
             self._wake.clear()
-            await self._clock.wait(self._wake, min(latest, self._clock.now() + SETTLE))
+            await self._clock.wait(self._wake, min(latest, self._clock.now() + seconds))
         self._wake.clear()
 
-    async def _look(self) -> None:
+    def _far(self, found: Underlay) -> bool:
+        """Tell whether to go over to it only when all has settled: another interface, or we have just moved."""
+        lately = self._clock.now() < self._moved + SETTLE_MOST
+        return found != self._underlay and (lately or found.interface != self._underlay.interface)
+
+    async def _look(self, *, settled: bool) -> bool:
+        """Go over to what is found now; False if that is for when all has settled."""
         self._missing = True
         try:
             found = await self._find()
             self._missing = False
+            if not settled and self._far(found):
+                return False
             if found != self._underlay:
                 log.warning("the underlay has changed", **facts(old=self._underlay, new=found))
                 await self._move(found)
-                self._underlay = found
+                self._underlay, self._moved = found, self._clock.now()
         except NoInterface as error:
+            if not settled:
+                return False
             self._trouble.warn("the underlay is gone; everything stays as it is until there is one again", error)
         except OSError as error:
             self._trouble.warn("the underlay cannot be looked at; everything stays as it is", error)
@@ -102,3 +122,4 @@ class UnderlayWatch:
         else:
             if self._trouble.over():
                 log.info("the underlay is there", **facts(underlay=found))
+        return True

@@ -34,7 +34,7 @@ OnLink = Callable[[IPAddress], bool]
 class Underlay:
     """The interface that carries the tunnel: its MTU in bytes, its own address, and the address peers should use.
 
-    The addresses of a family that is off are None.
+    The addresses of a family that is off are None. `broadcasts` mean everybody on its link, and so are no host's.
     """
 
     interface: str
@@ -43,11 +43,17 @@ class Underlay:
     public_ip: IPv4Address | None
     address6: IPv6Address | None = None
     public_ip6: IPv6Address | None = None
+    broadcasts: frozenset[IPAddress] = frozenset()
 
     def __str__(self) -> str:
         """Show it to people."""
         own = [str(address) for address in (self.address, self.address6) if address is not None]
         return f"{', '.join(own)} on {self.interface}, MTU {self.mtu}"
+
+    @property
+    def own(self) -> tuple[str, IPv4Address | None, IPv6Address | None]:
+        """What a connection of this host may be bound to: the interface, and its addresses."""
+        return self.interface, self.address, self.address6
 
     def addresses(self, family: Family) -> tuple[IPAddress, IPAddress]:
         """Return our own address and the one for peers. Raises ConfigInvalid if the underlay lacks the family."""

@@ -38,7 +38,7 @@ class Tracker:
     def __init__(self, owns: Callable[[Entry], bool], device: str | None = None, shared: str | None = None) -> None:
         self._owns = owns
         self._other = {device: shared, shared: device} if device and shared else {}
-        self._shared = shared
+        self._device, self._shared = device, shared
         self._desired: dict[Key, Entry] = {}
         self._groups: dict[str, tuple[Entry, ...]] = {}
         self._actual: dict[Key, Entry] = {}
@@ -62,6 +62,20 @@ class Tracker:
     def refused(self) -> Collection[Key]:
         """Keys whose last operation failed and which wait for `retry`."""
         return self._refused
+
+    def over(self, owns: Callable[[Entry], bool], shared: str | None) -> bool:
+        """Go on with another rule of what is ours, and another shared device; tell whether it is another one.
+
+        All that is on the former is forgotten.
+        """
+        self._owns = owns
+        if shared == self._shared:
+            return False
+        former, self._shared = self._shared, shared
+        self._other = {self._device: shared, shared: self._device} if self._device and shared else {}
+        if former is not None:
+            self.forget(former)
+        return True
 
     # What should be there
 

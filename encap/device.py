@@ -1,6 +1,6 @@
 """Our devices through pyroute2: make, change, delete. Few and slow, so the general library serves.
 
-Every function opens a socket of its own in the network namespace of the calling thread and raises Refused.
+Every coroutine opens a socket of its own in the network namespace of the calling thread and raises Refused.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.rtnetlink import IN6_ADDR_GEN_MODE_NONE
 from flanneld_py.encap.rtsocket import Refused
 from flanneld_py.encap.state import DEVICE_MARK, OurLink, TunLink, VxlanLink, text
@@ -56,6 +57,20 @@ async def ask_for_nothing() -> None:
     """
     async with _route() as route:
         await route.link("add", ifname="flannel-probe", kind="vxlan")
+
+
+def require_changeable(have: VxlanLink, want: VxlanLink) -> None:
+    """Check that nothing is to change that the kernel does not change on a device. Raises KernelError."""
+    for what, old, new in (
+        ("VNI", have.vni, want.vni),
+        ("port", have.port, want.port),
+        ("GBP", have.gbp, want.gbp),
+        ("group", have.group, want.group),
+        ("local address's family", len(have.local or b""), len(want.local or b"")),
+        ("binding to a parent", have.parent is None, want.parent is None),
+    ):
+        if old != new:
+            raise KernelError(f"the {what} of {want.name} cannot be changed; delete the device and create it anew")
 
 
 async def change(index: int, have: OurLink, want: OurLink, parent: int) -> None:

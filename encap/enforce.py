@@ -113,7 +113,7 @@ class Enforcer:
         return Outcome(work.changed, tuple(work.failures), obstacles)
 
     async def remove(self) -> Outcome:
-        """Remove our tables and chains from every packet filter that the host has."""
+        """Remove our tables and chains, of every network, from every packet filter that the host has; nothing else."""
         work = _Work()
         try:
             self._variants = await self._find_variants()
@@ -121,20 +121,23 @@ class Enforcer:
         except FirewallError as error:
             return Outcome(False, (str(error),))
         if self._nft is not None:
-            await work.attempt(self._nft.ensure((), survey))
+            await work.attempt(self._nft.remove(survey))
         for family in COMMANDS:
             for variant in self._variants:
-                if self._legacy(family) if variant.legacy else survey.iptables(family):
-                    await work.attempt(self._chains(family, variant.infix).ensure((), ()))
+                if self._in_use(family, variant, survey):
+                    await work.attempt(self._chains(family, variant.infix).remove())
         return Outcome(work.changed, tuple(work.failures))
 
     async def _sweep(self, families: Collection[int], survey: Survey, work: _Work) -> None:
         """Remove our chains of a family that was turned off."""
         for family in COMMANDS.keys() - families:
             for variant in self._variants:
-                in_use = self._legacy(family) if variant.legacy else survey.iptables(family)
-                if in_use and not work.failures and self._tools.has(f"{COMMANDS[family]}{variant.infix}-save"):
+                if not work.failures and self._in_use(family, variant, survey):
                     await work.attempt(self._chains(family, variant.infix).ensure((), ()))
+
+    def _in_use(self, family: int, variant: _Variant, survey: Survey) -> bool:
+        in_use = self._legacy(family) if variant.legacy else self._in_nft(family, survey)
+        return bool(in_use) and self._tools.has(f"{COMMANDS[family]}{variant.infix}-save")
 
     async def _find_variants(self) -> tuple[_Variant, ...]:
         """List the host's kinds of iptables, at most one of nft's and one legacy."""

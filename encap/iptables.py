@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flanneld_py.encap.command import FirewallError, Tools
 from flanneld_py.encap.firewall import KUBE_MARK, In, Match, NotIn, Rule, Verdict
@@ -45,7 +45,10 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One chain of ours: the table it is in, the chain that it hangs in, what its rules are labelled with."""
+    """One chain of ours: the table it is in, the chain that it hangs in, what its rules are labelled with.
+
+    The name is flannel's, so that what its daemon left is taken over; the label tells whose the rules are now.
+    """
 
     table: str
     chain: str
@@ -55,12 +58,12 @@ class Part:
 
 def masquerade_part(suffix: str) -> Part:
     """Return the chain for masquerade rules; `suffix` tells several networks on one host apart."""
-    return Part("nat", f"FLANNEL-POSTRTG{suffix}", "POSTROUTING", "flanneld masq")
+    return Part("nat", f"FLANNEL-POSTRTG{suffix}", "POSTROUTING", "flanneld-py masq")
 
 
 def forward_part(suffix: str) -> Part:
     """Return the chain for forward rules."""
-    return Part("filter", f"FLANNEL-FWD{suffix}", "FORWARD", "flanneld forward")
+    return Part("filter", f"FLANNEL-FWD{suffix}", "FORWARD", "flanneld-py forward")
 
 
 def read_save(text: str) -> dict[str, Table]:
@@ -177,9 +180,7 @@ class Iptables:
 
         No rules: no chain. None: that chain is left as it is.
         """
-        if self._waits is None:
-            version = await version_of(self._tools, self.command)
-            self._waits = version >= (1, 6, 2)  # Of the same age: --random-fully, and --wait for restore.
+        await self._ask_version()
         wanted = [
             (part, [self._text(rule, part.label) for rule in rules])
             for part, rules in zip(self._parts, (masquerade, forward), strict=True)
@@ -188,14 +189,39 @@ class Iptables:
         script = self._script(wanted, await self._read())
         if not script:
             return False
-        wait = [f"--wait={LOCK_SECONDS}"] if self._waits else []
-        await self._tools.run(f"{self.command}-restore", "--noflush", *wait, stdin=script)
+        await self._restore(script)
         saved = await self._read()
         for part, rules in wanted:
             listed = saved.get(part.table, Table()).chains.get(part.chain, [])
             if len(listed) == len(rules):
                 self._known[part.chain] = (rules, listed)
         return True
+
+    async def remove(self) -> bool:
+        """Remove our chains, of whatever network, if the rules in them are ours; tell whether there were any.
+
+        Raises FirewallError.
+        """
+        script, saved = "", await self._read()
+        for part in (masquerade_part(""), forward_part("")):
+            table = saved.get(part.table, Table())
+            for chain, rules in table.chains.items():
+                if chain.startswith(part.chain) and any(f'"{part.label}"' in rule for rule in rules):
+                    lines = plan(table, replace(part, chain=chain), [], [])
+                    script += "\n".join([f"*{part.table}", *lines, "COMMIT", ""])
+        if script:
+            await self._ask_version()
+            await self._restore(script)
+        return bool(script)
+
+    async def _ask_version(self) -> None:
+        if self._waits is None:
+            version = await version_of(self._tools, self.command)
+            self._waits = version >= (1, 6, 2)  # Of the same age: --random-fully, and --wait for restore.
+
+    async def _restore(self, script: str) -> None:
+        wait = [f"--wait={LOCK_SECONDS}"] if self._waits else []
+        await self._tools.run(f"{self.command}-restore", "--noflush", *wait, stdin=script)
 
     def _script(self, wanted: Sequence[tuple[Part, list[str]]], saved: Mapping[str, Table]) -> str:
         script = ""

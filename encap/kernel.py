@@ -15,10 +15,11 @@ What keeps a belief about the kernel true (the order matters):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from flanneld_py.encap.family import Network
 from flanneld_py.encap.state import Entry, Failure, Key, Link, Operation, OurLink, VxlanLink
 
 
@@ -77,7 +78,8 @@ class Kernel(Protocol):
         """Report events about these devices (by name, whether they exist yet or not), in batches, to `notify`.
 
         LinkChanged, Rerouted and HostChanged are reported for every device of the host, entries only for `devices`.
-        Called once, inside a running event loop, before the first `dump`.
+        Called inside a running event loop, before the first `dump`. Called again, it is about these devices from then
+        on, and Lost is told: what happened in between is not known.
         """
         ...
 
@@ -106,6 +108,18 @@ class Kernel(Protocol):
 
     async def delete_link(self, name: str) -> None:
         """Delete a device and with it all entries; an absent device is no error. Raises KernelError."""
+        ...
+
+    def devices_in(self, subnets: Collection[Network]) -> list[str]:
+        """List VXLAN devices with our mark, and TUN devices, that have an address in a subnet. Raises KernelError."""
+        ...
+
+    def remove_routes(self, networks: Collection[Network], keep: Collection[tuple[int, str]]) -> list[str]:
+        """Remove our routes into these networks, whatever their device; name them. Raises KernelError.
+
+        Those of an IP version on a device to keep stay, those through a nexthop object, which go with it, and those
+        that are not to a host (blackhole).
+        """
         ...
 
     def dump(self) -> Iterator[list[Entry]]:

@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from errno import EADDRINUSE, EEXIST, EINVAL, EOPNOTSUPP, EPERM
 
-from flanneld_py.encap import device, request
+from flanneld_py.encap import device, request, sweep
 from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.kernel import Event, Gone, KernelError, Lost, Seen
 from flanneld_py.encap.listener import Listener, event_key
@@ -67,6 +67,7 @@ class Netlink:
 
     def listen(self, devices: Sequence[str], notify: Callable[[Sequence[Event]], None]) -> None:
         """See kernel.Kernel."""
+        again, loop = self._stop_listening(), asyncio.get_running_loop()
         self._devices = tuple(devices)
         listener = Listener(
             devices,
@@ -77,9 +78,10 @@ class Netlink:
             report_nexthops=self.nexthop_objects,
             receive_buffer=self._receive_buffer,
         )
-        loop = asyncio.get_running_loop()
         loop.add_reader(listener.socket, self._hear)
         self._listening = (loop, listener, notify)
+        if again:
+            self._lose()
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
         """See kernel.Kernel."""
@@ -110,14 +112,20 @@ class Netlink:
         finally:
             del self._readings[id(changed)]
 
+    devices_in = staticmethod(sweep.devices_in)
+    remove_routes = staticmethod(sweep.remove_routes)
+
     def close(self) -> None:
         """See kernel.Kernel."""
-        if self._listening is not None:
-            loop, listener, _ = self._listening
-            loop.remove_reader(listener.socket)
-            listener.close()
-            self._listening = None
+        self._stop_listening()
         self._requests.close()
+
+    def _stop_listening(self) -> bool:
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            listening[0].remove_reader(listening[1].socket)
+            listening[1].close()
+        return listening is not None
 
     def on_link(self, interface: str, addresses: Iterable[bytes]) -> set[bytes]:
         """See kernel.Kernel."""
@@ -163,7 +171,7 @@ class Netlink:
         """
         parent = 0
         if isinstance(have, VxlanLink) and isinstance(want, VxlanLink):
-            _require_changeable(have, want)
+            device.require_changeable(have, want)
             parent = self._parent(want)
         elif type(have) is not type(want):
             raise KernelError(f"{want.name} is a device of another kind; delete it and create it anew")
@@ -260,19 +268,6 @@ class Netlink:
         changed = list(keys)
         for reading in self._readings.values():
             reading.update(changed)
-
-
-def _require_changeable(have: VxlanLink, want: VxlanLink) -> None:
-    for what, old, new in (
-        ("VNI", have.vni, want.vni),
-        ("port", have.port, want.port),
-        ("GBP", have.gbp, want.gbp),
-        ("group", have.group, want.group),
-        ("local address's family", len(have.local or b""), len(want.local or b"")),
-        ("binding to a parent", have.parent is None, want.parent is None),
-    ):
-        if old != new:
-            raise KernelError(f"the {what} of {want.name} cannot be changed; delete the device and create it anew")
 
 
 def _expected(operations: Sequence[Operation]) -> set[Event]:

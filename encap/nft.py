@@ -163,6 +163,13 @@ class Nft:
             await self._tools.run("nft", "-f", "-", stdin="".join(f"delete table {f} {n}\n" for f, n in left))
         return bool(script)
 
+    async def remove(self, survey: Survey) -> bool:
+        """Remove our tables, of whatever network; tell whether there were any. Raises FirewallError."""
+        ours = sorted((family, name) for family, name in survey.tables if name == OURS or name.startswith(f"{OURS}-"))
+        if ours:
+            await self._tools.run("nft", "-f", "-", stdin="".join(f"delete table {f} {n}\n" for f, n in ours))
+        return bool(ours)
+
     async def _list(self, family: str) -> str:
         try:
             return await self._tools.run("nft", "-s", "list", "table", family, self._name)

@@ -31,12 +31,16 @@ class Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Ourselves: our key in the registry, our subnets, the address we advertise, and (behind NAT another) our own."""
+    """Ourselves: our key in the registry, our subnets, the address we advertise, and (behind NAT another) our own.
+
+    `broadcasts` are addresses on our link that are no host's.
+    """
 
     key: str
     subnets: Subnets
     public_ip: IPAddress
     address: IPAddress
+    broadcasts: frozenset[IPAddress] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,8 @@ class Peers:
                 f"{self._family.field} {public_ip} is our own: "
                 "two hosts advertise one address, or the lease is an old one"
             )
+        if public_ip in self._own.broadcasts:
+            raise Unusable(f"{self._family.field} {public_ip} is the broadcast address of the underlay, and no host's")
         if not is_host_address(public_ip):
             raise Unusable(f"{self._family.field} {public_ip} is no address of a host")
         if (

@@ -86,7 +86,7 @@ def choose(
     # A reservation that does not fit stays: it is an operator's. Where only a family comes or goes, it goes along.
     replaces = next((mine.lease for mine in own if mine.lease.lease_id or _extends(config, mine.lease.subnets)), None)
     others = [*(lease.subnets for lease in leases if lease is not replaces), *blocked]
-    taken = [subnet for subnets in others for subnet in subnets.families]
+    taken = [subnet for subnets in others for subnet in _leased(config, subnets)]
     before = [replaces.subnets] if replaces is not None else []
     before += [claim.owned] if claim.owned is not None else []
     had = [*(subnet for subnets in before for subnet in subnets.families), *claim.previous]
@@ -104,9 +104,25 @@ def incompatibility(config: NetworkConfig, subnets: Subnets) -> str | None:
     return _unlike(config.ipv4, v4, "IPv4") or _unlike(config.ipv6, subnets.v6, "IPv6")
 
 
-def overlapping(subnets: Subnets, leases: Iterable[Lease]) -> list[Lease]:
+def overlapping(subnets: Subnets, leases: Iterable[Lease], config: NetworkConfig) -> list[Lease]:
     """Return the leases that share an address with these subnets, in either family, themselves left out."""
-    return [lease for lease in leases if lease.subnets != subnets and lease.subnets.overlaps(subnets)]
+    return [
+        lease
+        for lease in leases
+        if lease.subnets != subnets
+        and lease.subnets.overlaps(subnets)
+        and any(mine.overlaps(other) for mine in subnets.families for other in _leased(config, lease.subnets))
+    ]
+
+
+def _leased(config: NetworkConfig, subnets: Subnets) -> Iterator[Network]:
+    """Give what a lease takes of this network. A subnet that reaches beyond it is no host's: nobody routes there."""
+    for subnet in subnets.families:
+        family: FamilyConfig | None = config.ipv4 if subnet.version == 4 else config.ipv6
+        if family is None or subnet.prefixlen < family.network.prefixlen:
+            continue
+        if subnet.network_address in family.network:
+            yield subnet
 
 
 def _unlike(family: FamilyConfig | None, subnet: Network | None, name: str) -> str | None:

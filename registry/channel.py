@@ -36,6 +36,7 @@ class Link:
         self.secrets = secrets
         self._channel: grpc.aio.Channel | None = None
         self._calls: dict[str, Any] = {}
+        self._waiting: set[asyncio.Timeout] = set()
 
     async def call(self, method: api.Method, request: api.Message, token: str, deadline: float) -> api.Message:
         """Send one request and return its answer."""
@@ -44,9 +45,15 @@ class Link:
             self._calls[method.path] = self._open().unary_unary(method.path, serialize, parse)
         left = max(0.0, deadline - asyncio.get_running_loop().time())
         try:
-            return await self._calls[method.path](request, timeout=left, metadata=_metadata(token))
+            async with asyncio.timeout(None) as limit:
+                self._waiting.add(limit)
+                return await self._calls[method.path](request, timeout=left, metadata=_metadata(token))
+        except TimeoutError as error:
+            raise Refusal("CANCELLED", "another connection is made") from error
         except grpc.aio.AioRpcError as error:
             raise _refusal(error) from error
+        finally:
+            self._waiting.discard(limit)
 
     def stream(self, requests: AsyncIterator[api.Message], token: str) -> Any:
         """Open a watch stream that sends `requests`."""
@@ -61,6 +68,13 @@ class Link:
         self._calls.clear()
         if old is not None:
             await old.close(grace)
+
+    def leave(self) -> grpc.aio.Channel | None:
+        """Let waiting calls raise Refusal and later ones use a new channel; return the old one, to be closed."""
+        for limit in self._waiting:
+            _end_now(limit)
+        channel, self._channel, self._calls = self._channel, None, {}
+        return channel
 
     async def close(self, grace: float) -> None:
         """Close the channel; calls under way have `grace` seconds to end."""
@@ -88,7 +102,7 @@ class Stream:
         self._requests.put_nowait(first)
         self._call = link.stream(_drain(self._requests), token)
         self._limit: asyncio.Timeout | None = None
-        self._ended = False
+        self._ended = ""
 
     async def read(self, ask_after: float | None, patience: float) -> api.Message:
         """Return the next answer; after `ask_after` seconds of silence ask for one, `patience` seconds later give up.
@@ -102,11 +116,11 @@ class Stream:
             try:
                 async with asyncio.timeout((ask_after or 0.0) + patience) as self._limit:
                     if self._ended:
-                        raise Refusal("CANCELLED", "the connection to etcd is closed")
+                        raise Refusal("CANCELLED", self._ended)
                     answer = await self._call.read()
             except TimeoutError as error:
                 if self._ended:
-                    raise Refusal("CANCELLED", "the connection to etcd is closed") from error
+                    raise Refusal("CANCELLED", self._ended) from error
                 raise Refusal("DEADLINE_EXCEEDED", "the watch fell silent") from error
             except grpc.aio.AioRpcError as error:
                 raise _refusal(error) from error
@@ -116,18 +130,23 @@ class Stream:
             raise Refusal("UNAVAILABLE", "the watch was ended by the server")
         return answer
 
-    def end(self) -> None:
+    def end(self, reason: str) -> None:
         """Let the read that is under way, or else the next, raise Refusal."""
-        self._ended = True
+        self._ended = reason
         if self._limit is None:
             self._call.cancel()
-        elif not self._limit.expired():
-            # Cancelling the call itself would look to the reader like a cancellation of its task.
-            self._limit.reschedule(asyncio.get_running_loop().time())
+        else:
+            _end_now(self._limit)
 
     def cancel(self) -> None:
         """End the stream, which nobody reads any more."""
         self._call.cancel()
+
+
+def _end_now(limit: asyncio.Timeout) -> None:
+    # Cancelling the call itself would look to the reader like a cancellation of its task.
+    if not limit.expired():
+        limit.reschedule(asyncio.get_running_loop().time())
 
 
 async def _drain(requests: asyncio.Queue[api.Message]) -> AsyncIterator[api.Message]:

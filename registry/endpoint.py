@@ -37,6 +37,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.min_reconnect_backoff_ms", 3_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_retries", 0),
+    # Else a channel made anew goes on over the connection of the one before.
+    ("grpc.use_local_subchannel_pool", 1),
     # A proxy in the environment is for the web, not for the control plane's own store.
     ("grpc.enable_http_proxy", 0),
     ("grpc.service_config_disable_resolution", 1),

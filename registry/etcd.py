@@ -149,11 +149,19 @@ class EtcdStore:
                 if batch is not None:
                     yield batch
 
+    async def reconnect(self) -> None:
+        """Let go of all connections; running watches and calls end with Unavailable."""
+        for stream in self._streams:
+            stream.end("another connection is made")
+        left = [channel for link in self._links if (channel := link.leave()) is not None]
+        for channel in left:
+            await channel.close(self._timeout)
+
     async def close(self) -> None:
         """Let go of all connections; running watches end with Unavailable."""
         self._closed = True
         for stream in self._streams:
-            stream.end()
+            stream.end("the connection to etcd is closed")
         for link in self._links:
             await link.close(self._timeout)
 
@@ -201,7 +209,7 @@ class EtcdStore:
         if secrets != link.secrets:
             for stream in self._streams:
                 if stream.endpoint is link.endpoint:
-                    stream.end()
+                    stream.end("the certificates were replaced")
             await link.renew(secrets, self._timeout)
 
     async def _ask(self, link: Link, method: api.Method, request: api.Message, deadline: float) -> api.Message:

@@ -160,6 +160,12 @@ class Etcd3Store:
             self._watches.discard(watch)
             watch.close()
 
+    async def reconnect(self) -> None:
+        """Let go of all connections; running watches and calls end with Unavailable."""
+        for watch in self._watches:
+            watch.close()
+        await self._in_thread("connect again", self._drop, self._timeout)
+
     async def close(self) -> None:
         """Let go of all connections; running watches end with Unavailable."""
         self._closed = True
@@ -196,6 +202,10 @@ class Etcd3Store:
             if not refusal.stale_token:
                 raise
         return self._current().call(work)
+
+    def _drop(self) -> None:
+        if self._session is not None:
+            self._leave(self._session, next_endpoint=False)
 
     def _current(self) -> Session:
         with self._lock:

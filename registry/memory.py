@@ -65,6 +65,7 @@ class MemoryStore:
         self._nothing_expires_before = 0.0
         self._faults: list[RegistryError] = []
         self._frozen_at: float | None = None
+        self._stranded = False
         self._generation = 0
         self._closed = False
         self._changed = asyncio.Event()
@@ -163,6 +164,13 @@ class MemoryStore:
             elif position > self._revision:
                 await changed.wait()
 
+    async def reconnect(self) -> None:
+        """End running watches with Unavailable; a stranded store answers again."""
+        if self._stranded:
+            self._stranded = False
+            self.thaw()
+        self.cut_watches()
+
     async def close(self) -> None:
         """End running watches with Unavailable, and every later call."""
         self._closed = True
@@ -206,6 +214,11 @@ class MemoryStore:
     def freeze(self) -> None:
         """Answer nobody until `thaw`. Leases go on expiring."""
         self._frozen_at = self._now()
+
+    def strand(self) -> None:
+        """Answer nobody until somebody reconnects: all connections are bound to an address that is gone."""
+        self._stranded = True
+        self.freeze()
 
     def thaw(self) -> None:
         """Answer again."""

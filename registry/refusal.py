@@ -53,6 +53,7 @@ _MEANINGS: tuple[tuple[str, type[RegistryError], str], ...] = (
     ("timed out before receiving SETTINGS", Unavailable, "takes the connection and does not answer"),
     ("Stream removed", Unavailable, "ended the connection"),
     ("Socket closed", Unavailable, "closed the connection; if it serves TLS, write https://"),
+    ("another connection", Unavailable, "is asked anew: this host has another address"),
     ("is closed", Unavailable, "is not asked any more"),
     ("no leader", Unavailable, "has no leader; a majority of etcd's members is needed"),
     ("database space exceeded", Unavailable, "is out of space; compact, defragment and disarm its NOSPACE alarm"),

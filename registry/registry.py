@@ -182,6 +182,10 @@ class Registry:
         """Return (remaining, granted) seconds of a lease. Raises LeaseGone."""
         return await self._store.time_to_live(lease.lease_id)
 
+    async def reconnect(self) -> None:
+        """Go on over new connections: the host has another address."""
+        await self._store.reconnect()
+
     async def close(self) -> None:
         """Let go of the store's connections."""
         await self._store.close()

@@ -168,6 +168,14 @@ class Store(Protocol):
         """
         ...
 
+    async def reconnect(self) -> None:
+        """Let go of all connections and make new ones when they are needed: the host has another address.
+
+        A connection stays bound to the address that it was made from, and falls silent with it. Running watches, and
+        calls that wait for an answer, end with Unavailable.
+        """
+        ...
+
     async def close(self) -> None:
         """Let go of all connections; running watches end with Unavailable."""
         ...

@@ -10,10 +10,12 @@ Trusted because it passes `tests/contract/test_kernel.py`, as Netlink does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from errno import EEXIST, ENETDOWN, ENODEV, EOPNOTSUPP
+from ipaddress import ip_address
 
+from flanneld_py.encap.family import Network
 from flanneld_py.encap.kernel import Event, Gone, HostChanged, KernelError, LinkChanged, Lost, Rerouted, Seen
 from flanneld_py.encap.listener import event_key
 from flanneld_py.encap.state import (
@@ -33,6 +35,7 @@ from flanneld_py.encap.state import (
     Verb,
     VxlanLink,
     describe,
+    text,
 )
 
 MADE_BY_US = (ROUTE_PROTOCOL, RTPROT_BOOT)
@@ -69,8 +72,11 @@ class FakeKernel:
 
     def listen(self, devices: Sequence[str], notify: Callable[[Sequence[Event]], None]) -> None:
         asyncio.get_running_loop()
+        again, self._pending = self._notify is not None, []
         self._devices = frozenset(devices)
         self._notify = notify
+        if again:
+            self._queue(Lost())
 
     def link(self, name: str) -> Link | None:
         return self.links.get(name)
@@ -120,6 +126,25 @@ class FakeKernel:
         self._refuse_link_if_told()
         if name in self.links:
             self.meddle_delete_link(name)
+
+    def devices_in(self, subnets: Collection[Network]) -> list[str]:
+        ours = {name for name, link in self.links.items() if isinstance(link, TunLink) or _is_marked(link)}
+        addresses = [entry for entry in self.tables.values() if isinstance(entry, Address) and entry.device in ours]
+        return sorted({entry.device for entry in addresses if _is_in(entry.address, subnets)})
+
+    def remove_routes(self, networks: Collection[Network], keep: Collection[tuple[int, str]]) -> list[str]:
+        doomed = [
+            entry
+            for entry in self.tables.values()
+            if isinstance(entry, Route)
+            and entry.protocol == ROUTE_PROTOCOL
+            and _is_in(entry.subnet, networks)
+            and (4 if len(entry.subnet) == 4 else 6, entry.device) not in keep
+            and not self._by_object(entry)
+        ]
+        for entry in doomed:
+            self.meddle_remove(entry.key)
+        return [f"route {text(entry.subnet)}/{entry.prefix_length} on {entry.device}" for entry in doomed]
 
     def dump(self) -> Iterator[list[Entry]]:
         keys = [key for key, entry in self.tables.items() if self._is_dumped(entry)]
@@ -272,6 +297,9 @@ class FakeKernel:
                     ways[length] = device, gateway
         return ways[max(ways)] if ways else None
 
+    def _by_object(self, route: Route) -> bool:
+        return route.gateway is not None and Nexthop(route.device, route.gateway).key in self.tables
+
     def _drop_routes(self, nexthop: Nexthop) -> None:
         for key, entry in list(self.tables.items()):
             if isinstance(entry, Route) and (entry.device, entry.gateway) == (nexthop.device, nexthop.gateway):
@@ -353,3 +381,11 @@ def _changeable(have: VxlanLink, want: VxlanLink) -> bool:
         and _same_family(have, want)
         and (have.parent is None) == (want.parent is None)
     )
+
+
+def _is_marked(link: Link) -> bool:
+    return isinstance(link, VxlanLink) and link.marked
+
+
+def _is_in(packed: bytes, networks: Collection[Network]) -> bool:
+    return any(ip_address(packed) in network for network in networks)

@@ -243,8 +243,8 @@ class Host:
         self.events: list[Event] = []
         self._more = asyncio.Event()
 
-    def listen(self) -> None:
-        self.kernel.listen([DEVICE, DEVICE6], self._take)
+    def listen(self, devices: Sequence[str] = (DEVICE, DEVICE6)) -> None:
+        self.kernel.listen(devices, self._take)
 
     def _take(self, events: Sequence[Event]) -> None:
         self.events.extend(events)

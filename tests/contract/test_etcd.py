@@ -221,6 +221,29 @@ async def test_a_frozen_etcd_is_unavailable_in_time(kind: Kind, server: EtcdServ
         assert found.value == b"1"
 
 
+async def test_reconnecting_frees_who_waits_on_a_connection_that_fell_silent(kind: Kind, server: EtcdServer) -> None:
+    async with connected(kind, server.endpoint, timeout=30, liveness=30) as store:
+        revision = await store.commit([], [Put("/a", b"1")])
+        began = []
+
+        async def write() -> None:
+            began.append("write")
+            with pytest.raises(Unavailable, match=r"cannot write /a|whether /a was written"):
+                await store.commit([], [Put("/a", b"2")])
+
+        async with asyncio.timeout(10), watching(store, "/a", revision + 1) as stream:
+            await anext(stream)
+            server.freeze()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(write())
+                await until(lambda: bool(began))
+                await store.reconnect()
+            with pytest.raises(Unavailable):
+                await anext(stream)
+            server.thaw()
+            assert await store.get("/a") is not None
+
+
 async def test_a_quiet_watch_lives_on(kind: Kind, server: EtcdServer) -> None:
     now = asyncio.get_running_loop().time
     async with connected(kind, server.endpoint, liveness=0.1) as store:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -294,6 +295,43 @@ async def test_a_route_of_ours_on_another_device_is_replaced_and_a_foreign_one_i
     host.foreigner.replace(direct)
     assert host.apply(Verb.REPLACE, tunneled) == [(tunneled, errno.EEXIST)]
     assert routes(host) == {direct}
+
+
+async def test_listening_again_is_about_other_devices_and_events_may_be_lost(host: Host) -> None:
+    host.listen([UNDERLAY])
+    await host.heard(lambda events: Lost() in events)
+    elsewhere, here = (Route(device, ip("10.5.1.0"), 24, ip("10.0.0.2")) for device in (DEVICE, UNDERLAY))
+    host.foreigner.put(elsewhere._replace(subnet=ip("10.5.2.0"), gateway=ip("10.5.2.0")))
+    host.foreigner.put(here)
+    events = await host.heard(lambda events: any(isinstance(event, Seen) for event in events))
+    assert {event.entry.key for event in events if isinstance(event, Seen)} == {here.key}
+    assert {entry.device for part in host.kernel.dump() for entry in part} == {UNDERLAY}
+
+
+async def test_devices_of_ours_are_found_by_an_address_in_a_subnet(host: Host) -> None:
+    await host.add(Address(DEVICE, ip("10.5.0.0"), 32), Address(DEVICE6, ip("fd05::"), 128))
+    host.foreigner.put(Address(UNDERLAY, ip("10.5.0.9"), 32))
+    assert host.kernel.devices_in([ip_network("10.5.0.0/24"), ip_network("10.9.0.0/16")]) == [DEVICE]
+    assert host.kernel.devices_in([ip_network("fd05::/64")]) == [DEVICE6]
+    assert host.kernel.devices_in([ip_network("10.5.1.0/24")]) == []
+
+
+@BOTH
+async def test_routes_of_ours_into_a_network_are_removed_where_nobody_looks_after_them(host: Host, v6: bool) -> None:
+    tunneled, direct = tunneled_and_direct(v6)
+    networks, version = [ip_network("fd05::/16" if v6 else "10.5.0.0/16")], 6 if v6 else 4
+    assert host.apply(Verb.ADD, direct) == []
+    foreign = direct._replace(subnet=ip("fd05:7::") if v6 else ip("10.5.7.0"), protocol=4)
+    host.foreigner.put(foreign)
+    assert host.kernel.remove_routes([ip_network("fd99::/16"), ip_network("10.9.0.0/16")], ()) == []
+    assert host.kernel.remove_routes(networks, {(version, UNDERLAY)}) == []
+    (removed,) = host.kernel.remove_routes(networks, {(version, tunneled.device), (10 - version, UNDERLAY)})
+    assert removed.endswith(f"on {UNDERLAY}")
+    assert routes(host) == {foreign}
+    await host.add(*peer(3, v6=v6, objects=host.kernel.nexthop_objects))
+    by_object = routes(host) - {foreign} if host.kernel.nexthop_objects else set()
+    host.kernel.remove_routes(networks, ())
+    assert routes(host) == {foreign} | by_object
 
 
 @BOTH

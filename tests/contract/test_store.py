@@ -470,3 +470,30 @@ async def test_closing_the_store_ends_watches_with_unavailable(subject: Subject)
         await subject.store.get(subject.prefix + "a")
     with pytest.raises(Unavailable):
         await anext(subject.store.watch(subject.prefix, revision))
+
+
+async def test_reconnecting_ends_watches_with_unavailable_and_all_goes_on(subject: Subject) -> None:
+    store, key = subject.store, subject.prefix + "a"
+    revision = await store.commit([], [Put(key, b"")])
+    stands = asyncio.Event()
+
+    async def follow() -> None:
+        async with watching(store, subject.prefix, revision + 1) as stream:
+            await anext(stream)
+            stands.set()
+            with pytest.raises(Unavailable):
+                await anext(stream)
+
+    async with asyncio.timeout(2.0), watching(store, subject.prefix, revision + 1) as idle:
+        await anext(idle)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(follow())
+            await stands.wait()
+            await store.reconnect()
+        with pytest.raises(Unavailable):
+            await anext(idle)
+        await store.reconnect()
+        written = await store.commit([], [Put(key, b"again")])
+        async with watching(store, subject.prefix, revision + 1) as stream:
+            (event,) = await take(stream, 1)
+    assert (event.key, event.mod_revision) == (key, written)

@@ -73,7 +73,7 @@ def test_nothing_of_ours_is_left_and_all_else_is(make_lab: MakeLab, kind: str) -
     assert "removed firewall rules" in done.stdout
     assert state(one) == before[0]
     assert not one.agent.subnet_file.exists()
-    assert not list(one.directory.glob("*.sock"))
+    assert not list(one.directory.glob("datapath*"))
     again = clean(one)
     assert (again.returncode, again.stdout) == (0, "")
     assert clean(two).returncode == 0

@@ -185,7 +185,7 @@ async def test_a_masquerade_that_fails_does_not_keep_packets_from_being_forwarde
     outcome = await spoilt.enforce(choice, [V4])
     assert len(outcome.failures) == 1
     there = sh("iptables-save")
-    assert '-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD' in there
+    assert '-A FORWARD -m comment --comment "flanneld-py forward" -j FLANNEL-FWD' in there
     assert "-A FLANNEL-POSTRTG -s 10.42.5.0/24" in there
 
 
@@ -252,3 +252,45 @@ async def test_nftables_that_bears_the_name_of_an_iptables_table_is_not_written_
     assert [advice.split(";")[0] for advice in outcome.obstacles] == [
         "nft insert rule ip filter forward ip saddr 10.42.0.0/16 accept"
     ]
+
+
+@pytest.mark.parametrize("tools", ["iptables-nft ip6tables-nft", "iptables-legacy ip6tables-legacy"])
+async def test_removing_ours_leaves_flannels_and_everybody_elses(tools: str) -> None:
+    sh(OTHERS)
+    iptables, ip6tables = tools.split()
+    theirs = FLANNELS_IPTABLES.format(iptables=iptables, ip6tables=ip6tables) + FLANNELS_NFT
+    sh(theirs)
+    before = everything()
+    assert not (await Host().enforcer.remove()).changed
+    assert everything() == before
+
+
+@KINDS
+async def test_all_of_ours_goes_whatever_networks_it_is(asked: Asked) -> None:
+    sh(OTHERS)
+    before = everything()
+    await Host(asked).enforce(*BOTH)
+    other = replace(V4, network=ip_network("10.77.0.0/16"), subnet=ip_network("10.77.1.0/24"))
+    await Host(asked, suffix="-7").enforce(other)
+    outcome = await Host().enforcer.remove()
+    assert (outcome.changed, outcome.failures) == (True, ())
+    assert everything() == before
+
+
+class WithoutNft(HostTools):
+    """A host that has iptables alone."""
+
+    def has(self, name: str) -> bool:
+        return name != "nft" and super().has(name)
+
+
+async def test_without_nft_all_of_ours_goes_as_well() -> None:
+    sh(OTHERS)
+    before = everything()
+    host = Host()
+    host.enforcer = Enforcer(WithoutNft(), "auto", "", prefer_nft=False)
+    await host.enforce(*BOTH)
+    await host.enforce(V4)
+    assert "fd42:" not in everything()
+    await host.enforcer.remove()
+    assert everything() == before

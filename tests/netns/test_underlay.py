@@ -4,7 +4,7 @@ h1c1 ── h1 ──┐
 h2c1 ── h2 ──┼── core: etcd, router      (the picture: tests/lab/__init__.py)
          └───┘ eth1, where a test has one
 
-Outages are printed (pytest -s), not judged: they are the second in which changes settle, and what etcd's client takes.
+Outages are printed (pytest -s), not judged: they are the time in which changes settle, and what etcd takes.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ def test_another_address_in_both_families(make_lab: MakeLab) -> None:
     assert local(host) == str(host.address)
     host.namespace.ip("link set eth0 mtu 1400")
     until(lambda: host.agent.subnet_env()["FLANNEL_MTU"] == "1330", "the MTU of the family that has less")
-    assert (device(host)["mtu"], device(host, "flannel-v6.1")["mtu"]) == (1350, 1330)
+    # The file is written when the change is known, the devices follow.
+    until(lambda: [device(host, name)["mtu"] for name in ("flannel.1", "flannel-v6.1")] == [1350, 1330], "the devices")
     assert ping(two, one, count=2, payload=1330 - 48).received == 2
 
 
@@ -305,3 +306,18 @@ def test_an_interface_that_is_not_there_yet_is_waited_for(make_lab: MakeLab) -> 
     rename(lab, host, "eth0", "eth7")
     host.agent.wait_ready()
     assert (parent(host), ip_address(local(host))) == ("eth7", host.address)
+
+
+def test_the_broadcast_address_of_the_underlay_is_nobodys(make_lab: MakeLab) -> None:
+    lab = make_lab(hosts=2, overlay="none")
+    broadcast = str(lab.plan.underlay.broadcast_address)
+    one, two = lab.hosts
+    two.agent.start("--public-ip", broadcast)
+    until(lambda: f"--public-ip {broadcast} is the broadcast address of eth0" in two.agent.log_tail(), "it is refused")
+    assert lab.etcd is not None
+    value = {"PublicIP": broadcast, "BackendType": "vxlan", "BackendData": {"VNI": 1, "VtepMAC": "02:99:00:00:00:09"}}
+    lab.etcd.ctl("put", f"{PREFIX}10.42.99.0-24", stdin=json.dumps(value).encode())
+    one.agent.start()
+    one.agent.wait_ready()
+    assert f"PublicIP {broadcast} is the broadcast address" in one.agent.log_tail()
+    assert broadcast not in one.namespace.run(["bridge", "fdb", "show", "dev", "flannel.1"]).stdout

@@ -55,9 +55,10 @@ async def test_without_a_config_an_agent_waits_and_touches_nothing(tmp_path: Pat
 async def test_a_kernel_without_vxlan_means_userspace_unless_told_otherwise(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)  # Without a config the agent waits, and only the choice is looked at.
     async with cluster.agent(1) as agent:
-        assert not (await agent._backends(parse_config(CONFIG)))[0].userspace
+        config = parse_config(CONFIG), agent._underlay
+        assert not (await agent._membership(*config)).backends[0].userspace
         cluster.kernel(1).has_vxlan = False
-        assert "no VXLAN devices" in (await agent._backends(parse_config(CONFIG)))[0].why
+        assert "no VXLAN devices" in (await agent._membership(*config)).backends[0].why
 
 
 async def test_nothing_is_deleted_before_the_registry_is_in_sync(cluster: Cluster) -> None:
@@ -371,3 +372,19 @@ def test_any_history_ends_with_the_kernel_as_the_registry_says(
                     return
 
     asyncio.run(story())
+
+
+async def test_a_key_that_covers_every_subnet_keeps_nobody_out_and_is_named(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    await cluster.put("0.0.0.0-1", "192.0.2.77", "02:00:00:00:00:77")
+    async with cluster.agent(1) as one, cluster.agent(2) as two:
+        await cluster.settle(one)
+        await cluster.settle(two)
+        assert on_device(cluster.kernel(1))
+        assert on_device(cluster.kernel(2))
+        rejected = (await one.describe())["rejected_leases"]
+    assert rejected == [
+        {"key": f"{PREFIX}/subnets/0.0.0.0-1", "reason": "subnet 0.0.0.0/1 is outside Network 10.5.0.0/16"}
+    ]
+    assert "lease is not used" in caplog.messages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from errno import EEXIST
 from ipaddress import ip_address
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from flanneld_py.agent.agent import Agent
+from flanneld_py.encap.backend import Underlay
 from flanneld_py.encap.state import Address, Entry, Route
 from tests.fake_kernel import FakeKernel
-from tests.sim.cluster import DEVICE, Cluster
+from tests.sim.cluster import CONFIG, DEVICE, Cluster, device
 
 HOSTGW = b'{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}'
 DIRECT = b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "DirectRouting": true}}'
@@ -122,6 +124,69 @@ async def test_another_backend_removes_what_host_gw_left(cluster: Cluster, confi
     async with cluster.processes(), cluster.agent(1) as agent:
         await cluster.settle(agent)
         assert not [entry for entry in ours(kernel) if entry.device == "eth0"]
+
+
+async def test_host_gw_leaves_nothing_of_what_vxlan_had(cluster: Cluster) -> None:
+    kernel = cluster.kernel(1)
+    await cluster.configure(CONFIG)
+    await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert DEVICE in kernel.links
+    theirs = replace(device(kernel), name="flannel.7", vni=7)
+    kernel.links["flannel.7"] = theirs
+    address = Address("flannel.7", bytes([10, 77, 1, 0]), 32)
+    kernel.tables[address.key] = address
+    await cluster.configure(HOSTGW)
+    await cluster.put_raw("10.5.9.0-24", LEASE)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert kernel.links == {"flannel.7": theirs}, "another network's stays"
+        assert ours(kernel) == {ROUTE}
+
+
+@pytest.mark.parametrize("backend", [b'"host-gw"', b'"vxlan", "DirectRouting": true', b'"vxlan"', b'"udp"'])
+async def test_a_family_that_was_turned_off_leaves_nothing(cluster: Cluster, backend: bytes) -> None:
+    kernel = cluster.kernel(1)
+    dual = HOSTGW.replace(b'"Backend"', IPV6).replace(b'"host-gw"', backend)
+    kernel.tables[ROUTE6.key] = ROUTE6
+    await cluster.configure(dual)
+    async with cluster.processes():
+        async with cluster.agent(1) as agent:
+            await cluster.settle(agent)
+            kernel.tables[ROUTE6.key] = ROUTE6
+        there = set(kernel.links)
+        await cluster.configure(HOSTGW.replace(b'"host-gw"', backend))
+        async with cluster.agent(1) as agent:
+            await cluster.settle(agent)
+            assert set(kernel.links) == {name for name in there if "v6" not in name}
+            assert not [entry for entry in kernel.tables.values() if entry.key[2] == ROUTE6.subnet]
+
+
+@pytest.mark.parametrize("config", [HOSTGW, DIRECT], ids=["host-gw", "DirectRouting"])
+async def test_another_underlay_interface_is_followed_with_all_routes(cluster: Cluster, config: bytes) -> None:
+    kernel = cluster.kernel(1)
+    kernel.interfaces.add("wlan0")
+    over = Address("wlan0", bytes([198, 51, 100, 1]), 24)
+    kernel.tables[over.key] = over
+    await cluster.configure(config)
+    lease = LEASE if config is HOSTGW else None
+    for name, address in (("10.5.9.0-24", "192.0.2.9"), ("10.5.8.0-24", "198.51.100.8")):
+        if lease is not None:
+            await cluster.put_raw(name, lease.replace(b"192.0.2.9", address.encode()))
+        else:
+            await cluster.put(name, address, f"02:00:00:00:00:{address[-1]:0>2}")
+    near = Route("wlan0", bytes([10, 5, 8, 0]), 24, bytes([198, 51, 100, 8]))
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert ROUTE in ours(kernel)
+        new = ip_address("198.51.100.1")
+        cluster.move(1, Underlay("wlan0", 1500, new, new))  # type: ignore[arg-type]
+        await cluster.clock.run_for(10)
+        assert {entry for entry in ours(kernel) if entry.device in ("eth0", "wlan0")} == {near}
+        kernel.meddle_remove(near.key)
+        await cluster.clock.run_until(lambda: near in ours(kernel), 1)
+        assert [str(each.attrs.public_ip) for each in agent.view.leases().values()].count(str(new)) == 1
 
 
 async def test_direct_routing_is_decided_again_and_the_route_is_replaced(cluster: Cluster) -> None:

@@ -85,6 +85,9 @@ class Hesitant:
             await self._hesitate()
             yield batch
 
+    async def reconnect(self) -> None:
+        await self._store.reconnect()
+
     async def close(self) -> None:
         await self._store.close()
 

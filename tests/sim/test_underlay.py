@@ -92,6 +92,15 @@ async def test_the_registry_may_be_away_meanwhile(cluster: Cluster) -> None:
         assert [str(each.attrs.public_ip) for each in one.view.leases().values()] == [str(NEW)]
 
 
+async def test_connections_that_are_bound_to_the_old_address_hold_nobody_up(cluster: Cluster) -> None:
+    async with cluster.agent(1) as one:
+        await cluster.settle(one)
+        cluster.store.strand()
+        cluster.move(1, MOVED)
+        await cluster.clock.run_for(2)
+        assert [str(each.attrs.public_ip) for each in one.view.leases().values()] == [str(NEW)]
+
+
 async def test_another_interface_and_mtu(cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cluster.kernel(1).interfaces.add("wlan0")
     async with cluster.agent(1) as one:
@@ -142,6 +151,21 @@ async def test_flapping_is_settled(cluster: Cluster) -> None:
         assert one.view.revision - revision <= 15
         await cluster.clock.run_for(10)
         assert device(cluster.kernel(1)).local == IPv4Address("198.51.100.2").packed
+
+
+async def test_an_address_is_followed_sooner_than_another_interface(cluster: Cluster) -> None:
+    cluster.kernel(1).interfaces.add("wlan0")
+    async with cluster.agent(1) as one:
+        await cluster.settle(one)
+        cluster.move(1, replace(MOVED, interface="wlan0"))
+        await cluster.clock.run_for(0.5)
+        assert device(cluster.kernel(1)).parent == "eth0", "it may come back"
+        cluster.move(1, MOVED)
+        await cluster.clock.run_for(0.5)
+        assert device(cluster.kernel(1)).local == NEW.packed
+        cluster.move(1, replace(MOVED, interface="wlan0"))
+        await cluster.clock.run_for(2)
+        assert device(cluster.kernel(1)).parent == "wlan0"
 
 
 async def test_behind_nat_only_the_local_address_is_followed(cluster: Cluster) -> None:

@@ -158,7 +158,7 @@ def test_the_last_free_subnet_is_found() -> None:
     "taken",
     [
         ["10.3.0.0/24", "10.3.1.0/24", "10.3.2.0/24", "10.3.3.0/24"],
-        ["10.0.0.0/8"],
+        ["10.3.0.0/22"],
         ["10.3.0.0/30", "10.3.1.4/30", "10.3.2.252/30", "10.3.3.0/24", "10.3.2.0/30"],
     ],
 )
@@ -238,8 +238,8 @@ def test_leases_overlap_in_either_family_but_not_in_the_one_they_lack() -> None:
         lease("0.0.0.0/31", "fc00:0:0:6::/64"),
         lease("10.3.5.0/24", "fc00:0:0:5::/64"),
     ]
-    assert overlapping(dual, leases) == leases[:2]
-    assert overlapping(alone, leases) == leases[1:2]
+    assert overlapping(dual, leases, DUAL) == leases[:2]
+    assert overlapping(alone, leases, DUAL) == leases[1:2]
 
 
 @pytest.mark.parametrize(
@@ -401,3 +401,12 @@ def test_a_key_that_cannot_be_read_blocks_its_subnet() -> None:
     choice = choose(SINGLE, [], claim, Random(0), [subnets("10.3.9.0/24")])
     assert isinstance(choice, Create)
     assert choice.subnets != subnets("10.3.9.0/24")
+
+
+@pytest.mark.parametrize("wide", [("0.0.0.0/1", None), ("10.0.0.0/8", None), ("10.9.0.0/24", "fc00::/7")])
+def test_a_subnet_that_reaches_beyond_the_network_takes_nothing_from_anybody(wide: tuple[str, str | None]) -> None:
+    odd = lease(*wide)
+    choice = create(DUAL, [odd], Claim(US, public_ip6=US6))
+    assert overlapping(choice.subnets, [odd], DUAL) == []
+    blocked = choose(DUAL, [], Claim(US, public_ip6=US6), RNG, [odd.subnets])
+    assert isinstance(blocked, Create)

@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from flanneld_py.agent.guard import LOOK_EVERY, FirewallOptions, Guard
+from flanneld_py.agent.guard import LOOK_EVERY, FirewallOptions, Guard, Report
 from flanneld_py.agent.log import TextFormatter
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap.backend import Underlay
@@ -124,6 +124,26 @@ async def test_what_was_taken_away_is_back_at_once(clock: ManualClock, caplog: p
         await clock.run_until(lambda: host.there != (), 0.1)
         assert clock.now() - before < 0.1
     assert "somebody else changed the host's firewall rules; they are right again" in said(caplog)
+
+
+async def test_its_report_tells_repairs_errors_and_who_drops(clock: ManualClock) -> None:
+    host = Filter()
+    async with guarded(host, clock) as guard:
+        assert guard.report() == Report(NFTABLES, True, 0, None, None, None, ())
+        host.flush()
+        await clock.run_for(30)
+        assert guard.report() == Report(NFTABLES, True, 1, 30.0, None, None, ())
+        host.failures, host.obstacles = ("`nft -f -` failed: no memory",), ("nft insert rule ...",)
+        host.flush()
+        await clock.run_for(1)
+        assert (guard.report().in_force, guard.report().error) == (False, "`nft -f -` failed: no memory")
+        assert guard.report().obstacles == ("nft insert rule ...",)
+        host.failures = ()
+        await clock.run_for(100)
+        report = guard.report()
+        assert (report.in_force, report.error) == (True, "`nft -f -` failed: no memory")
+        assert report.failed_ago is not None
+        assert 1 < report.failed_ago < 101
 
 
 async def test_a_change_that_tells_nobody_is_found(clock: ManualClock) -> None:

@@ -1,6 +1,15 @@
 from __future__ import annotations
 
-from flanneld_py.agent.host import default_interface, default_interface6
+from ipaddress import ip_address
+
+from flanneld_py.agent.host import broadcast_of, default_interface, default_interface6
+
+
+def test_the_broadcast_address_of_a_link() -> None:
+    assert broadcast_of(ip_address("192.0.2.9"), 29) == ip_address("192.0.2.15")
+    assert broadcast_of(ip_address("192.0.2.9"), 31) is None
+    assert broadcast_of(ip_address("192.0.2.9"), 32) is None
+    assert broadcast_of(ip_address("2001:db8::9"), 64) is None
 
 
 def test_the_default_route_in_the_kernels_table() -> None:

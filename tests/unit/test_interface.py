@@ -56,6 +56,14 @@ def test_without_flags_the_default_route_decides() -> None:
     assert pick() == Choice(NAT, IPv4Address("10.0.2.15"), IPv4Address("10.0.2.15"))
 
 
+def test_the_links_broadcast_address_is_nobodys() -> None:
+    wide = replace(LAN.addresses[0], broadcast=IPv4Address("192.168.56.255"))
+    host = replace(HOST, interfaces=(NAT, replace(LAN, addresses=(wide,))))
+    with pytest.raises(NoInterface, match=r"^--public-ip 192\.168\.56\.255 is the broadcast address of enp0s8; give"):
+        pick("enp0s8", public_ip="192.168.56.255", host=host)
+    assert pick("enp0s3", public_ip="192.168.56.255", host=host).public_ip == IPv4Address("192.168.56.255")
+
+
 def test_by_name_by_address_and_the_first_that_fits() -> None:
     assert pick("enp0s8").address == IPv4Address("192.168.56.11")
     assert pick("192.168.56.12") == Choice(LAN, IPv4Address("192.168.56.12"), IPv4Address("192.168.56.12"))

@@ -11,7 +11,7 @@ from flanneld_py.encap.iptables import forward_part, masquerade_part, plan, read
 
 FORWARD, MASQUERADE = forward_part(""), masquerade_part("")
 RULES = ["-s 10.42.0.0/16 -j ACCEPT"]
-JUMP = '-m comment --comment "flanneld forward" -j FLANNEL-FWD'
+JUMP = '-m comment --comment "flanneld-py forward" -j FLANNEL-FWD'
 DOCKER = [
     "-j DOCKER-USER",
     "-m set --match-set docker-ext-bridges-v4 dst -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
@@ -30,7 +30,7 @@ def lines(forward: list[str], **chains: list[str]) -> list[str]:
 
 def test_rules_are_written_as_iptables_prints_them() -> None:
     policy = Policy(ip_network("10.42.0.0/16"), ip_network("10.42.5.0/24"), True, excluded=(ip_network("10.0.0.1"),))
-    comment = '-m comment --comment "flanneld masq"'
+    comment = '-m comment --comment "flanneld-py masq"'
     assert [rule_text(rule, MASQUERADE.label) for rule in rules(policy).masquerade] == [
         f"-m mark --mark 0x4000/0x4000 {comment} -j RETURN",
         f"-s 10.42.5.0/24 -d 10.42.0.0/16 {comment} -j RETURN",

@@ -17,7 +17,13 @@ from flanneld_py.registry.model import Json, Lease, LeaseAttrs, Record, Rejected
 CONFIG = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}')
 UNDERLAY = Underlay("eth0", 1500, IPv4Address("192.0.2.1"), IPv4Address("192.0.2.1"))
 BACKEND = Vxlan(CONFIG, UNDERLAY, lambda _: False, nexthop_objects=True)
-OWN = Own("k/10.5.1.0-24", Subnets(IPv4Network("10.5.1.0/24")), IPv4Address("192.0.2.1"), IPv4Address("192.0.2.100"))
+OWN = Own(
+    "k/10.5.1.0-24",
+    Subnets(IPv4Network("10.5.1.0/24")),
+    IPv4Address("192.0.2.1"),
+    IPv4Address("192.0.2.100"),
+    frozenset([IPv4Address("192.0.2.255")]),
+)
 
 
 def make_peers() -> Peers:
@@ -52,6 +58,7 @@ GOOD = ("k/10.5.2.0-24", lease("10.5.2.0/24", "192.0.2.2"))
         (lease("10.5.0.0/16", "192.0.2.3"), "overlaps our own"),
         (lease("10.5.3.0/24", "192.0.2.1"), "is our own"),
         (lease("10.5.3.0/24", "224.0.0.5"), "no address of a host"),
+        (lease("10.5.3.0/24", "192.0.2.255"), "PublicIP 192.0.2.255 is the broadcast address of the underlay"),
         (lease("10.5.3.0/24", "0.0.0.0"), "no address of a host"),
         (lease("10.5.3.0/24", "127.0.0.1"), "no address of a host"),
         (lease("10.5.3.0/24", "255.255.255.255"), "no address of a host"),
