@@ -7,6 +7,7 @@ h2c1 ── h2 (TUN) ──┴── core      (the picture: tests/lab/__init__.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,13 +22,22 @@ LONG = 200_000_000
 DATAGRAMS = 2000
 
 
-@pytest.fixture
-def lab(make_lab: MakeLab) -> Iterator[Lab]:
+WITHOUT = """
+import sys
+sys.modules["flanneld_py.encap.accelerator"] = None
+"""
+"""What Python runs first, in a folder of its path: as on a host where the accelerator could not be built."""
+
+
+@pytest.fixture(params=[True, False], ids=["in C", "in Python"])
+def lab(make_lab: MakeLab, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Lab]:
     lab = make_lab(2, overlay="manual")
     planes = [Userspace(lab, number) for number in (1, 2)]
+    (tmp_path / "sitecustomize.py").write_text("" if request.param else WITHOUT)
     try:
         for plane in planes:
-            plane.start()
+            plane.start(["env", f"PYTHONPATH={tmp_path}"])
+            assert plane.status().accelerated == request.param
         yield lab
     finally:
         for plane in planes:
