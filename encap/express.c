@@ -316,11 +316,14 @@ static PyObject *endpoint(const struct receipt *receipt)
     return Py_BuildValue("(si)", text, ntohs(receipt->from.sin6_port));
 }
 
-/* Tell whether what was merged may be more than it seems: relay.py looks closer, see uncut.py. */
-static int perhaps_uncut(struct express *express, const struct lane *lane, const byte *datagram, size_t size)
+/* Tell whether what is told as datagrams may be one, by what the first packet says of its length: relay.py looks
+   closer, see uncut.py. */
+static int perhaps_uncut(struct express *express, const struct lane *lane, const byte *datagram, size_t whole)
 {
     const byte *packet = datagram + express->offset;
-    return lane->udp && size > (size_t)express->offset + 20 && packet[packet[0] >> 4 == 4 ? 9 : 6] == UDP;
+    size_t length = whole - (size_t)express->offset;
+    return lane->udp && whole > (size_t)express->offset + 20 &&
+           (packet[0] >> 4 == 4 ? get16(packet + 2) : 40u + get16(packet + 4)) == length;
 }
 
 /* Deliver what was received in a row, from `at` to `end` in the buffer. Returns -1 with an exception. */
@@ -329,7 +332,7 @@ static int deliver(struct express *express, const struct lane *lane, size_t at, 
 {
     byte *buffer = lane->from_wire.buf;
     size_t size = (size_t)run->each, offset = (size_t)express->offset;
-    int closer = end - at > size && perhaps_uncut(express, lane, buffer + at, size);
+    int closer = end - at > size && perhaps_uncut(express, lane, buffer + at, end - at);
     do {
         size_t have = end - at < size ? end - at : size, length = 0;
         PyObject *hop = closer || have <= offset ? NULL : admitted(express, run, buffer + at, have);
