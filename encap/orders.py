@@ -105,7 +105,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of the process; `accelerated` if C cuts and merges.
+    """The state of the process; `accelerated` if the parts in C were built.
 
     `counters` by reason, in packets as they crossed the TUN device or the wire.
     """

@@ -6,6 +6,9 @@
 Decisions are forward.py's and admission.py's, cutting and merging offload.py's and merge.py's; here is only their
 order, bounded shares of both directions per turn of the loop, and the counting of what did not pass. Nothing is queued
 here: what the kernel does not take at once is dropped and counted, and the kernel's own queues are the only ones.
+
+Where the accelerator was built, packets of known flows do not come here: express.c does the same with them, in this
+order and with these bounds. What is written there twice is held against this by tests/fuzz/test_express.py.
 """
 
 from __future__ import annotations
@@ -51,6 +54,9 @@ Lane = tuple[
     Callable[[int, int, int, Endpoint], None],
     Callable[[str, int, int], None],
 ]
+"""A lane as express.c takes it: the descriptors of device, wire and sender; whether UDP is merged; the buffers for what
+comes from the device and from the wire; what it calls: outward(have), received(start, stop, size, sender) and
+failed(where, errno, count)."""
 
 
 class DeviceGone(Exception):
@@ -73,7 +79,7 @@ class Relay:
 
     @property
     def lane(self) -> Lane:
-        """What express.c works with: descriptors, buffers, and whom it calls for the long way."""
+        """What express.c works with."""
         descriptors = self.tun.fileno(), self.wire.fileno(), self.wire.sender_fileno()
         return (*descriptors, self._udp, self._from_tun, self._from_wire, self.outward, self._received, self._failed)
 
