@@ -24,6 +24,7 @@ from tests.lab.host import Container, Host
 from tests.lab.lab import Lab
 from tests.lab.measure import ping, ping_through
 from tests.lab.namespace import Namespace
+from tests.netns.capture import Letter, captured
 from tests.netns.conftest import MakeLab
 from tests.netns.test_agent import nothing_lost, subnet, until
 from tests.netns.test_userspace import shown
@@ -89,6 +90,20 @@ def sources(seen: list[tuple[IPAddress, int]]) -> set[IPAddress]:
     return {address for address, _ in seen}
 
 
+def rewritten_only_to_the_outside(
+    letters: list[Letter], here: IPAddress, there: IPAddress, host: IPAddress, outside: IPAddress
+) -> None:
+    """Check what passed the underlay: plain packets have the host's address, those in the tunnel the container's."""
+    assert {(each.tunnelled, each.source, each.destination) for each in letters} == {
+        (False, host, outside),
+        (True, here, there),
+    }
+    assert [each.port for each in letters if each.tunnelled] == list(OWN_PORTS)
+    ports = [each.port for each in letters if not each.tunnelled]
+    assert sorted(ports) != list(OWN_PORTS)
+    assert ports != sorted(ports), "at random"
+
+
 def sh(host: Host, command: str) -> str:
     return host.namespace.run(["sh", "-ec", command]).stdout
 
@@ -119,6 +134,17 @@ def test_who_sees_whose_address(make_lab: MakeLab, kind: str) -> None:
     assert sources(seen_from(lab.core, here.namespace, here.address)) == {lab.plan.gateway}
     vtep = ip_network(subnet(h1)).network_address
     assert sources(seen_from(lab.core, there.namespace, there.address)) == {vtep}, "the answer comes back through us"
+
+
+@KINDS
+def test_what_a_capture_on_the_underlay_shows(make_lab: MakeLab, kind: str, tmp_path: Path) -> None:
+    lab = connected(make_lab, "--ip-masq", "--firewall", kind)
+    (here, there), (h1, _) = lab.containers, lab.hosts
+    with captured(h1.namespace, "eth0", PORT, tmp_path / "underlay.pcap") as letters:
+        seen_from(here.namespace, lab.core, lab.plan.gateway)
+        seen_from(here.namespace, there.namespace, there.address)
+        until(lambda: len(letters()) == 2 * len(OWN_PORTS), "all letters are in the capture")
+        rewritten_only_to_the_outside(letters(), here.address, there.address, h1.address, lab.plan.gateway)
 
 
 @KINDS

@@ -8,15 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ipaddress import IPv6Address, IPv6Interface
+from pathlib import Path
 
 import pytest
 
 from tests.lab.lab import Lab
 from tests.lab.measure import ping
+from tests.netns.capture import captured
 from tests.netns.conftest import LEASED, MakeLab
 from tests.netns.ipv6 import Container6, attach6, underlay6
 from tests.netns.test_agent import until
-from tests.netns.test_firewall import DAMAGE, KINDS, OWN_PORTS, seen_from, sh, sources
+from tests.netns.test_firewall import (
+    DAMAGE,
+    KINDS,
+    OWN_PORTS,
+    PORT,
+    rewritten_only_to_the_outside,
+    seen_from,
+    sh,
+    sources,
+)
 from tests.netns.userspace import UNDERLAY6, ends6
 
 pytestmark = pytest.mark.root
@@ -63,6 +74,16 @@ def test_who_sees_whose_address(start: Start, kind: str, config: object) -> None
     assert sources(seen_from(lab.core, here.namespace, here.address)) == {OUTSIDE}
     vtep = IPv6Interface(lab.hosts[0].agent.subnet_env()["FLANNEL_IPV6_SUBNET"]).network.network_address
     assert sources(seen_from(lab.core, there.namespace, there.address)) == {vtep}, "the answer comes back through us"
+
+
+@KINDS
+def test_what_a_capture_on_the_underlay_shows(start: Start, kind: str, tmp_path: Path) -> None:
+    lab, (here, there) = start(DUAL, "--ip-masq", "--firewall", kind)
+    with captured(lab.hosts[0].namespace, "eth0", PORT, tmp_path / "underlay.pcap") as letters:
+        seen_from(here.namespace, lab.core, OUTSIDE)
+        seen_from(here.namespace, there.namespace, there.address)
+        until(lambda: len(letters()) == 2 * len(OWN_PORTS), "all letters are in the capture")
+        rewritten_only_to_the_outside(letters(), here.address, there.address, ends6(lab)[0].underlay, OUTSIDE)
 
 
 @KINDS
