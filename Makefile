@@ -35,8 +35,8 @@ test: system .venv/ready ## (root) all tests, with real etcd and real kernel dev
 test-unit: .venv/ready ## the tests that need neither root nor etcd
 	$(BIN)/pytest -m 'not root and not etcd'
 
-test-boot: system .venv/ready ## (root) the package and its units on a booted Debian
-	$(BIN)/pytest tests/boot
+test-boot: system .venv/ready ## (root) package, units and the Vagrant lab on booted Debians; etcd with TLS
+	$(BIN)/pytest tests/boot tests/netns/test_etcd_cluster.py
 
 dist: .venv/ready ## the wheel and the source distribution, into dist/
 	$(BIN)/python -m build --outdir dist .
