@@ -25,9 +25,7 @@ class Alloc:
     """Leases only. Raises ConfigInvalid if the underlay lacks the family."""
 
     def __init__(self, config: NetworkConfig, underlay: Underlay, family: Family = IPV4) -> None:
-        family_config = family.config(config)
-        assert family_config is not None
-        self._network = family_config.network
+        self._network = family.network(config)
         _, self._public = underlay.addresses(family)
         self.family = family
         self.device = None

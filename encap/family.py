@@ -32,6 +32,12 @@ class Family:
         """Return what the network config says on this family; None if it is off."""
         return config.ipv4 if self.bits == 32 else config.ipv6
 
+    def network(self, config: NetworkConfig) -> Network:
+        """Return the Network of this family, which is on."""
+        found = self.config(config)
+        assert found is not None
+        return found.network
+
     def subnet(self, subnets: Subnets) -> Network | None:
         """Return the subnet of this family; None if the lease has none."""
         if self.bits == 128:

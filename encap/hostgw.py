@@ -28,8 +28,6 @@ class HostGw:
     """Routes to the other hosts of one link. Raises ConfigInvalid if this host cannot be their gateway."""
 
     def __init__(self, config: NetworkConfig, underlay: Underlay, on_link: OnLink, family: Family = IPV4) -> None:
-        family_config = family.config(config)
-        assert family_config is not None
         address, public = underlay.addresses(family)
         if public != address:
             flag = "--public-ip" if family is IPV4 else "--public-ipv6"
@@ -38,7 +36,7 @@ class HostGw:
                 f"{address} of {underlay.interface}: nobody can route through it. Leave {flag} out, "
                 "or choose 'vxlan'"
             )
-        self._network = family_config.network
+        self._network = family.network(config)
         self._public = public
         self._on_link = on_link
         self.family = family

@@ -38,10 +38,8 @@ class Udp:
     """Bare packets in UDP for one network on one host. Raises ConfigInvalid for a Backend section that cannot be."""
 
     def __init__(self, config: NetworkConfig, underlay: Underlay, family: Family = IPV4) -> None:
-        family_config = family.config(config)
-        assert family_config is not None
         self.family = family
-        self._network = family_config.network
+        self._network = family.network(config)
         self._address, self._public_ip = underlay.addresses(family)
         self._port = number(config.backend.get("port"), "Port", DEFAULT_PORT, 1, 65535)
         self.mtu = container_mtu(config, underlay, family, OVERHEAD[family.bits])

@@ -73,14 +73,12 @@ class Vxlan:
         userspace: bool = False,
         why: str = "",
     ) -> None:
-        family_config = family.config(config)
-        assert family_config is not None
         options = config.backend
         self.family = family
         self.userspace = userspace
         self.why = why
         self._on_link = on_link
-        self._network = family_config.network
+        self._network = family.network(config)
         self._address, self._public_ip = underlay.addresses(family)
         self._nexthop_objects = nexthop_objects
         self.vni = number(options.get("vni"), "VNI", DEFAULT_VNI, 1, 2**24 - 1)
