@@ -32,19 +32,12 @@ static PyObject *segment_super(const struct vnet *vnet, const byte *from, size_t
     struct layout is;
     if (!length || !read_super(from, length, vnet, vnet->type & ~GSO_ECN, &is))
         return nothing();
-    size_t payload = length - is.header, each = vnet->size < payload ? vnet->size : payload;
-    size_t count = (payload + each - 1) / each, lead = prefix->len + is.header;
-    PyObject *datagrams = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(count * lead + payload));
+    struct cuts cuts = plan_cuts(vnet, &is, length, (size_t)prefix->len);
+    PyObject *datagrams = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)cuts.total);
     if (!datagrams)
         return NULL;
-    byte *to = (byte *)PyBytes_AsString(datagrams);
-    for (size_t number = 0, done = 0; number < count; number++, done += each) {
-        size_t part = payload - done < each ? payload - done : each;
-        memcpy(to, prefix->buf, prefix->len);
-        cut(to + prefix->len, from, &is, number, done, part, number + 1 == count);
-        to += lead + part;
-    }
-    return Py_BuildValue("(Nn)", datagrams, (Py_ssize_t)(lead + each));
+    cut_all((byte *)PyBytes_AsString(datagrams), prefix->buf, (size_t)prefix->len, from, &is, &cuts);
+    return Py_BuildValue("(Nn)", datagrams, (Py_ssize_t)cuts.size);
 }
 
 static PyObject *segment_plain(const struct vnet *vnet, const byte *from, size_t count, size_t each,
@@ -171,16 +164,8 @@ static PyObject *coalesce_all(byte *buffer, size_t end, size_t size, size_t offs
     size_t at = 0;
     while (writes && at < end) {
         struct vnet vnet;
-        size_t length = 0, next = merge_run(buffer, end, at, size, offset, udp, &length, &vnet), stop;
-        if (next == at) {
-            next = stop = end - at < size ? end : at + size;
-            if (stop - at > offset)
-                vnet = single(buffer + at + offset, stop - at - offset, mtu);
-            else
-                memset(&vnet, 0, sizeof vnet);
-        } else {
-            stop = at + offset + length;
-        }
+        size_t length, next = take_packet(buffer, end, at, size, offset, mtu, udp, &length, &vnet);
+        size_t stop = length ? at + offset + length : next;
         writes = append(
             writes, Py_BuildValue("(y#nn)", &vnet, (Py_ssize_t)sizeof vnet, (Py_ssize_t)at, (Py_ssize_t)stop));
         at = next;

@@ -187,18 +187,12 @@ static int send_super(struct express *express, const struct lane *lane, struct r
     struct layout is;
     if (!read_super(packet, length, vnet, vnet->type & ~GSO_ECN, &is))
         return 0;
-    size_t payload = length - is.header, each = vnet->size < payload ? vnet->size : payload;
-    size_t lead = route->head.iov_len + is.header, count = (payload + each - 1) / each, total = count * lead + payload;
-    size_t size = lead + each, fit = MAX_PAYLOAD / size < MAX_SEGMENTS ? MAX_PAYLOAD / size : MAX_SEGMENTS;
+    struct cuts cuts = plan_cuts(vnet, &is, length, route->head.iov_len);
+    size_t total = cuts.total, size = cuts.size;
+    size_t fit = MAX_PAYLOAD / size < MAX_SEGMENTS ? MAX_PAYLOAD / size : MAX_SEGMENTS;
     if (!fit || total > sizeof datagrams)
         return 0;
-    byte *to = datagrams;
-    for (size_t number = 0, done = 0; number < count; number++, done += each) {
-        size_t part = payload - done < each ? payload - done : each;
-        memcpy(to, route->head.iov_base, route->head.iov_len);
-        cut(to + route->head.iov_len, packet, &is, number, done, part, number + 1 == count);
-        to += lead + part;
-    }
+    cut_all(datagrams, route->head.iov_base, route->head.iov_len, packet, &is, &cuts);
     for (size_t at = 0; at < total; at += fit * size) {
         size_t part = total - at < fit * size ? total - at : fit * size;
         if (send_cut(lane, route, datagrams + at, part, size))
@@ -334,7 +328,7 @@ static int deliver(struct express *express, const struct lane *lane, size_t at, 
     size_t size = (size_t)run->each, offset = (size_t)express->offset;
     int closer = end - at > size && perhaps_uncut(express, lane, buffer + at, end - at);
     do {
-        size_t have = end - at < size ? end - at : size, length = 0;
+        size_t have = end - at < size ? end - at : size, length;
         PyObject *hop = closer || have <= offset ? NULL : admitted(express, run, buffer + at, have);
         if (PyErr_Occurred())
             return -1;
@@ -342,14 +336,8 @@ static int deliver(struct express *express, const struct lane *lane, size_t at, 
             return asked(express, PyObject_CallFunction(lane->admit, "nnnN", (Py_ssize_t)at, (Py_ssize_t)end, (Py_ssize_t)size,
                                                 endpoint(run)));
         struct vnet vnet;
-        size_t next = merge_run(buffer, end, at, size, offset, lane->udp, &length, &vnet);
-        byte *packet = buffer + at + offset;
-        if (next == at) {
-            next = at + have;
-            length = have - offset;
-            vnet = single(packet, length, (size_t)express->mtu);
-        }
-        struct iovec parts[] = {{&vnet, sizeof vnet}, {packet, length}};
+        size_t next = take_packet(buffer, end, at, size, offset, (size_t)express->mtu, lane->udp, &length, &vnet);
+        struct iovec parts[] = {{&vnet, sizeof vnet}, {buffer + at + offset, length}};
         Py_INCREF(hop);
         int written = writev(lane->device, parts, 2) >= 0;
         int wrong = written ? count_one(hop, RECEIVED, length) : failed(express, lane, "in-device", errno, 1);
