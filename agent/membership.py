@@ -36,8 +36,7 @@ class Membership:
     @property
     def networks(self) -> list[Network]:
         """The network of each family."""
-        families = (backend.family.config(self.config) for backend in self.backends)
-        return [family.network for family in families if family is not None]
+        return [backend.family.network(self.config) for backend in self.backends]
 
     @property
     def exclusive(self) -> list[str]:

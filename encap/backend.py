@@ -124,6 +124,34 @@ class Backend(Protocol):
         ...
 
 
+class Deviceless:
+    """What backends without a device of their own have in common: they own nothing but routes on the underlay."""
+
+    def __init__(self, config: NetworkConfig, underlay: Underlay, family: Family) -> None:
+        self._network = family.network(config)
+        _, self._public = underlay.addresses(family)
+        self.family = family
+        self.device = None
+        self.parent = underlay.interface
+        self.mtu = underlay.mtu
+        self.userspace = False
+
+    def link(self, lease: Lease) -> None:
+        """See Backend: there is no device."""
+
+    def datapath(self, lease: Lease) -> orders.Configure | None:
+        """See Backend."""
+        return None
+
+    def own_entries(self, own: Own) -> tuple[Entry, ...]:
+        """See Backend: nothing is there without peers."""
+        return ()
+
+    def owns(self, entry: Entry) -> bool:
+        """Tell whether an entry found on the underlay interface is ours, or a leftover."""
+        return is_direct(entry, self.parent, self._network)
+
+
 def container_mtu(config: NetworkConfig, underlay: Underlay, family: Family, overhead: int) -> int:
     """Return the bytes that the wire format's overhead leaves to containers. Raises ConfigInvalid if too few."""
     outer = number(config.backend.get("mtu"), "MTU", 0, 0, 65535) or underlay.mtu

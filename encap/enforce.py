@@ -100,7 +100,7 @@ class Enforcer:
         for each in wanted:
             for variant in self._variants:
                 here = choice.kind == "iptables" and variant.main
-                in_use = self._legacy(each.family) if variant.legacy else self._in_nft(each.family, survey)
+                in_use = self._tables(each.family, variant, survey)
                 if here or in_use:
                     forward = each.forward if here or "filter" in in_use else ()
                     # What masquerades elsewhere goes only once this is in force.
@@ -136,8 +136,13 @@ class Enforcer:
                     await work.attempt(self._chains(family, variant.infix).ensure((), ()))
 
     def _in_use(self, family: int, variant: _Variant, survey: Survey) -> bool:
-        in_use = self._legacy(family) if variant.legacy else self._in_nft(family, survey)
-        return bool(in_use) and self._tools.has(f"{COMMANDS[family]}{variant.infix}-save")
+        return bool(self._tables(family, variant, survey)) and self._tools.has(
+            f"{COMMANDS[family]}{variant.infix}-save"
+        )
+
+    def _tables(self, family: int, variant: _Variant, survey: Survey) -> frozenset[str]:
+        """Name the tables that a kind of iptables has: it is in use if there are any."""
+        return self._legacy(family) if variant.legacy else self._in_nft(family, survey)
 
     async def _find_variants(self) -> tuple[_Variant, ...]:
         """List the host's kinds of iptables, at most one of nft's and one legacy."""

@@ -10,21 +10,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flanneld_py.encap.backend import Found, OnLink, Underlay, direct_route, is_direct, plain_attrs
+from flanneld_py.encap.backend import Deviceless, Found, OnLink, Underlay, direct_route, plain_attrs
 from flanneld_py.encap.family import IPV4, Family
-from flanneld_py.encap.peers import Own, Peer, Unusable
-from flanneld_py.encap.state import Entry
+from flanneld_py.encap.peers import Peer, Unusable
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
 from flanneld_py.registry.document import show
 from flanneld_py.registry.model import Lease, LeaseAttrs
 
 if TYPE_CHECKING:
-    from flanneld_py.encap import orders
+    pass
 
 BACKEND_TYPE = "host-gw"
 
 
-class HostGw:
+class HostGw(Deviceless):
     """Routes to the other hosts of one link. Raises ConfigInvalid if this host cannot be their gateway."""
 
     def __init__(self, config: NetworkConfig, underlay: Underlay, on_link: OnLink, family: Family = IPV4) -> None:
@@ -36,35 +35,14 @@ class HostGw:
                 f"{address} of {underlay.interface}: nobody can route through it. Leave {flag} out, "
                 "or choose 'vxlan'"
             )
-        self._network = family.network(config)
-        self._public = public
+        super().__init__(config, underlay, family)
         self._on_link = on_link
-        self.family = family
-        self.device = None
-        self.parent = underlay.interface
         self.asks_on_link = True
-        self.mtu = underlay.mtu
-        self.userspace = False
         self.why = "the host-gw backend has routes only"
 
     def attrs(self, found: Found) -> LeaseAttrs:
         """Return what we publish with our lease."""
         return plain_attrs(self._public, BACKEND_TYPE)
-
-    def link(self, lease: Lease) -> None:
-        """See Backend: there is no device."""
-
-    def datapath(self, lease: Lease) -> orders.Configure | None:
-        """See Backend."""
-        return None
-
-    def own_entries(self, own: Own) -> tuple[Entry, ...]:
-        """See Backend: nothing is there without peers."""
-        return ()
-
-    def owns(self, entry: Entry) -> bool:
-        """Tell whether an entry found on the underlay interface is ours."""
-        return is_direct(entry, self.parent, self._network)
 
     def peer(self, lease: Lease) -> Peer:
         """Return the route to a lease. Raises Unusable."""

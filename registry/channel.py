@@ -63,16 +63,17 @@ class Link:
 
     async def renew(self, secrets: Secrets, grace: float) -> None:
         """Use other certificates from the next call on; calls under way have `grace` seconds to end."""
-        old, self._channel = self._channel, None
         self.secrets = secrets
-        self._calls.clear()
-        if old is not None:
+        if (old := self._detach()) is not None:
             await old.close(grace)
 
     def leave(self) -> grpc.aio.Channel | None:
         """Let waiting calls raise Refusal and later ones use a new channel; return the old one, to be closed."""
         for limit in self._waiting:
             _end_now(limit)
+        return self._detach()
+
+    def _detach(self) -> grpc.aio.Channel | None:
         channel, self._channel, self._calls = self._channel, None, {}
         return channel
 
