@@ -7,7 +7,8 @@ h2c1 ── h2 ──┴── core: etcd      (the picture: tests/lab/__init__.
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from ipaddress import IPv6Interface
 
 import pytest
@@ -46,17 +47,20 @@ def restart(lab: Lab, **changes: object) -> None:
         host.agent.wait_ready()
 
 
-@KINDS
-def test_a_family_is_turned_off(make_lab: MakeLab, kind: str) -> None:
-    lab = make_lab(hosts=2, overlay="none", config=DUAL, agent_args=("--datapath", kind))
+@contextmanager
+def in_both_families(make_lab: MakeLab, *arguments: str) -> Iterator[Lab]:
+    """Two hosts with their agents and containers; no data plane stays at the end."""
+    lab = make_lab(hosts=2, overlay="none", config=DUAL, agent_args=arguments)
     underlay6(lab)
     with ExitStack() as stops:
         for host in lab.hosts:
             stops.callback(stop_datapath, host)
-            host.agent.start()
-        for host in lab.hosts:
-            host.agent.wait_ready()
-            lab.attach(host)
+        yield lab.with_agents((), ())
+
+
+@KINDS
+def test_a_family_is_turned_off(make_lab: MakeLab, kind: str) -> None:
+    with in_both_families(make_lab, "--datapath", kind) as lab:
         one = lab.hosts[0]
         inside = IPv6Interface(one.agent.subnet_env()["FLANNEL_IPV6_SUBNET"]).ip + 7
         one.namespace.ip(
@@ -71,15 +75,7 @@ def test_a_family_is_turned_off(make_lab: MakeLab, kind: str) -> None:
 
 
 def test_another_backend_type(make_lab: MakeLab) -> None:
-    lab = make_lab(hosts=2, config=DUAL, overlay="none")
-    underlay6(lab)
-    with ExitStack() as stops:
-        for host in lab.hosts:
-            stops.callback(stop_datapath, host)
-            host.agent.start()
-        for host in lab.hosts:
-            host.agent.wait_ready()
-            lab.attach(host)
+    with in_both_families(make_lab) as lab:
         assert lab.wait_connected() == []
         for backend, there in (
             ({"Type": "host-gw"}, set()),

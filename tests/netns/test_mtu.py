@@ -6,7 +6,6 @@ h1c1 ── h1 ══ 1500 ══ core (router, etcd) ══ 1400 ══ h2 ─�
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack
 from ipaddress import IPv6Address, ip_interface
 
 import pytest
@@ -16,7 +15,7 @@ from tests.lab.lab import Lab
 from tests.lab.measure import ping, throughput
 from tests.netns.conftest import LEASED, MakeLab
 from tests.netns.ipv6 import Container6
-from tests.netns.test_underlay import KINDS, connected, stop_datapath, until
+from tests.netns.test_underlay import KINDS, carried, connected, until
 
 pytestmark = pytest.mark.root
 
@@ -55,12 +54,7 @@ def told(source: Container | Container6, target: Container | Container6, size: i
 
 @KINDS
 def test_ipv4(make_lab: MakeLab, kind: str) -> None:
-    lab = make_lab(hosts=2, agent_args=("--datapath", kind))
-    with ExitStack() as stops:
-        if kind == "userspace":
-            for host in lab.hosts:
-                stops.callback(stop_datapath, host)
-        connected(lab)
+    with carried(make_lab, kind) as lab:
         move_behind_a_router(lab, lab.hosts[1])
         until(lambda: lab.hosts[1].agent.subnet_env()["FLANNEL_MTU"] == "1350", "the MTU is followed")
         connected(lab)

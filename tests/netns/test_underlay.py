@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Interface, ip_address, ip_interface
 from typing import Any
 
@@ -94,6 +94,18 @@ def connected(lab: Lab) -> None:
     assert lab.wait_connected(30) == []
 
 
+@contextmanager
+def carried(make_lab: MakeLab, kind: str) -> Iterator[Lab]:
+    """Two hosts that reach each other, their packets carried by `kind`; no data plane stays at the end."""
+    lab = make_lab(hosts=2, agent_args=("--datapath", kind))
+    with ExitStack() as stops:
+        if kind == "userspace":
+            for host in lab.hosts:
+                stops.callback(stop_datapath, host)
+        connected(lab)
+        yield lab
+
+
 @pytest.fixture
 def two(make_lab: MakeLab) -> Lab:
     lab = make_lab(hosts=2)
@@ -103,12 +115,7 @@ def two(make_lab: MakeLab) -> Lab:
 
 @KINDS
 def test_another_address(make_lab: MakeLab, kind: str) -> None:
-    lab = make_lab(hosts=2, agent_args=("--datapath", kind))
-    with ExitStack() as stops:
-        if kind == "userspace":
-            for host in lab.hosts:
-                stops.callback(stop_datapath, host)
-        connected(lab)
+    with carried(make_lab, kind) as lab:
         one, two = lab.hosts
         before = two.agent.subnet_env()
         with ping_through(*lab.pairs()[0]) as stream:
@@ -212,12 +219,7 @@ def rename(lab: Lab, host: Host, old: str, new: str) -> None:
 
 @KINDS
 def test_another_mtu(make_lab: MakeLab, kind: str) -> None:
-    lab = make_lab(hosts=2, agent_args=("--datapath", kind))
-    with ExitStack() as stops:
-        if kind == "userspace":
-            for host in lab.hosts:
-                stops.callback(stop_datapath, host)
-        connected(lab)
+    with carried(make_lab, kind) as lab:
         host = lab.hosts[1]
         before = host.agent.subnet_env()
         with ping_through(*lab.pairs()[0]) as stream:
