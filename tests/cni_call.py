@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.patience import patient
+
 PLUGIN = Path(sys.executable).parent / "flannel-py"
 
 DELEGATE = """#!{python} -IS
 import json, os, sys
+
 conf = json.load(sys.stdin)
 command = os.environ["CNI_COMMAND"]
 asked = {{name: value for name, value in os.environ.items() if name.startswith("CNI_")}}
@@ -68,7 +71,7 @@ class Runtime:
             capture_output=True,
             text=True,
             env={"PATH": os.environ["PATH"], **variables, **self.environment},
-            timeout=60,
+            timeout=patient(60),
             check=False,
         )
         return Answer(done.returncode, json.loads(done.stdout or "{}"), done.stderr)

@@ -1,4 +1,7 @@
-"""What holds for all tests: as root nothing is skipped; without root, what needs it is skipped with the reason."""
+"""What holds for all tests: as root nothing is skipped; without root, what needs it is skipped with the reason.
+
+The time that pytest-timeout gives a test is a deadline like the others: it is stretched as well.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import os
 import shutil
 
 import pytest
+
+from tests.patience import patient
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -17,3 +22,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if as_root:
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    own = item.get_closest_marker("timeout")
+    seconds = float(own.args[0] if own else item.config.getini("timeout"))
+    item.add_marker(pytest.mark.timeout(patient(seconds)), append=False)

@@ -17,6 +17,7 @@ from tests.lab.lab import Lab
 from tests.lab.namespace import Namespace
 from tests.netns.conftest import FAILED, make_lab, pytest_runtest_makereport
 from tests.netns.test_agent import until
+from tests.patience import patient
 
 __all__ = ["make_lab", "pytest_runtest_makereport"]
 
@@ -44,7 +45,7 @@ class Subnet:
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
     folder = tmp_path_factory.mktemp("packages")
     done = subprocess.run(
-        [ROOT / "deploy/debian/build"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        [ROOT / "deploy/debian/build"], cwd=ROOT, capture_output=True, text=True, timeout=patient(300), check=False
     )
     assert done.returncode == 0, done.stderr
     first = shutil.copy(ROOT / done.stdout.strip(), folder)

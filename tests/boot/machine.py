@@ -22,6 +22,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from tests.lab.namespace import LabError, Namespace
+from tests.patience import patient, within
 
 ROOT = Path(__file__).parents[2]
 PROPAGATED = Path("/run/systemd/nspawn/propagate")
@@ -56,7 +57,7 @@ def image() -> Path:
     command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={INCLUDED}"]
     command += [f"--customize-hook={SWITCHED_OFF}", "bookworm", str(unfinished)]
     try:
-        done = subprocess.run([*command, _mirror()], capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run([*command, _mirror()], capture_output=True, text=True, timeout=patient(600), check=False)
         if done.returncode != 0:
             raise LabError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
         unfinished.rename(place)
@@ -143,7 +144,7 @@ class Machine:
 
     def wait_booted(self, after: int = 0) -> None:
         """Wait until it has booted and its PID 1 is another one than `after`. Raises LabError."""
-        deadline = time.monotonic() + BOOT_SECONDS
+        deadline = within(BOOT_SECONDS)
         while True:
             try:
                 state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
@@ -153,7 +154,8 @@ class Machine:
                 state = "not there"
             if time.monotonic() > deadline:
                 raise LabError(
-                    f"{self.name} has not booted within {BOOT_SECONDS:g} s ({state}); its console:\n{self.said()}"
+                    f"{self.name} has not booted within {patient(BOOT_SECONDS):g} s ({state}); "
+                    f"its console:\n{self.said()}"
                 )
             time.sleep(0.1)
 
@@ -163,7 +165,7 @@ class Machine:
         before = self.leader()
         self.run("systemctl", "reboot", check=False)
         try:
-            code = self._nspawn.wait(BOOT_SECONDS)
+            code = self._nspawn.wait(patient(BOOT_SECONDS))
         except subprocess.TimeoutExpired as error:
             raise LabError(f"{self.name} does not go down for its reboot; its console:\n{self.said()}") from error
         if code != REBOOTS:
@@ -179,11 +181,11 @@ class Machine:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                timeout=timeout,
+                timeout=patient(timeout),
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise LabError(f"`{' '.join(argv)}` on {self.name} did not end within {timeout:g} s") from error
+            raise LabError(f"`{' '.join(argv)}` on {self.name} did not end within {patient(timeout):g} s") from error
         if check and done.returncode != 0:
             said = (done.stderr + done.stdout).strip()
             raise LabError(f"`{' '.join(argv)}` on {self.name} failed with exit code {done.returncode}: {said}")
@@ -237,7 +239,7 @@ class Machine:
                 env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
             )
         if self.gateway is None:
-            deadline = time.monotonic() + BOOT_SECONDS
+            deadline = within(BOOT_SECONDS)
             while self.core.run(["ip", "link", "set", self._outside, "up"], check=False).returncode != 0:
                 if time.monotonic() > deadline:
                     raise LabError(f"{self.name} gets no interface nat0; its console:\n{self.said()}")
@@ -251,7 +253,7 @@ class Machine:
             except (LabError, ProcessLookupError, FileNotFoundError):
                 self._nspawn.kill()
             try:
-                self._nspawn.wait(10)
+                self._nspawn.wait(patient(10))
             except subprocess.TimeoutExpired:
                 self._nspawn.kill()
                 self._nspawn.wait()

@@ -39,6 +39,7 @@ from flanneld_py.encap.state import (
     text,
 )
 from tests.fake_kernel import FakeKernel
+from tests.patience import patient
 
 DEVICE, DEVICE6, UNDERLAY = "flannel.1", "flannel-v6.1", "p0"
 CLONE_NEWNET = 0x40000000
@@ -264,7 +265,7 @@ class Host:
 
     async def heard(self, condition: Callable[[list[Event]], bool]) -> list[Event]:
         """Wait until what was reported satisfies the condition; return all of it."""
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(patient(DEADLINE)):
             while not condition(self.events):
                 self._more.clear()
                 await self._more.wait()
@@ -302,7 +303,7 @@ def key_of(event: Event) -> Key | None:
 
 
 def run(command: str) -> str:
-    done = subprocess.run(command.split(), capture_output=True, text=True, timeout=DEADLINE, check=False)
+    done = subprocess.run(command.split(), capture_output=True, text=True, timeout=patient(DEADLINE), check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
 

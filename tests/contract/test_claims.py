@@ -16,6 +16,7 @@ from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import Conflict, Delete, Deleted, KeyValue
 from tests.contract.conftest import Subject
 from tests.lease_host import Host
+from tests.patience import patient
 
 V4, OTHER4 = IPv4Network("10.5.1.0/24"), IPv4Network("10.5.2.0/24")
 V6, OTHER6 = IPv6Network("fd00:5:0:1::/64"), IPv6Network("fd00:5:0:2::/64")
@@ -86,7 +87,7 @@ async def test_hosts_made_from_one_image_all_get_subnets_of_their_own(subject: S
     clock = SystemClock()
     hosts = [Host(subject.store, clock, number, prefix=subject.prefix) for number in range(1, 9)]
     wish = "10.5.1.0/24 fd00:5:0:1::/64"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         await asyncio.gather(*(host.acquire(DUAL, wish) for host in hosts))
     assert not [pair for pair in combinations(hosts, 2) if pair[0].lease.subnets.overlaps(pair[1].lease.subnets)]
     assert sorted(await records(hosts[0].registry)) == sorted(host.key for host in hosts)

@@ -18,6 +18,7 @@ from flanneld_py.registry.store import Batch, Conflict, Denied, Expect, HistoryL
 from tests.contract.certificates import Authority
 from tests.contract.test_store import take, watching
 from tests.lab.etcd import EtcdServer
+from tests.patience import patient
 
 pytestmark = pytest.mark.etcd
 
@@ -49,7 +50,7 @@ async def connected(kind: Kind, *endpoints: str, **settings: Any) -> AsyncIterat
 
 async def eventually(call: Callable[[], Awaitable[T]], seconds: float = 10.0) -> T:
     """Repeat a call while it says Unavailable."""
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(patient(seconds)):
         while True:
             try:
                 return await call()
@@ -97,7 +98,7 @@ async def test_a_watch_resumed_over_restarts_loses_and_repeats_nothing(kind: Kin
             server.start(wait=False)
 
     async with (
-        asyncio.timeout(40),
+        asyncio.timeout(patient(40)),
         connected(kind, server.endpoint) as writer,
         connected(kind, server.endpoint) as follower,
         asyncio.TaskGroup() as group,
@@ -231,7 +232,7 @@ async def test_reconnecting_frees_who_waits_on_a_connection_that_fell_silent(kin
             with pytest.raises(Unavailable, match=r"cannot write /a|whether /a was written"):
                 await store.commit([], [Put("/a", b"2")])
 
-        async with asyncio.timeout(10), watching(store, "/a", revision + 1) as stream:
+        async with asyncio.timeout(patient(10)), watching(store, "/a", revision + 1) as stream:
             await anext(stream)
             server.freeze()
             async with asyncio.TaskGroup() as tasks:

@@ -27,6 +27,7 @@ from flanneld_py.registry.store import (
     Unavailable,
 )
 from tests.contract.conftest import Subject
+from tests.patience import patient
 
 PATIENCE = 10.0
 
@@ -37,7 +38,7 @@ async def watching(store: Store, prefix: str, start: int) -> AsyncIterator[Async
     stream = store.watch(prefix, start)
     assert isinstance(stream, AsyncGenerator)
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patient(PATIENCE)):
             yield stream
     finally:
         await stream.aclose()

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.lab.namespace import LabError, Namespace
+from tests.patience import patient, within
 
 HEALTH_PORT = 8081
 """On 127.0.0.1 of the host's namespace."""
@@ -65,7 +66,7 @@ class Agent:
 
     def wait_ready(self, timeout: float = 20) -> None:
         """Wait until it says READY=1. Raises LabError, with the end of its log, if it ends or takes longer."""
-        process, deadline = self._started(), time.monotonic() + timeout
+        process, deadline = self._started(), within(timeout)
         if self._socket is None:
             raise LabError(f"agent {self.name} was stopped: start it first")
         process_fd = os.pidfd_open(process.pid)
@@ -79,16 +80,16 @@ class Agent:
         finally:
             os.close(process_fd)
         if not self._ready:
-            raise LabError(f"agent {self.name} was not ready within {timeout:g} s:\n{self.log_tail()}")
+            raise LabError(f"agent {self.name} was not ready within {patient(timeout):g} s:\n{self.log_tail()}")
 
     def terminate(self, timeout: float = 10) -> int:
         """End it with SIGTERM and return its exit code. Raises LabError, and kills it, if that takes longer."""
         process = self._started()
         process.send_signal(signal.SIGTERM)
         try:
-            return process.wait(timeout)
+            return process.wait(patient(timeout))
         except subprocess.TimeoutExpired as error:
-            raise LabError(f"agent {self.name} did not end within {timeout:g} s of SIGTERM") from error
+            raise LabError(f"agent {self.name} did not end within {patient(timeout):g} s of SIGTERM") from error
         finally:
             self.close()
 

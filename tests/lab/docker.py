@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.lab.host import Container, Host
 from tests.lab.image import WAIT, write_image
 from tests.lab.namespace import LabError
+from tests.patience import patient, within
 
 
 class Docker:
@@ -42,7 +43,7 @@ class Docker:
         argv += ["--storage-driver", "vfs", "--cgroup-parent", f"/{self._cgroup}"]
         with self.log.open("ab") as log:
             self._process = self.host.namespace.popen(argv, stdout=log, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + timeout
+        deadline = within(timeout)
         while self._client("version", check=False).returncode != 0:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise LabError(f"dockerd on {self.host.name} does not answer:\n{self._log_tail()}")
@@ -85,7 +86,7 @@ class Docker:
             self._client("rm", "--force", *containers, check=False)
         self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(timeout)
+            self._process.wait(patient(timeout))
         except subprocess.TimeoutExpired:
             self.kill()
 

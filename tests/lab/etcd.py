@@ -24,6 +24,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from tests.patience import patient, within
+
 _READY_SECONDS = 20.0
 _STOP_SECONDS = 10.0
 
@@ -82,12 +84,12 @@ class EtcdServer:
 
     def wait_ready(self) -> None:
         """Wait until the server answers and knows a leader. Raises RuntimeError and stops it if that takes too long."""
-        deadline = time.monotonic() + _READY_SECONDS
+        deadline = within(_READY_SECONDS)
         while not self._has_leader():
             exited = self._process is None or self._process.poll() is not None
             if exited or time.monotonic() > deadline:
                 self.kill()
-                what = "exited" if exited else f"did not answer within {_READY_SECONDS:.0f} s"
+                what = "exited" if exited else f"did not answer within {patient(_READY_SECONDS):.0f} s"
                 raise RuntimeError(f"etcd {self.name} at {self.endpoint} {what}; its log ends:\n{self._log_tail()}")
             time.sleep(0.02)
 
@@ -97,7 +99,7 @@ class EtcdServer:
             self._signal(signal.SIGCONT)
             self._signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_STOP_SECONDS)
+                self._process.wait(patient(_STOP_SECONDS))
             self.kill()
 
     def kill(self) -> None:
@@ -137,7 +139,7 @@ class EtcdServer:
             input=b"" if stdin is None else stdin,
             capture_output=True,
             env={**os.environ, "ETCDCTL_API": "3"},
-            timeout=timeout,
+            timeout=patient(timeout),
             check=False,
         )
         if done.returncode != 0:
@@ -170,12 +172,11 @@ class EtcdServer:
 
     def _has_leader(self) -> bool:
         # Short tries: etcdctl that finds the port closed would sit out gRPC's backoff of a second.
+        short = (f"--dial-timeout={patient(100):.0f}ms", f"--command-timeout={patient(300):.0f}ms")
         with suppress(RuntimeError, subprocess.TimeoutExpired):
             return any(
                 status["Status"].get("leader", 0)
-                for status in json.loads(
-                    self.ctl("endpoint", "status", "-w", "json", "--dial-timeout=100ms", "--command-timeout=300ms")
-                )
+                for status in json.loads(self.ctl("endpoint", "status", "-w", "json", *short))
             )
         return False
 

@@ -26,6 +26,7 @@ from tests.lab.measure import ping
 from tests.lab.namespace import LabError, Namespace, batch
 from tests.lab.run import Run, claim, leftovers
 from tests.lab.topology import VXLAN_OVERHEAD, Plan, mac
+from tests.patience import within
 
 CLIENT_PORT, PEER_PORT = 2379, 2380
 DEFAULT_FLANNELD = Path(sys.executable).parent / "flanneld-py"
@@ -114,7 +115,7 @@ class Lab:
 
     def wait_connected(self, timeout: float = 15) -> list[tuple[Container, Container]]:
         """Ping every pair until it answers; return the pairs that did not within `timeout` seconds."""
-        waiting, deadline = self.pairs(), time.monotonic() + timeout
+        waiting, deadline = self.pairs(), within(timeout)
         while waiting and time.monotonic() < deadline:
             waiting = [pair for pair in waiting if ping(*pair, count=1, patience=0.3).received == 0]
         return waiting

@@ -23,6 +23,7 @@ from pathlib import Path
 from tests.lab.host import Container, Host
 from tests.lab.image import WAIT
 from tests.lab.namespace import LabError
+from tests.patience import patient, within
 
 LXC_NET = "/usr/libexec/lxc/lxc-net"
 SETTINGS = Path(__file__).parents[2] / "deploy/lxc-net"
@@ -135,10 +136,10 @@ class Lxc:
 
 
 def _leased(container: Container, timeout: float = 20) -> IPv4Address:
-    deadline = time.monotonic() + timeout
+    deadline = within(timeout)
     while time.monotonic() < deadline:
         shown = container.namespace.run(["ip", "-j", "-4", "addr", "show", "dev", "eth0"]).stdout
         for address in (address for link in json.loads(shown) for address in link.get("addr_info", [])):
             return IPv4Address(address["local"])
         time.sleep(0.05)
-    raise LabError(f"{container.name} on {container.host} got no address within {timeout:g} s")
+    raise LabError(f"{container.name} on {container.host} got no address within {patient(timeout):g} s")

@@ -21,6 +21,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import IO, Protocol
 
 from tests.lab.namespace import LabError, Namespace
+from tests.patience import patient, within
 
 SUMMARY = re.compile(r"(\d+) packets transmitted, (\d+) received")
 ROUND_TRIP = re.compile(r"rtt min/avg/max/mdev = [\d.]+/([\d.]+)/")
@@ -76,10 +77,10 @@ def ping(
 ) -> Ping:
     """Ping with fragmentation forbidden, unless `fragment`.
 
-    `interval` and `patience` (how long the last reply is waited for) in seconds, `payload` in bytes: the packet is
-    28 longer (IPv6: 48). Raises LabError if ping itself does not work.
+    `interval` and `patience` (how long the last reply is waited for, a deadline) in seconds, `payload` in bytes: the
+    packet is 28 longer (IPv6: 48). Raises LabError if ping itself does not work.
     """
-    options = ["-n", "-q", "-c", str(count), "-i", str(interval), "-W", str(patience), "-s", str(payload)]
+    options = ["-n", "-q", "-c", str(count), "-i", str(interval), "-W", str(patient(patience)), "-s", str(payload)]
     options += ["-M", "dont" if fragment else "do"]
     done = source.namespace.run(["ping", *options, str(target.address)], check=False, timeout=count * interval + 15)
     try:
@@ -106,10 +107,10 @@ class PingStream:
 
     def wait_replies(self, more: int = 1, timeout: float = 10) -> None:
         """Wait until `more` further replies came. Raises LabError after `timeout` seconds."""
-        wanted, deadline = len(REPLY.findall(self._text())) + more, time.monotonic() + timeout
+        wanted, deadline = len(REPLY.findall(self._text())) + more, within(timeout)
         while len(REPLY.findall(self._text())) < wanted:
             if time.monotonic() > deadline or self._process.poll() is not None:
-                raise LabError(f"ping got no {more} replies within {timeout:g} s: {self._text()[-500:]}")
+                raise LabError(f"ping got no {more} replies within {patient(timeout):g} s: {self._text()[-500:]}")
             time.sleep(0.01)
 
     def round_trips(self) -> list[tuple[float, float]]:
@@ -120,7 +121,7 @@ class PingStream:
         """End the ping and tell how it fared."""
         stopped = time.time()
         self._process.send_signal(signal.SIGINT)
-        self._process.wait(10)
+        self._process.wait(patient(10))
         return parse_passage(self._text(), stopped)
 
     def _text(self) -> str:
@@ -176,9 +177,8 @@ def throughput(source: Station, target: Station, seconds: int = 1, *, streams: i
     try:
         _wait_listening(server, target.name)
         send = ["iperf3", "--client", str(target.address), "--port", str(port), "--time", str(seconds), "--json"]
-        done = source.namespace.run(
-            [*send, "--parallel", str(streams), "--connect-timeout", "3000"], check=False, timeout=seconds + 15
-        )
+        send += ["--parallel", str(streams), "--connect-timeout", f"{patient(3000):.0f}"]
+        done = source.namespace.run(send, check=False, timeout=seconds + 15)
     finally:
         server.kill()
         server.communicate()
@@ -190,7 +190,7 @@ def throughput(source: Station, target: Station, seconds: int = 1, *, streams: i
 
 def _wait_listening(server: subprocess.Popen[bytes], name: str, timeout: float = 5) -> None:
     assert server.stdout is not None
-    said, deadline = b"", time.monotonic() + timeout
+    said, deadline = b"", within(timeout)
     while b"Server listening" not in said:
         readable, _, _ = select.select([server.stdout], [], [], max(0.0, deadline - time.monotonic()))
         chunk = server.stdout.read(4096) if readable else b""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from tests.lab.processes import NETNS, kill_in_namespaces
+from tests.patience import patient
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +93,9 @@ def _run(
     log.debug("%s%s", " ".join(argv), f" <<'END'\n{stdin}END" if stdin else "")
     place = f" in namespace {namespace}" if namespace else ""
     try:
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=patient(timeout), check=False)
     except subprocess.TimeoutExpired as error:
-        raise LabError(f"`{' '.join(argv)}`{place} did not end within {timeout:g} s") from error
+        raise LabError(f"`{' '.join(argv)}`{place} did not end within {patient(timeout):g} s") from error
     if check and done.returncode != 0:
         said = (done.stderr or done.stdout).strip()
         raise LabError(f"`{' '.join(argv)}`{place} failed with exit code {done.returncode}: {said}\n{stdin}".rstrip())

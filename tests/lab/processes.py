@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.patience import within
+
 NETNS = Path("/run/netns")
 Identity = tuple[int, int]
 """(device, inode) of a namespace."""
@@ -35,7 +37,7 @@ def kill_in_namespaces(names: Iterable[str], timeout: float = 10) -> None:
     """Kill every process in these network namespaces and wait until none is left. Raises TimeoutError."""
     identities = {identity for name in names if (identity := _identity(NETNS / name))}
     identities.discard(_identity(Path("/proc/self/ns/net")) or (0, 0))
-    deadline = time.monotonic() + timeout
+    deadline = within(timeout)
     while pids := [pid for pid in _all_pids() if _namespace_of(pid) in identities]:
         for pid in pids:
             _kill(pid, identities, deadline)

@@ -12,13 +12,15 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from tests.patience import within
+
 CGROUPS = Path("/sys/fs/cgroup")
 
 
 def remove_cgroups(name: str, timeout: float = 10) -> None:
     """Kill every process in the cgroups called `name` (one, or one in each v1 hierarchy) and remove them."""
     roots = [root for root in (CGROUPS / name, *CGROUPS.glob(f"*/{name}")) if root.is_dir()]
-    deadline = time.monotonic() + timeout
+    deadline = within(timeout)
     while (pids := {pid for root in roots for pid in _pids(root)}) and time.monotonic() < deadline:
         for pid in pids:
             with suppress(ProcessLookupError):

@@ -27,6 +27,7 @@ from tests.lab.manual import Vtep, program
 from tests.lab.measure import PingStream, ping, ping_through
 from tests.lab.topology import mac
 from tests.netns.conftest import MakeLab
+from tests.patience import patient, within
 
 pytestmark = pytest.mark.root
 
@@ -37,9 +38,9 @@ VXLAN = {"VNI": 1, "VtepMAC": "02:99:00:00:00:09"}
 
 def until(condition: Callable[[], object], what: str, timeout: float = 10) -> None:
     """Wait for a condition on a deadline."""
-    deadline = time.monotonic() + timeout
+    deadline = within(timeout)
     while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        assert time.monotonic() < deadline, f"not within {patient(timeout):g} s: {what}"
         time.sleep(0.01)
 
 

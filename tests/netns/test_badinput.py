@@ -22,6 +22,7 @@ from tests.lab.host import Host
 from tests.lab.lab import DEFAULT_FLANNELD
 from tests.netns.conftest import MakeLab
 from tests.netns.test_agent import PREFIX, device, etcd, until
+from tests.patience import patient
 
 pytestmark = pytest.mark.root
 
@@ -100,7 +101,9 @@ def test_files_that_cannot_be_right_end_it_with_code_2(
     files["absent"] = tmp_path / "absent.pem"
     flags = [f"--etcd-{name}file={files[file]}" for name, file in (("ca", ca), ("cert", cert), ("key", key))]
     command = [str(DEFAULT_FLANNELD), "--etcd-endpoints=https://127.0.0.1:9", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=patient(20), check=False, stdin=subprocess.DEVNULL
+    )
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert words in done.stderr

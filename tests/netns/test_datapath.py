@@ -30,6 +30,7 @@ from tests.lab.processes import start_time
 from tests.netns.conftest import MakeLab
 from tests.netns.transfer import REPOSITORY, datagrams, transfer
 from tests.netns.userspace import DEVICE, PORT, Userspace, ends, packed_mac
+from tests.patience import patient, within
 
 pytestmark = pytest.mark.root
 
@@ -74,9 +75,9 @@ def userspace(lab: Lab) -> Iterator[Callable[..., Userspace]]:
 
 def until(condition: Callable[[], object], what: str, timeout: float = 10) -> None:
     """Wait for a condition on a deadline."""
-    deadline = time.monotonic() + timeout
+    deadline = within(timeout)
     while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        assert time.monotonic() < deadline, f"not within {patient(timeout):g} s: {what}"
         time.sleep(0.01)
 
 
@@ -362,7 +363,7 @@ def test_a_taken_port_or_device_is_said(lab: Lab, userspace: Callable[..., Users
 
 def _start_beside_the_kernels_device(one: Userspace) -> None:
     command: list[str | Path] = [sys.executable, "-m", "flanneld_py.encap.datapath", "--control", one.control]
-    assert one.host.namespace.popen(command).wait(10) == 0
+    assert one.host.namespace.popen(command).wait(patient(10)) == 0
     one.connect()
     try:
         answer = one.ask(one.configuration)
@@ -423,7 +424,7 @@ def test_an_agent_that_is_killed_is_not_missed(lab: Lab, userspace: Callable[...
             with feeder(lab, 1) as second:
                 assert fed(second) == pid
                 assert stream.poll() is None, "the new agent came while the ping ran"
-                rest, _ = stream.communicate(timeout=20)
+                rest, _ = stream.communicate(timeout=patient(20))
         finally:
             stream.kill()
             stream.communicate()

@@ -13,6 +13,7 @@ from flanneld_py.encap.command import HostTools
 from flanneld_py.encap.enforce import Asked, Choice, Enforcer, Outcome
 from flanneld_py.encap.firewall import Policy
 from tests.contract.kernel_host import entered, throwaway_namespace
+from tests.patience import patient
 
 pytestmark = pytest.mark.root
 
@@ -65,7 +66,7 @@ def _in_a_namespace() -> Iterator[None]:
 
 
 def sh(script: str) -> str:
-    done = subprocess.run(["sh", "-ec", script], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(["sh", "-ec", script], capture_output=True, text=True, timeout=patient(30), check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -15,6 +15,7 @@ import pytest
 from tests.lab.host import Host
 from tests.lab.lab import Lab
 from tests.netns.conftest import MakeLab
+from tests.patience import patient, within
 
 pytestmark = pytest.mark.root
 
@@ -23,9 +24,9 @@ PREFIX = "/coreos.com/network/subnets/"
 
 
 def until(condition: Callable[[], object], what: str, timeout: float = 15) -> None:
-    deadline = time.monotonic() + timeout
+    deadline = within(timeout)
     while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        assert time.monotonic() < deadline, f"not within {patient(timeout):g} s: {what}"
         time.sleep(0.02)
 
 

@@ -27,6 +27,7 @@ from tests.lab.namespace import LabError
 from tests.lab.run import Run
 from tests.lab.topology import Plan
 from tests.netns.conftest import MakeLab
+from tests.patience import patient, within
 
 pytestmark = pytest.mark.root
 
@@ -133,11 +134,11 @@ def test_close_leaves_no_namespace_no_process_and_no_directory(make_lab: MakeLab
     lab = make_lab(overlay="manual")
     run = lab.run
     forgotten = lab.hosts[0].namespace.popen(["sleep", "600"])
-    deadline = time.monotonic() + 5
+    deadline = within(5)
     while Path(f"/proc/{forgotten.pid}/comm").read_text() != "sleep\n":  # It is on its way into the namespace.
         assert time.monotonic() < deadline
     lab.close()
-    assert forgotten.wait(5) == -signal.SIGKILL
+    assert forgotten.wait(patient(5)) == -signal.SIGKILL
     assert_gone(run)
     lab.close()
 
@@ -202,7 +203,7 @@ def test_the_command_measures_every_pair_and_writes_json(tmp_path: Path) -> None
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patient(60),
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -221,7 +222,7 @@ def test_a_stop_signal_cleans_up_and_a_second_one_does_not_disturb(number: signa
     with held_lab() as (process, run):
         process.send_signal(number)
         process.send_signal(number)
-        assert process.wait(20) == 0
+        assert process.wait(patient(20)) == 0
         assert_gone(run)
 
 
@@ -231,9 +232,11 @@ def test_what_a_killed_lab_left_is_removed_by_clean() -> None:
         escaped = subprocess.Popen(["nsenter", f"--net={inside}", "--", "sleep", "600"])
         try:
             process.kill()
-            process.wait(20)
-            subprocess.run([*LAB, "--clean"], cwd=REPOSITORY, check=True, timeout=60, stdout=subprocess.DEVNULL)
-            assert escaped.wait(5) == -signal.SIGKILL
+            process.wait(patient(20))
+            subprocess.run(
+                [*LAB, "--clean"], cwd=REPOSITORY, check=True, timeout=patient(60), stdout=subprocess.DEVNULL
+            )
+            assert escaped.wait(patient(5)) == -signal.SIGKILL
         finally:
             escaped.kill()
             escaped.wait()

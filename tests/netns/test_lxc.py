@@ -28,6 +28,7 @@ from tests.lab.namespace import LabError
 from tests.lab.processes import start_time
 from tests.netns.conftest import LEASED
 from tests.netns.ipv6 import Container6, underlay6
+from tests.patience import patient, within
 
 pytestmark = pytest.mark.root
 
@@ -90,9 +91,9 @@ def addresses(station: Host | Container, device: str, family: int = 4) -> list[s
 
 def address6(container: Container, timeout: float = 20) -> Container6:
     """A container by the IPv6 address that it gives itself out of what the host announces."""
-    deadline = time.monotonic() + timeout
+    deadline = within(timeout)
     while not (found := addresses(container, "eth0", 6)):
-        assert time.monotonic() < deadline, f"{container.name} has no IPv6 address within {timeout:g} s"
+        assert time.monotonic() < deadline, f"{container.name} has no IPv6 address within {patient(timeout):g} s"
         time.sleep(0.05)
     return Container6(container.name, container.namespace, IPv6Address(found[0].partition("/")[0]))
 

@@ -178,6 +178,7 @@ async def test_a_port_that_leaves_a_bridge_is_no_deleted_device(namespace: str) 
         run("ip link add br0 type bridge")
         run("ip link set p1 master br0")
         run("ip link set p1 nomaster")
+        run("ip link set p1 down")  # Before Linux 6.2 only then can it be renamed.
         run("ip link set p1 name q1")
         events = await host.heard(lambda events: LinkChanged("q1", True) in events)
         assert events.index(LinkChanged("p1", False)) > events.index(LinkChanged("p1", True))

@@ -24,6 +24,7 @@ from tests.lab.lab import CLIENT_PORT, DEFAULT_FLANNELD, Lab
 from tests.lab.measure import PingStream, ping, ping_through
 from tests.lab.topology import mac
 from tests.netns.conftest import LEASED, MakeLab
+from tests.patience import patient, within
 
 pytestmark = pytest.mark.root
 
@@ -36,9 +37,9 @@ KINDS = pytest.mark.parametrize("kind", ["kernel", "userspace"])
 
 def until(condition: Callable[[], object], what: str, timeout: float = 30) -> None:
     """Wait for a condition on a deadline."""
-    deadline = time.monotonic() + timeout
+    deadline = within(timeout)
     while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        assert time.monotonic() < deadline, f"not within {patient(timeout):g} s: {what}"
         time.sleep(0.02)
 
 

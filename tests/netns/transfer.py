@@ -24,6 +24,7 @@ from pathlib import Path
 
 from tests.lab.measure import Station
 from tests.lab.namespace import Namespace
+from tests.patience import patient
 
 REPOSITORY = Path(__file__).parents[2]
 CHUNK = 8 << 20
@@ -40,7 +41,7 @@ LENGTHS = (HEAD, 100, 700, 1372, 1398, 1402, 1403, 3000, 20_000, 60_000)
 def send_stream(address: str, port: int, size: int, stopped: Callable[[], bool]) -> str:
     """Send `size` bytes, 0 for until stopped."""
     digest, rng, sent = hashlib.sha256(), random.Random(port), 0
-    with socket.create_connection((address, port), timeout=20) as connection:
+    with socket.create_connection((address, port), timeout=patient(20)) as connection:
         while (sent < size or not size) and not stopped():
             data = rng.randbytes(min(size - sent if size else 1 << 20, rng.choice((1, 700, 1398, 50_000, 1_000_000))))
             connection.sendall(data)
@@ -156,8 +157,8 @@ class Stream:
 
     def wait(self, timeout: float = 60) -> int:
         """Wait for the end; hold what arrived against what was sent; return the bytes."""
-        sent, _ = self._sender.communicate(timeout=timeout)
-        arrived, _ = self._receiver.communicate(timeout=timeout)
+        sent, _ = self._sender.communicate(timeout=patient(timeout))
+        arrived, _ = self._receiver.communicate(timeout=patient(timeout))
         assert arrived.decode().replace("more\n", "") == sent.decode()
         return int(sent.split()[0])
 
@@ -197,10 +198,10 @@ def datagrams(source: Station, target: Station, count: int, port: int = 7100) ->
     try:
         _wait_listening(receiver)
         processes.append(_end(source.namespace, "send-datagrams", str(target.address), port, count))
-        said, _ = processes[1].communicate(timeout=60)
+        said, _ = processes[1].communicate(timeout=patient(60))
         assert said.decode() == f"{count}\n"
         receiver.terminate()
-        said, _ = receiver.communicate(timeout=20)
+        said, _ = receiver.communicate(timeout=patient(20))
     finally:
         _kill(processes)
     return Arrivals(*map(int, said.split()))

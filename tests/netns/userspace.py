@@ -19,6 +19,7 @@ from flanneld_py.encap import feed, orders
 from tests.lab.host import Host
 from tests.lab.lab import Lab
 from tests.lab.topology import mac
+from tests.patience import patient, within
 
 DEVICE = "flannel.1"
 PORT = 8472
@@ -114,7 +115,7 @@ class Userspace:
         with (self.host.directory / "datapath.log").open("ab") as log:
             command: list[str | Path] = [sys.executable, "-m", "flanneld_py.encap.datapath", "--control", self.control]
             starter = self.host.namespace.popen([*prefix, *command], stderr=log)
-        assert starter.wait(10) == 0, (self.host.directory / "datapath.log").read_text()
+        assert starter.wait(patient(10)) == 0, (self.host.directory / "datapath.log").read_text()
         self.connect()
         assert self.ask(self.configuration) == orders.Done(0)
         self.host.namespace.ip(*device_lines(self.own, self.others, self.configuration.mtu))
@@ -123,7 +124,7 @@ class Userspace:
     def connect(self) -> None:
         """Take the control connection."""
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._connection.settimeout(10)
+        self._connection.settimeout(patient(10))
         self._connection.connect(str(self.control))
 
     def hang_up(self) -> None:
@@ -159,7 +160,7 @@ class Userspace:
         return self.status().counters.get(name, 0)
 
     def wait_count(self, name: str, least: int = 1, timeout: float = 5) -> None:
-        deadline = time.monotonic() + timeout
+        deadline = within(timeout)
         while self.count(name) < least:
             assert time.monotonic() < deadline, f"{name} stays below {least}: {self.status()}"
             time.sleep(0.01)

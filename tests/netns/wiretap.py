@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.lab.namespace import Namespace
 from tests.netns.transfer import REPOSITORY
+from tests.patience import patient
 
 ETH_P_ALL, SO_RCVBUFFORCE = 3, 33
 
@@ -54,7 +55,7 @@ class Wiretap:
     def unwanted(self) -> int:
         """End it; return how many unwanted packets there were."""
         self._process.terminate()
-        said, _ = self._process.communicate(timeout=10)
+        said, _ = self._process.communicate(timeout=patient(10))
         return int(said.split()[-1])
 
 
