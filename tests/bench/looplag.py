@@ -17,8 +17,11 @@ import json
 import os
 import sys
 import time
+from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from selectors import EpollSelector, SelectorKey
+from typing import Any
 
 from flanneld_py.agent.cli import main
 
@@ -55,21 +58,16 @@ class TimedSelector(EpollSelector):
         return [(round(at, 6), round(length, 6), round(cpu, 6)) for length, at, cpu in sorted(self._longest)[::-1]]
 
 
-class TimedPolicy(asyncio.DefaultEventLoopPolicy):
-    """Make event loops with that selector."""
-
-    def __init__(self, selector: TimedSelector) -> None:
-        super().__init__()
-        self._selector = selector
-
-    def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        """Make the loop; the daemon makes one."""
-        return asyncio.SelectorEventLoop(self._selector)
+def run_with(selector: TimedSelector, coroutine: Coroutine[Any, Any, None]) -> None:
+    """Do as asyncio.run does, in a loop with that selector."""
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        runner.run(coroutine)
 
 
 if __name__ == "__main__":
     selector = TimedSelector()
-    asyncio.set_event_loop_policy(TimedPolicy(selector))
+    # The daemon gets its loop from there and nowhere else. asyncio.run takes a factory since Python 3.12.
+    setattr(asyncio, "run", partial(run_with, selector))  # noqa: B010
     try:
         sys.exit(main(sys.argv[1:]))
     finally:

@@ -32,7 +32,14 @@ class Docker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, timeout: float = 40) -> None:
-        """Start dockerd with the host's subnet and make the image. Raises LabError."""
+        """Start dockerd with the host's subnet and make the image. Raises LabError, and then none runs."""
+        try:
+            self._start(timeout)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, timeout: float) -> None:
         env, here = self.host.agent.subnet_env(), self.host.directory
         # Docker sets FORWARD to DROP only where it turns forwarding on itself, as on a host nobody prepared.
         self.host.namespace.write_sysctl("net.ipv4.ip_forward", "0")

@@ -29,7 +29,12 @@ from tests.lab.report import Pair, table
 from tests.lab.topology import Plan
 
 TOOLS = {
-    "docker": {"dockerd": "docker.io", "docker": "docker.io", "iptables": "iptables", "busybox": "busybox-static"},
+    "docker": {
+        "dockerd": "docker.io",
+        "docker": "docker-cli (Debian 12: docker.io)",
+        "iptables": "iptables",
+        "busybox": "busybox-static",
+    },
     "lxc": {"lxc-create": "lxc", "dnsmasq": "dnsmasq-base", "busybox": "busybox-static"},
     "podman": {"podman": "podman", "runc": "runc", "iptables": "iptables", "busybox": "busybox-static"},
 }

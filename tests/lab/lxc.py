@@ -81,6 +81,7 @@ class Lxc:
         with self._holder.stdout as stdout:
             said = stdout.readline().decode()
         if said != "ready\n":
+            self.kill()
             raise LabError(f"cannot make a place for LXC on {self.host.name}: {said}")
 
     def run(self, name: str, *options: str, dhcp: bool = True) -> Container:

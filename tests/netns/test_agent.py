@@ -176,7 +176,7 @@ def test_options_of_the_backend(make_lab: MakeLab) -> None:
     assert lab.wait_connected() == []
     link = show(lab.hosts[0], "ip", "link", "show", "dev", "flannel.77")[0]
     data = link["linkinfo"]["info_data"]
-    assert (data["id"], data["port"], link["mtu"], data["learning"], data["gbp"]) == (77, 4789, 1350, True, True)
+    assert (data["id"], data["port"], link["mtu"], data["learning"], "gbp" in data) == (77, 4789, 1350, True, True)
     assert lab.hosts[0].agent.subnet_env()["FLANNEL_MTU"] == "1350"
 
 

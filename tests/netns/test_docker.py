@@ -159,6 +159,14 @@ def test_the_agents_restart_is_not_noticed(site: Site) -> None:
     assert ping(*site.containers).loss == 0
 
 
+def test_an_engine_that_does_not_answer_in_time_does_not_run_on() -> None:
+    with ready_hosts(1, LEASED) as lab:
+        [host] = lab.hosts
+        with pytest.raises(LabError, match="does not answer"):
+            Docker(host, lab.run.name).start(timeout=0)
+        assert host.namespace.run(["pgrep", "-f", f"dockerd --host unix://{host.directory}/"], check=False).stdout == ""
+
+
 def test_what_a_killed_engine_leaves_goes_with_the_lab() -> None:
     with ready_hosts(1, LEASED) as lab:
         engine = Docker(lab.hosts[0], lab.run.name)
