@@ -224,14 +224,15 @@ def read_address(buffer: bytes, at: int, end: int, devices: Mapping[int, str]) -
 
 def read_neighbour(buffer: bytes, at: int, end: int, devices: Mapping[int, str]) -> Neighbour | FdbEntry | Key | None:
     """Read a neighbour or forwarding entry; only its key if it is in no form that we would make (not permanent)."""
-    family, ifindex, state, flags, _ = _fixed(NEIGHBOUR, buffer, at, end)
+    family, ifindex, state, flags, kind = _fixed(NEIGHBOUR, buffer, at, end)
     device = devices.get(ifindex)
     if device is None:
         return None
     found = attributes(buffer, at + 12, end)
     destination, mac = found.get(NDA_DST), found.get(NDA_LLADDR)
     if family == AF_BRIDGE:
-        if mac is None or len(mac) != 6 or mac[0] & 1 or mac == _NO_MAC or not flags & NTF_SELF:
+        # Type 0 is what kernels up to 6.12 tell after VXLAN's own message (nlmsg_populate_fdb_fill): no destination.
+        if not kind or mac is None or len(mac) != 6 or mac[0] & 1 or mac == _NO_MAC or not flags & NTF_SELF:
             return None
         if destination is not None and state & NUD_PERMANENT:
             return FdbEntry(device, mac, destination)

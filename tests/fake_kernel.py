@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from errno import EEXIST, ENETDOWN, ENODEV, EOPNOTSUPP
 from ipaddress import ip_address
 
+from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.family import Network
 from flanneld_py.encap.kernel import Event, Gone, HostChanged, KernelError, LinkChanged, Lost, Rerouted, Seen
-from flanneld_py.encap.listener import event_key
+from flanneld_py.encap.listener import event_key, neighbour_events
 from flanneld_py.encap.state import (
     ROUTE_PROTOCOL,
     RTPROT_BOOT,
@@ -52,11 +53,20 @@ class FakeKernel:
     """See the module's docstring. `interfaces` are the other devices of the host, all up.
 
     `tables` and `links` may be read at any time, and filled before `listen` with what an earlier run left.
-    A dump yields `part` entries at a time.
+    A dump yields `part` entries at a time. `tells_twice`: of a change of a forwarding entry, whoever made it, there is
+    the second message of kernels up to 6.12, in its bytes.
     """
 
-    def __init__(self, interfaces: Iterable[str] = ("eth0",), *, nexthop_objects: bool = True, part: int = 100) -> None:
+    def __init__(
+        self,
+        interfaces: Iterable[str] = ("eth0",),
+        *,
+        nexthop_objects: bool = True,
+        part: int = 100,
+        tells_twice: bool = False,
+    ) -> None:
         self.nexthop_objects = nexthop_objects
+        self.tells_twice = tells_twice
         self.has_vxlan = True
         self.interfaces = set(interfaces)
         self.links: dict[str, Link] = {}
@@ -67,6 +77,8 @@ class FakeKernel:
         self._pending: list[Event] = []
         self._faults: list[_Fault] = []
         self._link_faults: list[str] = []
+        self.applied = 0
+        """How many operations were done, whether anything changed by them or not."""
 
     # kernel.Kernel
 
@@ -158,8 +170,11 @@ class FakeKernel:
             refusal = self._fault(operation) or self._do(operation)
             if refusal is not None:
                 failures.append(Failure(operation, *refusal))
-            elif self._pending:
+                continue
+            self.applied += 1
+            if self._pending:
                 self._pending = [event for event in self._pending if event_key(event) != operation.entry.key]
+            self._tell_again(operation.entry.key, made=operation.verb is not Verb.REMOVE)
         return failures
 
     def close(self) -> None:
@@ -341,6 +356,20 @@ class FakeKernel:
             case Gone((_, device, _, _)) if device not in self._devices:
                 return
         self._queue(event)
+        if key is not None:
+            self._tell_again(key, made=isinstance(event, Seen))
+
+    def _tell_again(self, key: Key, *, made: bool) -> None:
+        kind, device, lladdr, _ = key
+        if not self.tells_twice or kind != "fdb":
+            return
+        number, ifindex = rt.RTM_NEWNEIGH if made else rt.RTM_DELNEIGH, 3
+        body = rt.NEIGHBOUR.pack(rt.AF_BRIDGE, ifindex, rt.NUD_PERMANENT | rt.NUD_NOARP, rt.NTF_SELF, 0)
+        body += rt.ATTRIBUTE.pack(10, rt.NDA_LLADDR) + lladdr + bytes(2)
+        buffer = rt.HEADER.pack(rt.HEADER.size + len(body), number, 0, 0, 0) + body
+        for message in rt.messages(buffer):
+            for event in neighbour_events(buffer, message, {ifindex: device}):
+                self._queue(event)
 
     def _queue(self, event: Event) -> None:
         if self._notify is None:

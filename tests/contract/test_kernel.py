@@ -53,6 +53,7 @@ def namespace() -> Iterator[str]:
     params=[
         "fake",
         "fake-classic",
+        "fake-telling-twice",
         pytest.param("netlink", marks=pytest.mark.root),
         pytest.param("netlink-classic", marks=pytest.mark.root),
     ]
@@ -62,7 +63,8 @@ async def bare(request: pytest.FixtureRequest) -> AsyncIterator[Host]:
     objects = not request.param.endswith("-classic")
     kernel: FakeKernel | Netlink
     if request.param.startswith("fake"):
-        kernel = FakeKernel(["p0", "p1"], nexthop_objects=objects, part=7)
+        twice = request.param.endswith("-telling-twice")
+        kernel = FakeKernel(["p0", "p1"], nexthop_objects=objects, part=7, tells_twice=twice)
         host = Host(kernel, Meddler(kernel))
     else:
         request.getfixturevalue("namespace")

@@ -38,6 +38,22 @@ async def test_hosts_find_each_other(cluster: Cluster, tmp_path: Path) -> None:
             assert "FLANNEL_MTU=1450" in (tmp_path / f"{number}.env").read_text()
 
 
+async def test_on_a_kernel_that_tells_twice_an_agent_gets_ready_and_rests(cluster: Cluster) -> None:
+    await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+    kernel = cluster.kernel(1)
+    kernel.tells_twice = True
+    async with cluster.agent(1) as agent:
+        await cluster.clock.run_until(agent.ready.is_set, 1)
+        await cluster.put("10.5.8.0-24", "192.0.2.8", "02:00:00:00:00:08")
+        await cluster.settle(agent)
+        assert len(on_device(kernel)) == 8
+        assert kernel.applied == 1 + 8
+        kernel.meddle_flush("fdb", DEVICE)
+        await cluster.settle(agent)
+        assert len(on_device(kernel)) == 8
+        assert kernel.applied == 1 + 8 + 2
+
+
 async def test_without_a_config_an_agent_waits_and_touches_nothing(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
     async with cluster.agent(1) as agent:
