@@ -15,6 +15,7 @@ with something else makes a slow figure, not a failure.
     process.py    memory and CPU of a process; who listens on a socket
     looplag.py    how long the daemon's event loop was busy at a stretch
 
+    streams.py    TCP streams with each congestion control  underlay.py   what the underlay cuts
     paths.py      packet paths, by kernel or by process     passes.py     one round on one of them, and goals
     packets.py    small UDP packets, offered and delivered  generator.py  the program that sends them
 

@@ -26,6 +26,7 @@ from tests.bench.figures import GOAL_PEERS, OURS, Daemon, Figure, Setting
 from tests.bench.paths import FLANNEL_UDP, PATHS
 from tests.bench.peers import MOST
 from tests.bench.report import document, table
+from tests.bench.underlay import Underlay, underlays
 from tests.lab.lab import DEFAULT_FLANNELD
 from tests.lab.namespace import LabError
 
@@ -79,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tuple(daemons),
         say=lambda line: print(f"    {line}", flush=True),
         only=options.only,
+        underlays=options.underlay,
     )
     return _measure(options.names or list(BENCHMARKS), setting, options.json)
 
@@ -100,6 +102,13 @@ def _parser() -> argparse.ArgumentParser:
         default=(),
         metavar="NAME,...",
         help=f"the packet paths that `userspace` measures: {PATH_NAMES} (default all)",
+    )
+    parser.add_argument(
+        "--underlay",
+        type=underlays,
+        default=tuple(Underlay),
+        metavar="KIND,...",
+        help="where `throughput` and `userspace` measure: lab, nic (no offloads for tunnels) (default both)",
     )
     return parser
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from tests.bench.underlay import Underlay
+
 OURS = "flanneld-py"
 GOAL_PEERS = 10_000
 """The goals for a large cluster are set for this many peers; with another number they are not shown."""
@@ -57,13 +59,17 @@ class Daemon:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What was asked for. `daemons` begins with ours; `say` prints one line of progress; `only` names paths."""
+    """What was asked for. `daemons` begins with ours; `say` prints one line of progress; `only` names paths.
+
+    `underlays` are those on which throughput is measured.
+    """
 
     rounds: int
     peers: int
     daemons: Sequence[Daemon]
     say: Callable[[str], None]
     only: Sequence[str] = ()
+    underlays: Sequence[Underlay] = tuple(Underlay)
 
     @property
     def ours(self) -> Daemon:

@@ -3,7 +3,8 @@
     by agents      two hosts, a container on each, routes by the daemon
     by hand        the same topology, a route on each host by `ip route`: the bare underlay through the same bridges
 
-Per round and path: iperf3 with one TCP stream and with four, in rotating order. Ratios are made within a round.
+Per round and path: the TCP streams of streams.py, in rotating order. Ratios are made within a round. The underlay is
+the lab's alone: without a tunnel a plain network card lacks nothing.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from ipaddress import IPv4Interface
 
+from tests.bench import streams
 from tests.bench.figures import Figure, Goal, Setting
-from tests.bench.throughput import BY_HAND, COUNTS, SECONDS
+from tests.bench.throughput import BY_HAND
 from tests.lab.lab import Lab
-from tests.lab.measure import Station, throughput
+from tests.lab.measure import Station
 from tests.lab.topology import Plan
 
 ENOUGH = Goal(0.97, at_most=False)
@@ -34,16 +36,15 @@ def run(setting: Setting) -> Iterator[Figure]:
         route_by_hand(lab)
         lab.wait_connected()
         paths[BY_HAND] = lab.containers[0], lab.containers[1]
-        samples = _rounds(setting, paths)
-    for count in COUNTS:
-        what = f"TCP, {count} stream{'s' * (count > 1)}"
-        for path in paths:
-            yield Figure("hostgw", what, path, "Gbit/s", tuple(samples[count, path]))
-        for daemon in setting.daemons:
-            pairs = zip(samples[count, daemon.name], samples[count, BY_HAND], strict=True)
-            goal = ENOUGH if daemon is setting.ours else None
-            ratios = tuple(ours / theirs for ours, theirs in pairs)
-            yield Figure("hostgw", f"{what}, against {BY_HAND}", daemon.name, "x", ratios, goal)
+        samples = {each: {path: list[float]() for path in paths} for each in streams.ALL}
+        for number in range(setting.rounds):
+            for each in streams.ALL:
+                for path in streams.rotated(list(paths), number):
+                    samples[each][path].append(each.measure(*paths[path]))
+            one = samples[streams.ALL[0]]
+            setting.say(", ".join(f"{path} {one[path][-1]:.1f} Gbit/s" for path in paths))
+    goals = {(daemon.name, BY_HAND): ENOUGH if daemon is setting.ours else None for daemon in setting.daemons}
+    yield from streams.figures("hostgw", samples, goals)
 
 
 def route_by_hand(lab: Lab) -> None:
@@ -53,15 +54,3 @@ def route_by_hand(lab: Lab) -> None:
         host.attach(lab.run, lab.plan.containers, subnet, lab.plan.underlay_mtu)
     for host, other, subnet in zip(lab.hosts, lab.hosts[::-1], subnets[::-1], strict=True):
         host.namespace.ip(f"route add {subnet.network} via {other.address} dev eth0")
-
-
-def _rounds(setting: Setting, paths: dict[str, tuple[Station, Station]]) -> dict[tuple[int, str], list[float]]:
-    names = list(paths)
-    samples: dict[tuple[int, str], list[float]] = {(count, path): [] for count in COUNTS for path in names}
-    for number in range(setting.rounds):
-        first = number % len(names)
-        for count in COUNTS:
-            for path in names[first:] + names[:first]:
-                samples[count, path].append(throughput(*paths[path], SECONDS, streams=count))
-        setting.say(", ".join(f"{path} {samples[1, path][-1]:.1f} Gbit/s" for path in names))
-    return samples

@@ -14,31 +14,35 @@ from tests.bench.figures import Figure, Goal
 from tests.bench.packets import Capacity
 from tests.bench.paths import FLANNEL_UDP, KERNEL, PacketPath
 from tests.bench.process import Cpu
+from tests.bench.streams import CONGESTION_CONTROLS
 
-BENCHMARK = "userspace"
 IDLE_MS = 0.12
 """What a ping may take if no other daemon is measured beside ours."""
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """What the processes on a path took: CPU seconds for each 10^9 bytes of one TCP stream, and memory in MB."""
+class Tcp:
+    """One congestion control: Gbit/s with one stream and with four, and what goes with the one stream.
 
-    cpu: Cpu
-    megabytes: float
+    `ping` is the mean of the pings beside it in ms; `cpu` what the processes on the path took for each 10^9 bytes, None
+    where the kernel carries the packets.
+    """
+
+    one: float
+    four: float
+    ping: float
+    cpu: Cpu | None
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One round on one path: Gbit/s with one TCP stream and with four, pings in ms alone and beside one stream."""
+    """One round on one path: TCP by congestion control, pings in ms without other traffic, small packets, memory."""
 
-    one: float
-    four: float
-    idle: float
-    busy: float
+    tcp: Mapping[str, Tcp]
+    ping: float
     packets: Capacity
-    load: Load | None
-    """None where the kernel carries the packets."""
+    megabytes: float | None
+    """10^6 bytes after load, of the process on the path; None where the kernel carries the packets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,44 +71,61 @@ def ratio(value: float, base: float) -> float:
     return value / base if base else inf
 
 
-def quantities(idle_ms: float) -> Sequence[Quantity]:
+def quantities(idle_ms: float) -> Iterator[Quantity]:
     """All kinds of figures; `idle_ms` is the goal of a ping without other traffic."""
-    return (
-        Quantity("TCP, 1 stream", "Gbit/s", lambda each: each.one),
-        Quantity("TCP, 1 stream, against kernel", "x", lambda each: each.one, at_least(0.6), KERNEL),
-        Quantity("TCP, 4 streams", "Gbit/s", lambda each: each.four),
-        Quantity("TCP, 4 streams, against 1", "x", lambda each: ratio(each.four, each.one), at_least(1)),
-        Quantity("UDP 64 B, best", "kpps", lambda each: each.packets.best / 1e3),
-        Quantity("UDP 64 B, best, against flannel", "x", lambda each: each.packets.best, at_least(2), FLANNEL_UDP),
-        Quantity(
-            "UDP overload, offered against best",
-            "x",
-            lambda each: ratio(each.packets.overload.offered, each.packets.best),
-        ),
-        Quantity(
-            "UDP overload, delivered against best",
-            "x",
-            lambda each: ratio(each.packets.overload.delivered, each.packets.best),
-            at_least(0.9),
-        ),
-        Quantity("ping", "ms", lambda each: each.idle, Goal(idle_ms)),
-        Quantity("ping beside 1 TCP stream", "ms", lambda each: each.busy, Goal(2)),
-        Quantity("CPU, user, of a GB", "s", lambda each: each.load.cpu.user if each.load else None),
-        Quantity("CPU, system, of a GB", "s", lambda each: each.load.cpu.system if each.load else None),
-        Quantity("memory after load", "MB", lambda each: each.load.megabytes if each.load else None, Goal(60)),
+    for congestion in CONGESTION_CONTROLS:
+        yield from _tcp(congestion)
+    yield Quantity("UDP 64 B, best", "kpps", lambda each: each.packets.best / 1e3)
+    yield Quantity("UDP 64 B, best, against kernel", "x", lambda each: each.packets.best, None, KERNEL)
+    yield Quantity("UDP 64 B, best, against flannel", "x", lambda each: each.packets.best, at_least(2), FLANNEL_UDP)
+    yield Quantity(
+        "UDP overload, offered against best",
+        "x",
+        lambda each: ratio(each.packets.overload.offered, each.packets.best),
     )
+    yield Quantity(
+        "UDP overload, delivered against best",
+        "x",
+        lambda each: ratio(each.packets.overload.delivered, each.packets.best),
+        at_least(0.9),
+    )
+    yield Quantity("ping", "ms", lambda each: each.ping, Goal(idle_ms))
+    yield Quantity("memory after load", "MB", lambda each: each.megabytes, Goal(60))
 
 
-def figures(passes: Mapping[PacketPath, Sequence[Pass]]) -> Iterator[Figure]:
+def _tcp(congestion: str) -> Iterator[Quantity]:
+    name = f"TCP {congestion.upper()}"
+
+    def cpu(each: Pass) -> Cpu | None:
+        return each.tcp[congestion].cpu
+
+    yield Quantity(f"{name}, 1 stream", "Gbit/s", lambda each: each.tcp[congestion].one)
+    yield Quantity(
+        f"{name}, 1 stream, against kernel", "x", lambda each: each.tcp[congestion].one, at_least(0.6), KERNEL
+    )
+    yield Quantity(f"{name}, 4 streams", "Gbit/s", lambda each: each.tcp[congestion].four)
+    yield Quantity(f"{name}, 4 streams, against kernel", "x", lambda each: each.tcp[congestion].four, None, KERNEL)
+    yield Quantity(
+        f"{name}, 4 streams, against 1",
+        "x",
+        lambda each: ratio(each.tcp[congestion].four, each.tcp[congestion].one),
+        at_least(1),
+    )
+    yield Quantity(f"{name}, ping beside 1 stream", "ms", lambda each: each.tcp[congestion].ping, Goal(2))
+    yield Quantity(f"{name}, CPU, user, of a GB", "s", lambda each: used.user if (used := cpu(each)) else None)
+    yield Quantity(f"{name}, CPU, system, of a GB", "s", lambda each: used.system if (used := cpu(each)) else None)
+
+
+def figures(benchmark: str, passes: Mapping[PacketPath, Sequence[Pass]]) -> Iterator[Figure]:
     """Make the figures of all paths; goals are those of the paths that are held to them."""
     flannel = passes.get(FLANNEL_UDP)
     # As ping prints it: three decimals.
-    idle_ms = round(median(each.idle for each in flannel), 3) if flannel else IDLE_MS
+    idle_ms = round(median(each.ping for each in flannel), 3) if flannel else IDLE_MS
     for quantity in quantities(idle_ms):
         for path in passes:
             if samples := _samples(quantity, passes, path):
                 yield Figure(
-                    BENCHMARK, quantity.name, path.name, quantity.unit, samples, quantity.goal if path.held else None
+                    benchmark, quantity.name, path.name, quantity.unit, samples, quantity.goal if path.held else None
                 )
 
 

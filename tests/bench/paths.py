@@ -7,7 +7,7 @@ A further path is one line in PATHS.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -61,6 +61,7 @@ class OpenPath:
     """A path that packets take now. `processes` are those that carry them; none where the kernel does."""
 
     path: PacketPath
+    hosts: Sequence[Host]
     source: Container
     target: Container
     processes: tuple[int, ...]
@@ -101,7 +102,7 @@ def opened(path: PacketPath, daemon: Path) -> Iterator[OpenPath]:
             raise LabError(f"no ping gets through from container to container by {path.name}")
         processes = tuple(pid for host, carrier in carriers for pid in _processes(host, carrier))
         source, target = lab.containers
-        yield OpenPath(path, source, target, processes)
+        yield OpenPath(path, lab.hosts, source, target, processes)
 
 
 def _processes(host: Host, carrier: Carrier) -> list[int]:

@@ -1,7 +1,8 @@
 """Packets from container to container through the userspace data plane, against kernel VXLAN and flannel's udp backend.
 
-    for each round, for each path (paths.py), in rotating order:
-        100 pings -> one TCP stream, with pings beside it and CPU before and after -> four streams
+    for each round, for each underlay (underlay.py), for each path (paths.py), in rotating order:
+        100 pings
+        -> with BBR, then with CUBIC: one TCP stream, with pings beside it and CPU before and after; four streams
         -> small UDP packets, as many as get through and twice as many (packets.py) -> memory
 
 All hosts share this machine's cores with what generates the load, so a figure means something only beside the others
@@ -18,12 +19,12 @@ from statistics import fmean
 
 from tests.bench import packets
 from tests.bench.figures import Figure, Setting
-from tests.bench.passes import Load, Pass, figures, per_gigabyte
-from tests.bench.paths import PATHS, OpenPath, PacketPath, opened
-from tests.bench.process import Cpu
-from tests.lab.measure import ping, ping_through, throughput
+from tests.bench.passes import Pass, Tcp, figures, per_gigabyte
+from tests.bench.paths import PATHS, OpenPath, opened
+from tests.bench.streams import CONGESTION_CONTROLS, SECONDS, Streams
+from tests.lab.measure import ping, ping_through
 
-SECONDS = 2
+BENCHMARK = "userspace"
 PINGS = 100
 INTERVAL = 0.01
 EDGE = 0.3
@@ -40,37 +41,41 @@ def run(setting: Setting) -> Iterator[Figure]:
             for path in wanted
             for daemon in ([setting.ours] if path.ours else others[:1])
         ]
-        passes: dict[PacketPath, list[Pass]] = {each.path: [] for each in paths}
+        passes = {underlay: {each.path: list[Pass]() for each in paths} for underlay in setting.underlays}
         for number in range(setting.rounds):
             first = number % len(paths)
-            for each in paths[first:] + paths[:first]:
-                measured = _measure(each)
-                passes[each.path].append(measured)
-                setting.say(_summary(each, measured))
-    yield from figures(passes)
+            for underlay in setting.underlays:
+                underlay.apply(host for each in paths for host in each.hosts)
+                for each in paths[first:] + paths[:first]:
+                    measured = _measure(each)
+                    passes[underlay][each.path].append(measured)
+                    setting.say(f"{underlay.label(BENCHMARK)}: {_summary(each, measured)}")
+    for underlay in setting.underlays:
+        yield from figures(underlay.label(BENCHMARK), passes[underlay])
 
 
 def _measure(path: OpenPath) -> Pass:
     between = path.source, path.target
     idle = ping(*between, count=PINGS, interval=INTERVAL).average_ms
-    one, busy, cpu = _stream(path)
-    four = throughput(*between, SECONDS, streams=4)
+    tcp = {congestion: _tcp(path, congestion) for congestion in CONGESTION_CONTROLS}
     capacity = packets.capacity(*between)
-    load = Load(cpu, path.megabytes()) if path.processes else None
-    return Pass(one, four, inf if idle is None else idle, busy, capacity, load)
+    return Pass(tcp, inf if idle is None else idle, capacity, path.megabytes() if path.processes else None)
 
 
-def _stream(path: OpenPath) -> tuple[float, float, Cpu]:
-    """One TCP stream: Gbit/s, the mean of the pings beside it in ms, CPU for each 10^9 bytes."""
-    with ping_through(path.source, path.target, INTERVAL) as stream:
+def _tcp(path: OpenPath, congestion: str) -> Tcp:
+    between = path.source, path.target
+    with ping_through(*between, INTERVAL) as stream:
         stream.wait_replies()
         before, began = path.cpu(), time.time()
-        gbits = throughput(path.source, path.target, SECONDS)
+        one = Streams(congestion, 1).measure(*between)
         after, ended = path.cpu(), time.time()
         trips = [took for at, took in stream.round_trips() if began + EDGE < at < ended - EDGE]
-    return gbits, fmean(trips) if trips else inf, per_gigabyte(before, after, gbits * SECONDS / 8)
+    four = Streams(congestion, 4).measure(*between)
+    used = per_gigabyte(before, after, one * SECONDS / 8) if path.processes else None
+    return Tcp(one, four, fmean(trips) if trips else inf, used)
 
 
 def _summary(path: OpenPath, measured: Pass) -> str:
     best = measured.packets.best / 1e3
-    return f"{path.path.name}: {measured.one:.2f} Gbit/s, {best:.0f} kpps, ping {measured.idle:.3f} ms"
+    tcp = ", ".join(f"{name.upper()} {each.one:.2f}" for name, each in measured.tcp.items())
+    return f"{path.path.name}: {tcp} Gbit/s, {best:.0f} kpps, ping {measured.ping:.3f} ms"

@@ -167,10 +167,19 @@ def parse_round_trips(text: str) -> list[tuple[float, float]]:
     return [(float(at), float(took)) for at, took in TRIP.findall(text)]
 
 
-def throughput(source: Station, target: Station, seconds: int = 1, *, streams: int = 1, port: int = 5201) -> float:
+def throughput(
+    source: Station,
+    target: Station,
+    seconds: int = 1,
+    *,
+    streams: int = 1,
+    port: int = 5201,
+    congestion: str | None = None,
+) -> float:
     """Send TCP streams through one iperf3 for `seconds` (1 or more: iperf3 takes 0 for endless).
 
-    Returns what arrived of all together, in Gbit/s. Raises LabError.
+    `congestion` names the kernel's congestion control, None the machine's default. Returns what arrived of all
+    together, in Gbit/s. Raises LabError.
     """
     listen = ["iperf3", "--server", "--one-off", "--forceflush", "--bind", str(target.address), "--port", str(port)]
     server = target.namespace.popen(listen, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -178,6 +187,7 @@ def throughput(source: Station, target: Station, seconds: int = 1, *, streams: i
         _wait_listening(server, target.name)
         send = ["iperf3", "--client", str(target.address), "--port", str(port), "--time", str(seconds), "--json"]
         send += ["--parallel", str(streams), "--connect-timeout", f"{patient(3000):.0f}"]
+        send += ["--congestion", congestion] if congestion else []
         done = source.namespace.run(send, check=False, timeout=seconds + 15)
     finally:
         server.kill()
