@@ -138,7 +138,7 @@ class EtcdStore:
         with ExitStack() as opened:
             open_one = partial(self._open_watch, opened, prefix, start_revision)
             stream = await self._on_some_endpoint(action, open_one, [])
-            reader = api.WatchReader()
+            reader = api.WatchReader(start_revision)
             yield Batch((), start_revision - 1)
             while True:
                 try:
@@ -224,34 +224,18 @@ class EtcdStore:
     async def _open_watch(
         self, opened: ExitStack, prefix: str, start_revision: int, link: Link, deadline: float
     ) -> Stream:
-        token = await self._login(link, deadline)
-        try:
-            stream, header = await self._stand(opened, prefix, start_revision, link, token, deadline)
-        except Refusal as refusal:
-            # To a watch with a stale token, etcd 3.4 says that permission is denied.
-            if not refusal.stale_token and "permission denied" not in refusal.details:
-                raise
-            if not self._drop_token(token):
-                raise
-            token = await self._login(link, deadline)
-            stream, header = await self._stand(opened, prefix, start_revision, link, token, deadline)
-        if not api.reaches(header, start_revision):
-            # This member may only lag behind; a linearizable read waits until it does not.
-            header = (await self._ask(link, api.RANGE, api.count_request(prefix), deadline)).header
+        """Open a stream and wait until etcd says that the watch stands."""
+        # A linearizable read first: a member that lags behind waits until it does not, and a stale token is renewed.
+        header = (await self._ask(link, api.RANGE, api.header_request(prefix), deadline)).header
         api.require_history(header, self._cluster_id, start_revision, link.endpoint.url)
-        return stream
-
-    async def _stand(
-        self, opened: ExitStack, prefix: str, start_revision: int, link: Link, token: str, deadline: float
-    ) -> tuple[Stream, api.Message]:
-        """Open a stream and wait until etcd says that the watch stands; return it with that answer's header."""
-        stream = Stream(link, token, api.watch_request(prefix, start_revision))
+        request = api.watch_request(prefix, start_revision, header.revision)
+        stream = Stream(link, await self._login(link, deadline), request)
         self._streams.add(stream)
         opened.callback(self._streams.discard, stream)
         opened.callback(stream.cancel)
         answer = await stream.read(None, deadline - asyncio.get_running_loop().time())
-        api.WatchReader().read(answer)
-        return stream, answer.header
+        api.WatchReader(start_revision).read(answer)
+        return stream
 
     async def _login(self, link: Link, deadline: float) -> str:
         """Return a token; empty if no user is configured or etcd has no authentication."""

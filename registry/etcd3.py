@@ -145,7 +145,7 @@ class Etcd3Store:
         try:
             open_watch = partial(watch.open, prefix, start_revision, self._cluster_id)
             await self._in_thread(action, open_watch, self._timeout)
-            reader = api.WatchReader()
+            reader = api.WatchReader(start_revision)
             yield Batch((), start_revision - 1)
             while True:
                 # A silent watch is asked for a sign of life, and given up after as long again.

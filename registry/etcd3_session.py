@@ -131,19 +131,16 @@ class Watch:
         if self._closed:
             session.close()
             raise Refusal("CANCELLED", "the watch is closed", session.endpoint.url)
+        # A linearizable read first: a member that lags behind waits until it does not.
+        header = session.call(partial(kv, name="Range", request=api.header_request(prefix))).header
+        api.require_history(header, cluster_id, start_revision, session.endpoint.url)
         stub = self._etcd3.etcdrpc.WatchStub(session.client.channel)
         requests = iter(self._requests.get, None)
-        self._requests.put(api.watch_request(prefix, start_revision))
+        self._requests.put(api.watch_request(prefix, start_revision, header.revision))
         self._answers = stub.Watch(
             requests, credentials=session.client.call_credentials, metadata=session.client.metadata
         )
-        answer = self.read()
-        api.WatchReader().read(answer)
-        header = answer.header
-        if not api.reaches(header, start_revision):
-            # This member may only lag behind; a linearizable read waits until it does not.
-            header = session.call(partial(kv, name="Range", request=api.count_request(prefix))).header
-        api.require_history(header, cluster_id, start_revision, session.endpoint.url)
+        api.WatchReader(start_revision).read(self.read())
 
     def read(self) -> api.Message:
         """Return the next answer. Raises Refusal."""

@@ -259,6 +259,20 @@ async def test_a_quiet_watch_lives_on(kind: Kind, server: EtcdServer) -> None:
             assert [event.mod_revision for event in await first] == [revision + 1]
 
 
+async def test_a_watch_on_an_etcd_without_any_key_lives_on(kind: Kind, server: EtcdServer) -> None:
+    async with connected(kind, server.endpoint, liveness=0.1) as store:
+        (page,) = [page async for page in store.pages("/a")]
+        assert page.revision == 1
+        async with watching(store, "/a", page.revision) as past, watching(store, "/a", page.revision + 1) as stream:
+            await anext(past)
+            await anext(stream)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await anext(stream)
+            await store.commit([], [Put("/a", b"1")])
+            assert [event.mod_revision for event in await take(past, 1)] == [2]
+
+
 # Replaced data
 
 

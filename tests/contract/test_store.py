@@ -404,6 +404,30 @@ async def test_a_watch_from_before_a_compaction_has_lost_its_history(subject: Su
         assert await anext(stream) == Batch((), revision)
 
 
+async def test_a_watch_from_exactly_where_history_was_compacted_has_all_of_it(subject: Subject) -> None:
+    start = await subject.store.commit([], [Put(subject.prefix + "a", b"0")]) + 1
+    for name in "bcd":
+        await subject.store.commit([], [Put(subject.prefix + name + part, b"") for part in "12"])
+    subject.compact(start)
+    async with watching(subject.store, subject.prefix, start) as stream:
+        assert [event.key for event in await take(stream, 6)] == [
+            f"{subject.prefix}{name}{part}" for name in "bcd" for part in "12"
+        ]
+        await subject.store.commit([], [Put(subject.prefix + "e", b"")])
+        assert [event.key for event in await take(stream, 1)] == [subject.prefix + "e"]
+
+
+async def test_a_watch_from_what_comes_next_repeats_nothing_of_what_was_last(subject: Subject) -> None:
+    """The last revision may be a large transaction, or a deletion."""
+    names = [f"{subject.prefix}{number}" for number in range(20)]
+    await subject.store.commit([], [Put(name, bytes(100_000)) for name in names[:10]])
+    revision = await subject.store.commit([], [*map(Delete, names[:10]), *(Put(n, bytes(100_000)) for n in names[10:])])
+    async with watching(subject.store, subject.prefix, revision + 1) as stream:
+        assert await anext(stream) == Batch((), revision)
+        await subject.store.commit([], [Put(subject.prefix + "next", b"")])
+        assert [event.key for event in await take(stream, 1)] == [subject.prefix + "next"]
+
+
 async def test_a_running_watch_does_not_mind_a_compaction(subject: Subject) -> None:
     revision = await subject.store.commit([], [Put(subject.prefix + "a", b"0")])
     async with watching(subject.store, subject.prefix, revision + 1) as stream:
