@@ -10,6 +10,7 @@ import shutil
 
 import pytest
 
+from tests.lab.programs import program
 from tests.patience import patient
 
 
@@ -17,7 +18,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     as_root = os.geteuid() == 0
     if item.get_closest_marker("root") and not as_root:
         pytest.skip("needs root: sudo make test")
-    if item.get_closest_marker("etcd") and shutil.which("etcd") is None:
+    if item.get_closest_marker("etcd") and shutil.which(program("etcd")) is None:
         reason = "needs etcd: sudo make system installs it"
         if as_root:
             pytest.fail(reason, pytrace=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.bench.figures import Daemon
 from tests.lab.processes import NETNS
+from tests.lab.programs import program
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -32,7 +33,7 @@ def facts(daemons: Sequence[Daemon]) -> dict[str, object]:
         # Without it the userspace data plane is another one.
         "accelerator": find_spec("flanneld_py.encap.accelerator") is not None,
         "commit": _first_line("git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"),
-        "etcd": _first_line("etcd", "--version"),
+        "etcd": _first_line(program("etcd"), "--version"),
         "iproute2": _first_line("ip", "-V"),
         "iperf3": _first_line("iperf3", "--version"),
         "daemons": {daemon.name: _first_line(str(daemon.path), "--version") for daemon in daemons},

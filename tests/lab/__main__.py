@@ -24,6 +24,7 @@ from tests.lab.host import Container
 from tests.lab.lab import DEFAULT_FLANNELD, Lab
 from tests.lab.measure import ping, throughput
 from tests.lab.namespace import LabError
+from tests.lab.programs import program
 from tests.lab.report import Pair, document, table
 from tests.lab.run import leftovers
 from tests.lab.topology import DEFAULT_NETWORK, DEFAULT_UNDERLAY, Plan
@@ -38,6 +39,7 @@ DEBIAN_PACKAGE = {
     "iperf3": "iperf3",
     "etcd": "etcd-server",
     "etcdctl": "etcd-client",
+    "curl": "curl",
 }
 
 
@@ -105,11 +107,11 @@ def _refuse(why: str) -> int:
 
 def _missing(plan: Plan, seconds: int) -> str | None:
     """Name the first tool that is not there, and its Debian package."""
-    unneeded = {"etcd", "etcdctl"} if plan.overlay == "manual" else set()
+    unneeded = {"etcd", "etcdctl", "curl"} if plan.overlay == "manual" else set()
     if seconds == 0:
         unneeded.add("iperf3")
     for tool, package in DEBIAN_PACKAGE.items():
-        if tool not in unneeded and shutil.which(tool) is None:
+        if tool not in unneeded and shutil.which(program(tool)) is None:
             return f"{tool} is not installed: apt install {package}"
     daemon = plan.flanneld or DEFAULT_FLANNELD
     if plan.overlay == "agents" and shutil.which(daemon) is None:

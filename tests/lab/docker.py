@@ -10,6 +10,7 @@ What Docker does not do is left to the agent: masquerade (--ip-masq=false) and t
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from tests.lab.host import Container, Host
 from tests.lab.image import WAIT, write_image
 from tests.lab.namespace import LabError
+from tests.lab.programs import program, search_path
 from tests.patience import patient, within
 
 
@@ -40,16 +42,17 @@ class Docker:
             raise
 
     def _start(self, timeout: float) -> None:
-        env, here = self.host.agent.subnet_env(), self.host.directory
+        subnet, here = self.host.agent.subnet_env(), self.host.directory
         # Docker sets FORWARD to DROP only where it turns forwarding on itself, as on a host nobody prepared.
         self.host.namespace.write_sysctl("net.ipv4.ip_forward", "0")
         (here / "daemon.json").write_text("{}")
-        argv: list[str | Path] = ["dockerd", "--host", self._socket, "--config-file", here / "daemon.json"]
-        argv += ["--bip", env["FLANNEL_SUBNET"], "--mtu", env["FLANNEL_MTU"], "--ip-masq=false"]
+        argv: list[str | Path] = [program("dockerd"), "--host", self._socket, "--config-file", here / "daemon.json"]
+        argv += ["--bip", subnet["FLANNEL_SUBNET"], "--mtu", subnet["FLANNEL_MTU"], "--ip-masq=false"]
         argv += ["--data-root", here / "docker", "--exec-root", here / "docker-run", "--pidfile", here / "docker.pid"]
         argv += ["--storage-driver", "vfs", "--cgroup-parent", f"/{self._cgroup}"]
         with self.log.open("ab") as log:
-            self._process = self.host.namespace.popen(argv, stdout=log, stderr=subprocess.STDOUT)
+            env = {**os.environ, "PATH": search_path("dockerd")}
+            self._process = self.host.namespace.popen(argv, stdout=log, stderr=subprocess.STDOUT, env=env)
         deadline = within(timeout)
         while self._client("version", check=False).returncode != 0:
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -98,7 +101,7 @@ class Docker:
             self.kill()
 
     def _client(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.host.namespace.run(["docker", "--host", self._socket, *words], check=check, timeout=60)
+        return self.host.namespace.run([program("docker"), "--host", self._socket, *words], check=check, timeout=60)
 
     def _log_tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])

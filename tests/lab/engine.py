@@ -25,6 +25,7 @@ from tests.lab.lxc import Lxc
 from tests.lab.measure import Station, ping
 from tests.lab.namespace import LabError
 from tests.lab.podman import Podman
+from tests.lab.programs import program
 from tests.lab.report import Pair, table
 from tests.lab.topology import Plan
 
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.geteuid() != 0:
         return _refuse("it makes network namespaces and needs root: run it with sudo")
     for tool, package in TOOLS[options.engine].items():
-        if shutil.which(tool) is None:
+        if shutil.which(program(tool)) is None:
             return _refuse(f"{tool} is not installed: apt install {package}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -22,6 +22,7 @@ from flanneld_py.registry.lifetime import TTL
 from tests.lab.host import Host
 from tests.lab.lab import Lab
 from tests.lab.namespace import LabError, Namespace
+from tests.lab.programs import program, search_path
 from tests.netns.conftest import MakeLab
 from tests.netns.test_agent import PREFIX, complete, lease_key, subnet, until
 
@@ -54,7 +55,7 @@ class Member:
         with self._log.open("ab") as log:
             # Killed processes lose nothing without fsync; only power failures do.
             self._process = self._namespace.popen(
-                ["etcd", "--unsafe-no-fsync", "--logger=zap"], stdout=log, stderr=log, env=self._environment
+                [program("etcd"), "--unsafe-no-fsync", "--logger=zap"], stdout=log, stderr=log, env=self._environment
             )
 
     def kill(self) -> None:
@@ -78,12 +79,13 @@ class Cluster:
             certificates(pki, "client", host.name, "flannel")
         self.members = [Member(lab, pki, name) for name in MEMBERS]
 
-    def ctl(self, user: str, *arguments: str, program: str | Path = "etcdctl") -> str:
-        """Run etcdctl, or a program that does, with a client's certificate. Raises LabError."""
+    def ctl(self, user: str, *arguments: str, script: Path | None = None) -> str:
+        """Run etcdctl, or a script that does, with a client's certificate. Raises LabError."""
         own = self.pki / user
         where = [f"ETCDCTL_ENDPOINTS={','.join(ENDPOINTS)}", f"ETCDCTL_CACERT={own}/ca.crt"]
         proof = [f"ETCDCTL_CERT={own}/client.crt", f"ETCDCTL_KEY={own}/client.key"]
-        return self.lab.core.run(["env", "ETCDCTL_API=3", *where, *proof, program, *arguments]).stdout
+        command = ["env", f"PATH={search_path('etcdctl')}", "ETCDCTL_API=3", *where, *proof]
+        return self.lab.core.run([*command, script or program("etcdctl"), *arguments]).stdout
 
     def healthy(self) -> bool:
         with suppress(LabError):  # It fails if one member does not answer.
@@ -144,7 +146,7 @@ def cluster(make_lab: MakeLab, tmp_path: Path) -> Iterator[Cluster]:
             member.start()
         until(lambda: cluster.healthy(), "three members", timeout=30)
         cluster.ctl("root", "put", f"{PREFIX}/config", lab.plan.network_config())
-        cluster.ctl("root", program=DEPLOY / "role")
+        cluster.ctl("root", script=DEPLOY / "role")
         yield cluster
     except AssertionError:
         for member in cluster.members:
@@ -199,7 +201,7 @@ def test_an_agents_certificate_is_good_for_leases_and_nothing_else(cluster: Clus
         with pytest.raises(LabError, match="permission denied"):
             cluster.ctl("h1", *command)
 
-    cluster.ctl("root", "/other", program=DEPLOY / "role")
+    cluster.ctl("root", "/other", script=DEPLOY / "role")
     cluster.ctl("h1", "put", "/other/subnets/10.43.7.0-24", "{}")
     cluster.ctl("h1", "put", mine, "{}")
 
