@@ -42,7 +42,7 @@ from flanneld_py.encap.enforce import Enforcer
 from flanneld_py.encap.netlink import Netlink
 from flanneld_py.encap.nftwatch import watch
 from flanneld_py.registry.config import NetworkConfig
-from flanneld_py.registry.etcd import Credentials, EtcdStore, Tls
+from flanneld_py.registry.etcd import Credentials, EtcdStore
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import RegistryError, Store
 
@@ -68,6 +68,11 @@ class Daemon:
         """Run until a signal comes. Raises UsageError, and Broken or NoInterface for what an operator has to mend."""
         require_capability()
         registry = Registry(open_store(self._options), self._options.prefix)
+        if flags := self._options.unprotected:
+            log.warning(
+                "the connection to etcd is not encrypted: certificates are not used, and a password can be read",
+                **facts(endpoints=",".join(self._options.endpoints), flags=" ".join(flags)),
+            )
         health = HealthServer(lambda: self._agent is not None and self._agent.ready.is_set(), self._status)
         kernel = Netlink()
         try:
@@ -247,15 +252,12 @@ async def stop_on_signal() -> Never:
 
 def open_store(options: Options) -> Store:
     """Make the client for etcd that was asked for; it connects when it is first used. Raises UsageError."""
-    tls = None
-    if options.ca_file or options.cert_file:
-        tls = Tls(options.ca_file, options.cert_file, options.key_file)
     credentials = Credentials(options.username, options.password) if options.username else None
     try:
         if options.client == "etcd3":
             from flanneld_py.registry.etcd3 import Etcd3Store  # An optional extra.
 
-            return Etcd3Store(options.endpoints, tls=tls, credentials=credentials)
-        return EtcdStore(options.endpoints, tls=tls, credentials=credentials)
+            return Etcd3Store(options.endpoints, tls=options.tls, credentials=credentials)
+        return EtcdStore(options.endpoints, tls=options.tls, credentials=credentials)
     except (ValueError, OSError, RegistryError) as error:
         raise UsageError(f"etcd cannot be reached like that: {error}") from error

@@ -100,7 +100,10 @@ def name_suffix(device: str | None) -> str:
 
     Nothing for flannel's default, and for a backend without a device, of which a host has one.
     """
-    return "" if device in (None, "flannel.1", "flannel-v6.1") else "-" + device.rpartition(".")[2]
+    if device in (None, "flannel.1", "flannel-v6.1"):
+        return ""
+    # A chain of iptables has at most 28 bytes: of the names that were made to fit only what tells them apart.
+    return "-" + device.rpartition(".")[2].removeprefix("flannel4").removeprefix("flannel6")
 
 
 def names_of_interest(suffix: str) -> frozenset[str]:

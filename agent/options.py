@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 from flanneld_py.agent.flags import FLAGS, KUBE
 from flanneld_py.agent.guard import FirewallOptions
+from flanneld_py.registry.endpoint import Tls, parse_endpoints
 
 MAX_WORKERS = 32
 """What the data-plane process takes (encap/feed.py)."""
@@ -48,9 +48,7 @@ class Options:
 
     endpoints: tuple[str, ...]
     prefix: str
-    key_file: Path | None
-    cert_file: Path | None
-    ca_file: Path | None
+    tls: Tls | None
     username: str
     password: str = field(repr=False)
     client: Literal["grpc", "etcd3"]
@@ -70,6 +68,20 @@ class Options:
     cleanup: bool
     log_json: bool
     verbose: bool
+
+    @property
+    def unprotected(self) -> tuple[str, ...]:
+        """The flags that ask for protection which etcd's endpoints, all of them http, do not give."""
+        if self.endpoints[0].startswith("https:"):
+            return ()
+        tls = self.tls or Tls()
+        asked = {
+            "--etcd-cafile": tls.ca,
+            "--etcd-certfile": tls.certificate,
+            "--etcd-keyfile": tls.key,
+            "--etcd-password": self.password,
+        }
+        return tuple(flag for flag, value in asked.items() if value)
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str], version: Callable[[], str]) -> Options:
@@ -113,9 +125,12 @@ def _split(arguments: Sequence[str]) -> dict[str, list[str]]:
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
+        if argument == "--" and not rest:
+            break
         name, equals, value = argument.removeprefix("-").removeprefix("-").partition("=")
         if not argument.startswith("-") or not name:
-            raise UsageError(f"unexpected argument {argument!r}; all arguments are flags, see --help")
+            word = rest[0] if argument == "--" else argument
+            raise UsageError(f"unexpected argument {word!r}; all arguments are flags, see --help")
         flag = _BY_NAME.get(name)
         if flag is None:
             raise UsageError(f"there is no flag --{name}, see --help")
@@ -160,7 +175,8 @@ def _check(given: Mapping[str, list[str]]) -> Options:
         raise UsageError("--etcd-keyfile and --etcd-certfile go together; give both or neither")
     if bool(text("etcd-username")) != bool(text("etcd-password")):
         raise UsageError("--etcd-username and --etcd-password go together; give both or neither")
-    endpoints = _endpoints(text("etcd") if "etcd" in given else text("etcd-endpoints"))
+    files = {name: _file(f"etcd-{name}file", text(f"etcd-{name}file")) for name in ("key", "cert", "ca")}
+    tls = Tls(files["ca"], files["cert"], files["key"]) if any(files.values()) else None
     subnet_file = Path(text("subnet-file"))
     if not subnet_file.name:
         raise UsageError(f"--subnet-file is {text('subnet-file')!r}; it must be the path of a file")
@@ -170,15 +186,10 @@ def _check(given: Mapping[str, list[str]]) -> Options:
     if not _is_ip(healthz_ip):
         raise UsageError(f"--healthz-ip is {healthz_ip!r}; it must be an IP address")
     port = number("healthz-port", 0, 65535)
-    files = {name: _file(f"etcd-{name}file", text(f"etcd-{name}file")) for name in ("key", "cert", "ca")}
-    if any(files.values()) and endpoints[0].startswith("http:"):
-        raise UsageError("certificates are given, and --etcd-endpoints says http; write https://, or leave them out")
     return Options(
-        endpoints=endpoints,
+        endpoints=_endpoints(text("etcd") if "etcd" in given else text("etcd-endpoints"), tls),
         prefix=text("etcd-prefix"),
-        key_file=files["key"],
-        cert_file=files["cert"],
-        ca_file=files["ca"],
+        tls=tls,
         username=text("etcd-username"),
         password=text("etcd-password"),
         client=client,
@@ -225,22 +236,18 @@ def _firewall(given: Mapping[str, list[str]], asked: Any, resync: int) -> Firewa
     )
 
 
-def _endpoints(value: str) -> tuple[str, ...]:
-    endpoints = tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
-    for endpoint in endpoints:
-        try:
-            url = urlsplit(endpoint)
-            valid = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
-        except ValueError:
-            valid = False
-        if not valid or "@" in endpoint or url.path or url.query:
-            shown = endpoint.rpartition("@")[2]
-            raise UsageError(f"etcd endpoint {shown!r} must look like http://10.0.0.5:2379 (no user, no path)")
-    if not endpoints:
-        raise UsageError("--etcd-endpoints is empty; give at least one URL such as http://10.0.0.5:2379")
-    if len({endpoint.partition(":")[0] for endpoint in endpoints}) > 1:
-        raise UsageError("--etcd-endpoints mixes http and https; all members of a cluster are reached the same way")
-    return endpoints
+def _endpoints(value: str, tls: Tls | None) -> tuple[str, ...]:
+    try:
+        endpoints = parse_endpoints(value.split(","), tls)
+    except ValueError as error:
+        raise UsageError(f"--etcd-endpoints: {error}") from None
+    plain = [endpoint.url for endpoint in endpoints if not endpoint.secure]
+    if 0 < len(plain) < len(endpoints):
+        raise UsageError(
+            f"--etcd-endpoints mixes http ({', '.join(plain)}) and https; "
+            "all members of a cluster are reached the same way"
+        )
+    return tuple(endpoint.url for endpoint in endpoints)
 
 
 def _file(name: str, value: str) -> Path | None:

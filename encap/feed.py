@@ -175,7 +175,7 @@ def _read_configure(body: bytes) -> Configure:
         port=_bounded(fields, "port", 1, 65535),
         mtu=_bounded(fields, "mtu", 68, 65535),
         subnets=tuple(ip_network(subnet) for subnet in fields["subnets"]),
-        vni=_bounded(fields, "vni", 1 if mode is Mode.VXLAN else 0, 2**24 - 1),
+        vni=_bounded(fields, "vni", 0, 2**24 - 1),
         mac=mac,
         workers=_bounded(fields, "workers", 1, MAX_WORKERS),
     )

@@ -4,6 +4,7 @@ It matches flannel's kernel VXLAN (device `flannel.<VNI>` with `<subnet base>/32
 entry and an onlink route; with DirectRouting a route by way of the host itself where that is on our link), so that
 hosts with flannel's daemon are peers like any other. IPv6 has a device of its own, `flannel-v6.<VNI>`, over IPv6.
 Deliberate differences:
+- a device whose name would be too long for the kernel has another, which no peer sees; flannel's daemon fails there;
 - whether a peer is on our link is asked again when the underlay's routes have changed;
 - the IPv6 device's MTU leaves room for its longer outer header, 70 bytes in all; flannel leaves 50;
 - the outer source address is the underlay interface's own, also behind NAT (`--public-ip` is only advertised);
@@ -55,8 +56,16 @@ DEFAULT_VNI = 1
 DEFAULT_PORT = 8472
 """Linux's VXLAN port, and flannel's; IANA's is 4789."""
 
+_LONGEST_NAME = 15  # IFNAMSIZ without its zero byte (linux/if.h)
+
 OVERHEAD = {32: 50, 128: 70}
 """Bytes per packet over IPv4 and IPv6: inner Ethernet 14, VXLAN 8, UDP 8, IP 20 or 40 (RFC 7348 section 5)."""
+
+
+def device_name(vni: int, family: Family) -> str:
+    """Return flannel's name for the device; where that is too long, one that fits and is no other VNI's or family's."""
+    name = f"flannel.{vni}" if family is IPV4 else f"flannel-v6.{vni}"
+    return name if len(name) <= _LONGEST_NAME else f"flannel{4 if family is IPV4 else 6}x{vni:06x}"
 
 
 class Vxlan:
@@ -81,13 +90,13 @@ class Vxlan:
         self._network = family.network(config)
         self._address, self._public_ip = underlay.addresses(family)
         self._nexthop_objects = nexthop_objects
-        self.vni = number(options.get("vni"), "VNI", DEFAULT_VNI, 1, 2**24 - 1)
+        self.vni = number(options.get("vni"), "VNI", DEFAULT_VNI, 0, 2**24 - 1)
         self.port = number(options.get("port"), "Port", 0, 0, 65535) or DEFAULT_PORT
         self.mtu = container_mtu(config, underlay, family, OVERHEAD[family.bits])
         self.gbp = switch(options.get("gbp"), "GBP")
         self.learning = switch(options.get("learning"), "Learning")
         self.asks_on_link = switch(options.get("directrouting"), "DirectRouting")
-        self.device = f"flannel.{self.vni}" if family is IPV4 else f"flannel-v6.{self.vni}"
+        self.device = device_name(self.vni, family)
         self.parent = underlay.interface
 
     # Ourselves

@@ -85,24 +85,24 @@ class Secrets:
 def parse_endpoints(texts: Sequence[str], tls: Tls | None) -> tuple[Endpoint, ...]:
     """Read endpoints such as `https://host:2379`; without a scheme, TLS is used if `tls` is given.
 
-    The port is 2379 if left out. Raises ValueError.
+    The port is 2379 if left out; a path is left out, as etcd's own client does. Raises ValueError.
     """
     endpoints = tuple(_parse_endpoint(text.strip(), tls) for text in texts if text.strip())
     if not endpoints:
-        raise ValueError("no etcd endpoint is given; name at least one, such as http://127.0.0.1:2379")
+        raise ValueError("the list is empty; give at least one, such as http://10.0.0.5:2379")
     return endpoints
 
 
 def _parse_endpoint(text: str, tls: Tls | None) -> Endpoint:
     url = text if "://" in text else f"{'https' if tls else 'http'}://{text}"
-    problem = f"etcd endpoint {text!r} is no address; expected http://HOST:PORT or https://HOST:PORT"
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port or 2379
-    except ValueError as error:
-        raise ValueError(f"{problem} ({error})") from error
-    if parts.scheme not in ("http", "https") or not host or parts.path not in ("", "/") or parts.username:
-        raise ValueError(problem)
+        host, port = parts.hostname, 2379 if parts.port is None else parts.port
+    except ValueError:
+        host, port = None, 0
+    if not host or not port or parts.scheme not in ("http", "https") or "@" in text or parts.query:
+        shown = text.rpartition("@")[2]
+        raise ValueError(f"etcd endpoint {shown!r} must look like http://10.0.0.5:2379 (no user)")
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return Endpoint(f"{parts.scheme}://{target}", target, parts.scheme == "https")
 

@@ -13,7 +13,7 @@ from ipaddress import IPv6Interface, ip_interface
 import pytest
 
 from tests.lab.host import Host
-from tests.lab.lab import Lab
+from tests.lab.lab import DEFAULT_FLANNELD, Lab
 from tests.netns.conftest import MakeLab
 from tests.patience import patient, within
 
@@ -93,6 +93,39 @@ def test_dual_stack(make_lab: MakeLab) -> None:
         shown = json.loads(host.namespace.run(["ip", "-j", "-d", "link", "show", "dev", "flannel-v6.1"]).stdout)[0]
         assert shown["mtu"] == 1430
         assert "local6" in shown["linkinfo"]["info_data"]
+
+
+@pytest.mark.parametrize(
+    ("vni", "devices"),
+    [(0, {"flannel.0", "flannel-v6.0"}), (2**24 - 1, {"flannel4xffffff", "flannel6xffffff"})],
+)
+def test_every_vni_there_is(make_lab: MakeLab, vni: int, devices: set[str]) -> None:
+    """The first by the kernel on one host and in userspace on the other; and nothing is left of it afterwards."""
+    lab = make_lab(hosts=2, containers=0, overlay="none", config=IPV6, backend_options={"VNI": vni})
+    prepare(lab)
+    for host, datapath in zip(lab.hosts, ("kernel", "userspace"), strict=True):
+        host.agent.start("--datapath", datapath, "--ip-masq", "--firewall", "iptables")
+    for host in lab.hosts:
+        host.agent.wait_ready()
+        inhabit(host)
+        assert ours(host) == devices
+    both_ways(lab, "FLANNEL_SUBNET")
+    both_ways(lab, "FLANNEL_IPV6_SUBNET")
+    for host in lab.hosts:
+        until(lambda host=host: "FLANNEL-POSTRTG-" in rules(host), "masquerade rules are there")  # type: ignore[misc]
+        host.agent.terminate()
+        host.namespace.run([DEFAULT_FLANNELD, "--cleanup", "--subnet-file", host.agent.subnet_file])
+        assert ours(host) == set()
+        assert "FLANNEL" not in rules(host)
+
+
+def rules(host: Host) -> str:
+    return host.namespace.run(["iptables-save"]).stdout
+
+
+def ours(host: Host) -> set[str]:
+    links = json.loads(host.namespace.run(["ip", "-j", "link", "show"]).stdout)
+    return {link["ifname"] for link in links if link["ifname"].startswith("flannel")}
 
 
 def test_ipv6_alone(make_lab: MakeLab) -> None:

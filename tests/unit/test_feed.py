@@ -134,7 +134,7 @@ def test_another_version_is_refused_except_for_a_refusal() -> None:
         ("port", True),
         ("mtu", 67),
         ("mtu", 65536),
-        ("vni", 0),
+        ("vni", -1),
         ("vni", 2**24),
         ("mac", "02:00"),
         ("mac", None),

@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from flanneld_py.agent.guard import LOOK_EVERY, FirewallOptions, Guard, Report
+from flanneld_py.agent.guard import LOOK_EVERY, FirewallOptions, Guard, Report, name_suffix
 from flanneld_py.agent.log import TextFormatter
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap.backend import Underlay
@@ -230,3 +230,13 @@ async def test_a_fight_is_not_fought_at_full_speed(clock: ManualClock, caplog: p
         await clock.run_until(lambda: host.there != (), 1)
         assert clock.now() - before >= 0.19
     assert "somebody keeps changing" in said(caplog)
+
+
+def test_tables_and_chains_of_several_networks_have_names_of_their_own() -> None:
+    devices = ["flannel.1", "flannel.7", "flannel.989680", "flannel4x989680", "flannel0", "flannel0-v6", "flannel-v6.9"]
+    suffixes = [name_suffix(device) for device in devices]
+    assert suffixes == ["", "-7", "-989680", "-x989680", "-flannel0", "-flannel0-v6", "-9"]
+    assert name_suffix("flannel6xffffff") == "-xffffff"
+    assert name_suffix("flannel-v6.1") == name_suffix(None) == ""
+    longest_chain_of_iptables = 28
+    assert max(len("FLANNEL-POSTRTG" + suffix) for suffix in suffixes) <= longest_chain_of_iptables

@@ -81,14 +81,20 @@ def test_addresses_and_health() -> None:
         (["--iface-can-reach", "host"], "must be an IP address"),
         (["--iface-regex", "("], "no regular expression"),
         (["--etcd-endpoints", ""], "is empty"),
-        (["--etcd-endpoints", "10.0.0.5:2379"], "must look like http://10.0.0.5:2379"),
+        (["--etcd-endpoints", "http://"], "must look like http://10.0.0.5:2379"),
+        (["--etcd-endpoints", "unix:///run/etcd.sock"], "must look like"),
+        (["--etcd-endpoints", "http://10.0.0.5:0"], "must look like"),
+        (["--etcd-endpoints", "http://10.0.0.5?name=x"], "must look like"),
         (["--etcd-endpoints", "http://10.0.0.5:port"], "must look like"),
-        (["--etcd-endpoints", "http://a:1,https://b:1"], "mixes http and https"),
+        (["--etcd-endpoints", "http://a:1,https://b:1"], "mixes http (http://a:1) and https"),
+        (["--etcd-endpoints", "https://a:1,b:1"], "mixes http (http://b:1) and https"),
+        (["--", "word"], "unexpected argument 'word'"),
+        (["--", "--v=1"], "unexpected argument '--v=1'"),
         (["--etcd", "http://a:1", "--etcd-endpoints", "http://b:1"], "the same flag"),
         (["--etcd-cafile", "/nonexistent/ca.pem"], "--etcd-cafile: /nonexistent/ca.pem cannot be read"),
         (["--etcd-keyfile", "/etc/hostname"], "go together"),
         (["--etcd-username", "u"], "go together"),
-        (["--etcd-cafile", "/etc/hostname"], "write https://"),
+        (["--etcd-cafile", "/etc/hostname", "--etcd", "http://a:1,https://b:1"], "mixes http"),
         (["--etcd", ""], "is empty"),
         (["--etcd-prefix", "/"], "--etcd-prefix is empty"),
         (["--subnet-file", ""], "the path of a file"),
@@ -127,12 +133,48 @@ def test_a_bad_environment_variable_is_an_error_too() -> None:
         options(FLANNELD_KUBE_SUBNET_MGR="true")
 
 
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("10.0.0.5:2379", "http://10.0.0.5:2379"),
+        ("etcd.example, [2001:db8::5]:2380", "http://etcd.example:2379 http://[2001:db8::5]:2380"),
+        ("http://10.0.0.5:2379/v3/", "http://10.0.0.5:2379"),
+        ("https://10.0.0.5", "https://10.0.0.5:2379"),
+    ],
+)
+def test_endpoints_as_flannel_takes_them(given: str, used: str) -> None:
+    assert options("--etcd-endpoints", given).endpoints == tuple(used.split())
+
+
+@pytest.mark.parametrize("flag", ["--etcd-cafile", "--etcd-certfile"])
+def test_without_a_scheme_certificates_mean_tls(flag: str) -> None:
+    files = [flag, "/etc/hostname"] + (["--etcd-keyfile", "/etc/hostname"] if flag == "--etcd-certfile" else [])
+    assert options(*files, "--etcd", "a:1,https://b:1,c").endpoints == ("https://a:1", "https://b:1", "https://c:2379")
+
+
+def test_two_dashes_alone_end_the_flags() -> None:
+    assert options("--v=1", "--").verbose
+
+
+def test_what_http_leaves_unprotected_is_named() -> None:
+    files = ("--etcd-cafile", "/etc/hostname", "--etcd-certfile", "/etc/hostname", "--etcd-keyfile", "/etc/hostname")
+    login = ("--etcd-username", "u", "--etcd-password", "hunter2")
+    assert options("--etcd", "http://a").unprotected == ()
+    assert options("--etcd", "https://a", *files, *login).unprotected == ()
+    assert options("--etcd", "http://a", *files).unprotected == ("--etcd-cafile", "--etcd-certfile", "--etcd-keyfile")
+    assert options("--etcd", "http://a", *files[:2], *login).unprotected == ("--etcd-cafile", "--etcd-password")
+    assert options("--etcd", "a", *login).unprotected == ("--etcd-password",)
+
+
 def test_no_secret_is_shown() -> None:
     given = options("--etcd-username", "u", "--etcd-password", "hunter2")
     assert given.password == "hunter2"
     assert "hunter2" not in repr(given)
     with pytest.raises(UsageError) as caught:
         options("--etcd-endpoints", "http://root:hunter2@10.0.0.5:2379")
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(UsageError) as caught:
+        options("--etcd-endpoints", "root:hunter2@10.0.0.5:2379")
     assert "hunter2" not in str(caught.value)
 
 

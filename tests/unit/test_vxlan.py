@@ -7,7 +7,7 @@ import pytest
 
 from flanneld_py.encap import orders
 from flanneld_py.encap.backend import Found, Underlay
-from flanneld_py.encap.family import IPV6
+from flanneld_py.encap.family import IPV4, IPV6, Family
 from flanneld_py.encap.peers import Own
 from flanneld_py.encap.state import (
     RTPROT_BOOT,
@@ -20,7 +20,7 @@ from flanneld_py.encap.state import (
     TunLink,
     VxlanLink,
 )
-from flanneld_py.encap.vxlan import Vxlan, choose_mac
+from flanneld_py.encap.vxlan import Vxlan, choose_mac, device_name
 from flanneld_py.registry.codec import encode_attrs
 from flanneld_py.registry.config import ConfigInvalid, parse_config
 from flanneld_py.registry.model import NO_IPV4, Json, Lease, LeaseAttrs, Subnets, stand_in
@@ -69,6 +69,29 @@ def test_the_device_by_default() -> None:
     ), "the outer source is the interface's address, not the public one: a host behind NAT must be able to send"
 
 
+@pytest.mark.parametrize(
+    ("vni", "family", "name"),
+    [
+        (0, IPV4, "flannel.0"),
+        (9_999_999, IPV4, "flannel.9999999"),
+        (10_000_000, IPV4, "flannel4x989680"),
+        (2**24 - 1, IPV4, "flannel4xffffff"),
+        (0, IPV6, "flannel-v6.0"),
+        (9999, IPV6, "flannel-v6.9999"),
+        (10_000, IPV6, "flannel6x002710"),
+        (2**24 - 1, IPV6, "flannel6xffffff"),
+    ],
+)
+def test_a_device_has_flannels_name_or_one_that_fits(vni: int, family: Family, name: str) -> None:
+    assert device_name(vni, family) == name
+    assert len(name) <= 15
+
+
+def test_vni_0_is_one_like_any_other() -> None:
+    link = vxlan_link(', "VNI": 0')
+    assert (link.name, link.vni) == ("flannel.0", 0)
+
+
 def test_the_device_with_all_options_in_any_case() -> None:
     link = vxlan_link(', "vni": 42, "PORT": 4789, "Mtu": 1400, "gbp": true, "LEARNING": true')
     assert (link.name, link.vni, link.port, link.mtu, link.gbp, link.learning) == (
@@ -87,6 +110,7 @@ def test_the_device_with_all_options_in_any_case() -> None:
         (', "VNI": "one"', "Backend.VNI is 'one'"),
         (', "VNI": 16777216', "Backend.VNI"),
         (', "VNI": true', "Backend.VNI"),
+        (', "VNI": -1', "Backend.VNI is -1; it must be a number from 0 to 16777215"),
         (', "Port": 70000', "Backend.Port is 70000"),
         (', "MTU": 100', "leaves 50 bytes"),
         (', "GBP": 1', "Backend.GBP is 1"),
