@@ -284,7 +284,7 @@ def _public(name: str, value: str, family: type[A]) -> A | None:
         raise UsageError(f"--{name} is {value!r}; it must be an IPv{6 if family is IPv6Address else 4} address")
     local = address.version == 6 and address.is_link_local
     reserved = address.version == 4 and (address.is_reserved or address in IPv4Network("0.0.0.0/8"))
-    mapped = address.version == 6 and address.ipv4_mapped is not None
+    mapped = isinstance(address, IPv6Address) and address.ipv4_mapped is not None
     if address.is_multicast or address.is_unspecified or address.is_loopback or local or reserved or mapped:
         raise UsageError(f"--{name} is {value}; it must be an address at which other hosts can reach this one")
     return address
