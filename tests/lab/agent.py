@@ -49,6 +49,11 @@ class Agent:
         """Its process id. Raises LabError if it was never started."""
         return self._started().pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """The code that it ended with; None while it runs. Raises LabError if it was never started."""
+        return self._started().poll()
+
     def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> None:
         """Start it, with further arguments and environment. Raises LabError if it runs already."""
         if self.alive:
