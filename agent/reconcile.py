@@ -4,7 +4,7 @@
       ^                        kernel read, if a reading is due   (all entries on our device)
       |                        changed leases -> peers -> wanted  (pure, in portions)
       |                        take -> apply -> done ...          (about 100 entries at a time)
-      +-- backoff for what failed; the rest is not held up
+      +-- a pause for what failed, or is undone at once; the rest is not held up
 
 A mark says "look again", never what to do. Marks come from the lease view, from kernel events, from a timer every few
 minutes, and from failures. Between two portions the event loop runs.
@@ -24,14 +24,14 @@ from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.hold import Hold
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.onlink import OnLinkVerdicts
-from flanneld_py.agent.refusals import Refusals
+from flanneld_py.agent.postponed import Postponed
 from flanneld_py.agent.repairs import Repairs
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap.delta import Tracker
 from flanneld_py.encap.kernel import Event, Gone, Kernel, KernelError, LinkChanged, Lost, Rerouted, Seen
 from flanneld_py.encap.linkstep import LinkStep, link_step
 from flanneld_py.encap.peers import Peers
-from flanneld_py.encap.state import ForeignLink, Key, OurLink, VxlanLink, describe
+from flanneld_py.encap.state import ForeignLink, Key, Operation, OurLink, VxlanLink
 from flanneld_py.registry.view import LeaseView
 
 SETTLE = 0.002
@@ -72,8 +72,8 @@ class Reconciler:
         self._tracker = Tracker(wanted.backend.owns, wanted.backend.device, wanted.backend.parent)
         self._hold = Hold(view, self._tracker, carrier)
         self._link_backoff = Backoff(0.1, 30.0, rng)
-        self._entry_backoff = Backoff(0.02, 30.0, rng)
-        self._refusals = Refusals()
+        self._read_backoff = Backoff(0.02, 30.0, rng)
+        self.postponed = Postponed(self._tracker, rng)
         self._link_failure, self._lacking, self._awaiting = "", False, False
         self._said: dict[str, str] = {}
         self._retry_at = float("inf")
@@ -147,11 +147,6 @@ class Reconciler:
         """Why leases are not used, or only in their last readable form, by key."""
         return {**self._peers.rejected, **{key: record.reason for key, record in self._view.unreadable.items()}}
 
-    @property
-    def failing(self) -> list[tuple[str, str]]:
-        """Entries that the kernel refuses, in an operator's words, and why."""
-        return [(describe(failure.operation.entry), failure.message) for failure in self._refusals]
-
     # The loop
 
     async def run(self) -> Never:
@@ -160,7 +155,8 @@ class Reconciler:
             # Without a device there is nothing to read or release.
             idle = self._lacking or self._awaiting
             ask_at = self._on_link.due if self._wanted.backend.asks_on_link else float("inf")
-            due = self._retry_at if idle else min(self._retry_at, self._read_at, self._hold.until, ask_at)
+            entries = min(self.postponed.due, self._read_at, self._hold.until, ask_at)
+            due = self._retry_at if idle else min(self._retry_at, entries)
             await self._clock.wait(self._wake, due)
             await self._clock.sleep(max(SETTLE, self._repairs.patience))
             self._wake.clear()
@@ -170,10 +166,11 @@ class Reconciler:
         now = self._clock.now()
         if (self._lacking and now < self._retry_at) or (self._awaiting and not self._look_at_link):
             return
-        if now >= self._retry_at:
+        self.postponed.look(now)
+        if now >= min(self._retry_at, self.postponed.at):
             # What failed may have failed because we are wrong about what is there.
             self._retry_at, self._read_at, self._look_at_link = float("inf"), 0.0, True
-            self._tracker.retry()
+            self.postponed.try_again(now)
         if self._look_at_link and not await self._ensure_link():
             if self._awaiting:
                 await self._take_leases()  # The process that makes the device is fed before it does.
@@ -219,7 +216,7 @@ class Reconciler:
         self._link_failure, self._lacking = "", False
         if step is not LinkStep.NOTHING:
             self._read_at = 0.0
-            self._tracker.retry()
+            self.postponed.try_again(self._clock.now())
         self._awaiting = step in (LinkStep.AWAIT, LinkStep.MAKE_ROOM)
         if step not in (LinkStep.NOTHING, LinkStep.AWAIT):
             log.info(f"device: {step.value}", **facts(device=want.name, mtu=want.mtu))
@@ -234,8 +231,9 @@ class Reconciler:
                 await self._clock.sleep(0)
         except KernelError as error:
             log.warning("the kernel's tables cannot be read, trying again", **facts(reason=error))
-            self._read_at = now + self._entry_backoff.next()
+            self._read_at = now + self._read_backoff.next()
         else:
+            self._read_backoff.reset()
             self._tracker.end_reading()
 
     async def _take_leases(self) -> None:
@@ -266,30 +264,29 @@ class Reconciler:
 
     async def _apply(self) -> None:
         applied = 0
-        while operations := self._tracker.take(PORTION, prune=self._view.synced):
+        while operations := self._take():
             failures = self._kernel.apply(operations)
             self._tracker.done(operations, failures)
             applied += len(operations) - len(failures)
             if any(failure.errno in DEVICE_GONE for failure in failures):
                 # Its own event is on its way; every further entry would fail as well.
                 self._look_at_link = True
-                self._retry_at = self._clock.now() + self._entry_backoff.next()
+                self.postponed.pause(self._clock.now())
                 return
-            if self._refusals.note(failures):
-                self._entry_backoff.reset()  # One that is refused for good must not delay the others' next try.
+            self.postponed.note(failures)
             await self._clock.sleep(0)
             self._hold.look(self._clock.now())
-        self._refusals.keep(self._tracker.refused)
-        if self._refusals:
-            self._retry_at = min(self._retry_at, self._clock.now() + self._entry_backoff.next())
-        else:
-            self._entry_backoff.reset()
+        self.postponed.settle(self._clock.now())
         if applied and self._meddled:
             self._repairs.note(applied, self._clock.now())
         elif applied:
-            about = facts(entries=applied, peers=self.peers, failing=len(self._refusals))
+            about = facts(entries=applied, peers=self.peers, failing=len(self.postponed.refused))
             log.debug("kernel brought up to date", **about)
         self._meddled = False
+
+    def _take(self) -> list[Operation]:
+        self.postponed.look(self._clock.now())
+        return self._tracker.take(PORTION, prune=self._view.synced)
 
     def _want(self, wanted: Wanted) -> None:
         self._wanted = wanted

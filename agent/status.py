@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from flanneld_py.agent.postponed import SHOWN
 from flanneld_py.encap.family import IPV4, IPV6
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def starting(state: str) -> Document:
         "peers": 0,
         "rejected_leases": [],
         "failing_entries": [],
+        "contested_entries": {"count": 0, "entries": []},
         "firewall": None,
         **dict.fromkeys(USERSPACE.values()),
     }
@@ -67,11 +69,13 @@ def peers(reconcilers: Sequence[Reconciler]) -> Document:
     if not reconcilers:
         return {}
     rejected = {item for reconciler in reconcilers for item in reconciler.rejected.items()}
-    failing = [item for reconciler in reconcilers for item in reconciler.failing]
+    failing = [item for reconciler in reconcilers for item in reconciler.postponed.refused]
+    contested = [entry for reconciler in reconcilers for entry in reconciler.postponed.contested]
     return {
         "peers": max(reconciler.peers for reconciler in reconcilers),
         "rejected_leases": [{"key": key, "reason": reason} for key, reason in sorted(rejected)],
         "failing_entries": [{"entry": entry, "reason": reason} for entry, reason in failing],
+        "contested_entries": {"count": len(contested), "entries": contested[:SHOWN]},
     }
 
 

@@ -4,7 +4,9 @@ Pure bookkeeping, incremental: the cost of a change is the change, not the size 
 
     desired   what should be there; set by `want`, in groups (one peer, or ourselves)
     actual    what is there of ours, as far as we know; set by `observe`, `seen`, `gone`, `done`
-    pending   every key on which the two differ, kept up to date by each of those calls
+    pending   every key on which the two differ, kept up to date by each of those calls; but not what was refused or put
+              off, which waits for `retry`
+    undone    what was right, and became pending by what somebody else did
 
         desired:  A  B  C'         updates:    B (missing), C' (other value)
         actual:   A     C   D      deletions:  D (nobody wants it)
@@ -45,6 +47,8 @@ class Tracker:
         self._updates: dict[str, dict[Key, None]] = {kind: {} for kind in ORDER}
         self._deletions: dict[str, dict[Key, None]] = {kind: {} for kind in ORDER}
         self._refused: dict[Key, None] = {}
+        self._waiting: set[Key] = set()
+        self._undone: dict[Key, None] = {}
         self._held: set[Key] = set()
         self._observed: set[Key] | None = None
 
@@ -62,6 +66,11 @@ class Tracker:
     def refused(self) -> Collection[Key]:
         """Keys whose last operation failed and which wait for `retry`."""
         return self._refused
+
+    @property
+    def waiting(self) -> Collection[Key]:
+        """Keys that were put off and wait for `retry`."""
+        return self._waiting
 
     def over(self, owns: Callable[[Entry], bool], shared: str | None) -> bool:
         """Go on with another rule of what is ours, and another shared device; tell whether it is another one.
@@ -93,6 +102,7 @@ class Tracker:
             for entry in entries:
                 self._desired[entry.key] = entry
                 self._held.discard(entry.key)
+                self._waiting.discard(entry.key)
                 touched.append(entry.key)
         for key in touched:
             self._compare(key)
@@ -140,9 +150,10 @@ class Tracker:
             # They lead to the subnet whose base is their gateway, whatever its length.
             routes = (("route", device, gateway, length) for length in range(8 * len(gateway) + 1))
             for route in [route for route in routes if route in self._actual]:
-                self.gone(route)
+                del self._actual[route]
+                self._compare(route)  # Not by others: it is not the route that somebody may want away.
         if self._actual.pop(key, None) is not None or key in self._refused:
-            self._compare(key)
+            self._compare(key, by_others=True)
         if self._refused and (rival := self._rival(key)) in self._refused:
             self._compare(rival)
 
@@ -180,9 +191,21 @@ class Tracker:
                 if (rival := self._rival(key)) != key and rival in self._actual:
                     self.gone(rival)
 
+    def take_undone(self) -> list[Entry]:
+        """Return what others undid since the last call and is pending: as it is wanted, or as it is there and not."""
+        undone, self._undone = self._undone, {}
+        wanted = [self._desired[key] for key in undone if key in self._updates[key[0]]]
+        return wanted + [self._actual[key] for key in undone if key in self._deletions[key[0]]]
+
+    def put_off(self, key: Key) -> None:
+        """Let a key wait until `retry`, or until its desired value changes, whatever becomes of it meanwhile."""
+        self._waiting.add(key)
+        self._compare(key)
+
     def retry(self) -> None:
-        """Make everything that failed pending again."""
-        for key in list(self._refused):
+        """Make everything that failed or was put off pending again."""
+        waiting, self._waiting = self._waiting, set()
+        for key in [*self._refused, *waiting]:
             self._compare(key)
 
     @staticmethod
@@ -203,18 +226,23 @@ class Tracker:
         self._actual[key] = entry
         if self._observed is not None:
             self._observed.add(key)
-        self._compare(key)
+        self._compare(key, by_others=True)
 
-    def _compare(self, key: Key) -> None:
+    def _compare(self, key: Key, *, by_others: bool = False) -> None:
         """Bring what is pending for a key up to date. It runs twice for every entry there is: kept short."""
         want, have = self._desired.get(key), self._actual.get(key)
+        updates, deletions = self._updates[key[0]], self._deletions[key[0]]
         if self._refused:
             self._refused.pop(key, None)
-        if want is not None and want is not have and want != have:
-            self._updates[key[0]][key] = None
+        waits = bool(self._waiting) and key in self._waiting
+        before = key in updates or key in deletions
+        if want is not None and want is not have and want != have and not waits:
+            updates[key] = None
         else:
-            self._updates[key[0]].pop(key, None)
-        if want is None and have is not None and key not in self._held:
-            self._deletions[key[0]][key] = None
+            updates.pop(key, None)
+        if want is None and have is not None and key not in self._held and not waits:
+            deletions[key] = None
         else:
-            self._deletions[key[0]].pop(key, None)
+            deletions.pop(key, None)
+        if by_others and not before and (key in updates or key in deletions):
+            self._undone[key] = None

@@ -77,6 +77,8 @@ class FakeKernel:
         self._pending: list[Event] = []
         self._faults: list[_Fault] = []
         self._link_faults: list[str] = []
+        self.opponent: Callable[[Operation], None] | None = None
+        """What somebody does right after each of our operations; it may meddle."""
         self.applied = 0
         """How many operations were done, whether anything changed by them or not."""
 
@@ -175,6 +177,8 @@ class FakeKernel:
             if self._pending:
                 self._pending = [event for event in self._pending if event_key(event) != operation.entry.key]
             self._tell_again(operation.entry.key, made=operation.verb is not Verb.REMOVE)
+            if self.opponent is not None:
+                self.opponent(operation)
         return failures
 
     def close(self) -> None:
@@ -254,6 +258,10 @@ class FakeKernel:
     def meddle_silently(self, key: Key) -> None:
         """Delete an entry so that nobody is told: what only a reading finds."""
         self.tables.pop(key, None)
+
+    def meddle_falsely(self, key: Key) -> None:
+        """Tell that an entry is gone which is there."""
+        self._tell(Gone(key))
 
     def meddle_overflow(self) -> None:
         """Lose the events not yet told."""

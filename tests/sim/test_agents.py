@@ -11,8 +11,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flanneld_py.agent.agent import Agent
 from flanneld_py.agent.broken import Broken
-from flanneld_py.encap.state import RTPROT_BOOT, Entry, FdbEntry, ForeignLink, Key, Neighbour, Route
+from flanneld_py.encap.state import (
+    RTPROT_BOOT,
+    Entry,
+    FdbEntry,
+    ForeignLink,
+    Key,
+    Neighbour,
+    Operation,
+    Route,
+    Verb,
+)
 from flanneld_py.registry.config import parse_config
 from flanneld_py.registry.lifetime import TTL
 from flanneld_py.registry.store import Unavailable
@@ -103,6 +114,102 @@ async def test_one_refused_entry_delays_no_other_and_is_tried_again(cluster: Clu
         assert ("route", DEVICE, bytes([10, 5, 9, 0]), 24) in kernel.tables
         assert ("route", DEVICE, bad, 24) not in kernel.tables
         await cluster.clock.run_until(lambda: ("route", DEVICE, bad, 24) in kernel.tables, 60)
+
+
+WARNING = "somebody else keeps changing"
+
+
+async def contested(agent: Agent) -> tuple[int, list[str]]:
+    found = (await agent.describe())["contested_entries"]
+    assert isinstance(found, dict)
+    return found["count"], found["entries"]
+
+
+@pytest.mark.parametrize("at", range(4))
+async def test_who_undoes_one_entry_at_once_and_always_holds_up_nothing_else(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, at: int
+) -> None:
+    caplog.set_level("INFO", "flanneld-py")
+    kernel, base = cluster.kernel(1), bytes([10, 5, 8, 0])
+    lease = "10.5.8.0-24", "192.0.2.8", "02:00:00:00:00:08"
+    key = ("fdb", "neighbour", "nexthop", "route")[at], DEVICE, (bytes.fromhex("020000000008"), *3 * [base])[at]
+
+    def undo(operation: Operation) -> None:
+        if operation.entry.key[:3] == key and operation.verb is not Verb.REMOVE:
+            kernel.meddle_remove(operation.entry.key)
+
+    kernel.opponent = undo
+    await cluster.put(*lease)
+    async with cluster.agent(1) as agent:
+        await cluster.clock.run_until(agent.ready.is_set, 1)
+        await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+        await cluster.clock.run_until(lambda: ("route", DEVICE, bytes([10, 5, 9, 0]), 24) in kernel.tables, 0.02)
+        await cluster.clock.run_for(60)
+        before = kernel.applied
+        await cluster.clock.run_for(600)
+        assert kernel.applied - before < 40 * (2 if at == 2 else 1), "a nexthop object takes its route along"
+        assert len(on_device(kernel)) == 7
+        assert [record.levelname for record in caplog.records if WARNING in record.message] == ["WARNING"]
+        count, (entry,) = await contested(agent)
+        assert count == 1
+        assert entry in caplog.text
+
+        kernel.opponent = None
+        await cluster.clock.run_until(lambda: len(on_device(kernel)) == 8, 60)
+        await cluster.clock.run_for(60)
+        assert await contested(agent) == (0, [])
+        assert "nobody changes our kernel entries any more" in caplog.text
+        kernel.meddle_flush("route", DEVICE)
+        await cluster.clock.run_until(lambda: len(on_device(kernel)) == 8, 0.02)
+
+
+async def test_who_puts_back_what_we_remove_is_not_fought_without_pause(cluster: Cluster) -> None:
+    kernel = cluster.kernel(1)
+    await cluster.put("10.5.8.0-24", "192.0.2.8", "02:00:00:00:00:08")
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        kernel.opponent = lambda operation: kernel.meddle_set(operation.entry)
+        await cluster.delete("10.5.8.0-24")
+        await cluster.settle(agent)
+        before = kernel.applied
+        await cluster.clock.run_for(600)
+        assert kernel.applied - before < 4 * 40
+        assert (await contested(agent))[0] == 3, "the route goes with its nexthop object"
+        kernel.opponent = None
+        await cluster.clock.run_until(lambda: not on_device(kernel), 60)
+
+
+async def test_a_kernel_that_calls_everything_gone_right_after_it_was_made_is_not_believed_for_ever(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(2, 100):
+        await cluster.put(f"10.5.{number}.0-24", f"198.51.100.{number}", f"02:00:00:00:00:{number:02x}")
+    kernel = cluster.kernel(1)
+    kernel.opponent = lambda operation: kernel.meddle_falsely(operation.entry.key)
+    async with cluster.agent(1) as agent:
+        await cluster.clock.run_until(agent.ready.is_set, 5)
+        await cluster.settle(agent)
+        assert kernel.applied < 10 * 4 * 98
+        assert len(on_device(kernel)) == 4 * 98
+        assert len([record for record in caplog.records if WARNING in record.message]) == 11
+        before = kernel.applied
+        await cluster.clock.run_for(600)
+        assert kernel.applied == before, "a reading shows that all is there"
+        assert await contested(agent) == (0, [])
+
+
+async def test_what_is_undone_now_and_then_is_back_at_once_each_time(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    await cluster.put("10.5.8.0-24", "192.0.2.8", "02:00:00:00:00:08")
+    kernel = cluster.kernel(1)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        for _ in range(30):
+            kernel.meddle_flush("route", DEVICE)
+            await cluster.clock.run_until(lambda: len(on_device(kernel)) == 4, 0.02)
+            await cluster.clock.run_for(1.5)
+        assert WARNING not in caplog.text
 
 
 async def test_a_device_that_cannot_be_made_is_tried_again(cluster: Cluster) -> None:

@@ -73,6 +73,38 @@ def test_a_wrong_value_is_replaced_not_removed_and_added() -> None:
     ]
 
 
+def test_what_others_undo_is_told_once_and_what_is_put_off_waits() -> None:
+    tracker = Tracker(everything)
+    tracker.observe((*peer(2), FdbEntry(DEVICE, mac(9), bytes(4))))
+    tracker.want("p", peer(1))
+    tracker.want("q", peer(2))
+    tracker.gone(peer(2)[1].key)
+    drain(tracker)
+    assert tracker.take_undone() == [], "it is done by now"
+    _, neighbour, fdb, nexthop = peer(1)
+    stranger = FdbEntry(DEVICE, mac(8), bytes(4))
+    for _ in range(2):
+        tracker.gone(fdb.key)
+        tracker.gone(nexthop.key)
+        tracker.observe((stranger,))
+    assert tracker.take_undone() == [fdb, nexthop, stranger], "without the route, which only went with its nexthop"
+    assert tracker.take_undone() == []
+    tracker.put_off(fdb.key)
+    tracker.put_off(stranger.key)
+    tracker.gone(neighbour.key)
+    tracker.gone(fdb.key)
+    tracker.observe((stranger, neighbour))
+    assert {op.entry.key[0] for op in drain(tracker)} == {"nexthop", "route"}
+    assert tracker.waiting == {fdb.key, stranger.key}
+    tracker.retry()
+    assert drain(tracker) == [Operation(Verb.ADD, fdb), Operation(Verb.REMOVE, stranger)]
+    tracker.gone(fdb.key)
+    tracker.put_off(fdb.key)
+    tracker.want("p", peer(1, vtep=7))
+    tracker.want("p", peer(1))
+    assert Operation(Verb.ADD, fdb) in drain(tracker), "another value that is wanted does not wait"
+
+
 def test_nothing_is_deleted_without_prune() -> None:
     tracker = Tracker(everything)
     tracker.observe(peer(1))
@@ -172,6 +204,7 @@ steps = st.lists(
         st.tuples(st.just("want"), st.integers(1, 4), st.integers(1, 4)),
         st.tuples(st.just("end"), st.integers(1, 4), st.just(0)),
         st.tuples(st.just("meddle"), st.integers(1, 4), st.integers(1, 4)),
+        st.tuples(st.just("put off"), st.integers(1, 4), st.integers(1, 4)),
         st.tuples(st.just("vanish"), st.integers(1, 4), st.just(0)),
         st.tuples(st.just("fail"), st.integers(0, 3), st.just(0)),
         st.tuples(st.just("read"), st.just(0), st.just(0)),
@@ -214,6 +247,8 @@ def test_any_history_ends_in_the_desired_state(history: list[tuple[str, int, int
                 for entry in peer(number):
                     kernel.pop(entry.key, None)
                     tracker.gone(entry.key)
+            case "put off":
+                tracker.put_off(peer(number)[other % 4].key)
             case "fail":
                 work(failing=number)
             case "read":
