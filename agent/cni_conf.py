@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import ip_interface
 
-from flanneld_py.agent.cni_spec import CniError, Code, Json
+from flanneld_py.agent.cni_spec import CniError, Code, Json, listed, section, text
 from flanneld_py.agent.subnetfile import SubnetFile
 
 SUBNET_FILE = "/run/flannel/subnet.env"
@@ -37,29 +37,29 @@ class NetConf:
 
 def netconf(conf: Json) -> NetConf:
     """Read a configuration. Raises CniError."""
-    name = _text(conf, "name")
+    name = text(conf, "name")
     if not name or "/" in name or name in (".", ".."):
         raise CniError(Code.CONFIG, f'the network\'s "name" is {name!r}: expected a name without "/"')
-    delegate, ipam = _object(conf, "delegate") or {}, _object(conf, "ipam") or {}
+    delegate, ipam = section(conf, "delegate") or {}, section(conf, "ipam") or {}
     for key in ("name", "ipam"):
         if key in delegate:
             raise CniError(
                 Code.CONFIG, f'network {name}: "{key}" does not belong in "delegate": it is set by flannel-py'
             )
-    for place, section in (("delegate", delegate), ("ipam", ipam)):
-        kind = _text(section, "type", f"{place}.")
-        if "type" in section and (not kind or "/" in kind):
+    for place, plugin in (("delegate", delegate), ("ipam", ipam)):
+        kind = text(plugin, "type", f"{place}.")
+        if "type" in plugin and (not kind or "/" in kind):
             raise CniError(Code.CONFIG, f'network {name}: "{place}.type" is {kind!r}: expected a plugin\'s file name')
     return NetConf(
         name=name,
-        version=_text(conf, "cniVersion"),
-        subnet_file=_text(conf, "subnetFile") or SUBNET_FILE,
-        data_dir=_text(conf, "dataDir") or DATA_DIR,
+        version=text(conf, "cniVersion"),
+        subnet_file=text(conf, "subnetFile") or SUBNET_FILE,
+        data_dir=text(conf, "dataDir") or DATA_DIR,
         delegate=delegate,
         ipam=ipam,
-        routes=_list(ipam, "routes", "ipam.") or [],
-        runtime=_object(conf, "runtimeConfig"),
-        previous=_object(conf, "prevResult"),
+        routes=listed(ipam, "routes", "ipam.") or [],
+        runtime=section(conf, "runtimeConfig"),
+        previous=section(conf, "prevResult"),
         valid=_attachments(conf),
     )
 
@@ -126,36 +126,11 @@ def _inside(address: str, subnets: SubnetFile) -> bool:
 
 
 def _attachments(conf: Json) -> frozenset[tuple[str, str]] | None:
-    listed = _list(conf, VALID_ATTACHMENTS)
-    if listed is None:
+    valid = listed(conf, VALID_ATTACHMENTS)
+    if valid is None:
         return None
     try:
-        return frozenset((str(each["containerID"]), str(each["ifname"])) for each in listed)
+        return frozenset((str(each["containerID"]), str(each["ifname"])) for each in valid)
     except (TypeError, KeyError) as error:
         expected = 'expected objects with "containerID" and "ifname"'
         raise CniError(Code.CONFIG, f'"{VALID_ATTACHMENTS}": {expected}') from error
-
-
-def _text(conf: Json, key: str, where: str = "") -> str:
-    value = conf.get(key, "")
-    if isinstance(value, str):
-        return value
-    raise _wrong(where + key, value, "a string")
-
-
-def _object(conf: Json, key: str) -> Json | None:
-    value = conf.get(key)
-    if value is None or isinstance(value, dict):
-        return value
-    raise _wrong(key, value, "an object")
-
-
-def _list(conf: Json, key: str, where: str = "") -> list[Json] | None:
-    value = conf.get(key)
-    if value is None or isinstance(value, list):
-        return value
-    raise _wrong(where + key, value, "a list")
-
-
-def _wrong(key: str, value: object, expected: str) -> CniError:
-    return CniError(Code.CONFIG, f'"{key}" is {value!r}: expected {expected}')

@@ -1,12 +1,13 @@
 """The plugin's commands: what is asked of the delegate, what is remembered of it, and what is undone.
 
-    ADD     subnet.env -> delegate's configuration -> kept -> delegate ADD -> its result;  a failure is undone
+    ADD     subnet.env -> delegate's configuration -> kept -> delegate ADD -> its result;  a failure is undone;
+            a bridge of an earlier lease is made anew
     CHECK   what was kept -> delegate CHECK;  an address outside this host's subnet is an error
     DEL     what was kept -> delegate DEL -> forgotten;  nothing kept: done
     GC      DEL of what is kept and not listed, then the delegate's own
     STATUS  subnet.env and the plugins are there, then the delegate's own
 
-Files and locks are cni_attachments.py's, other plugins cni_delegate.py's.
+Files and locks are cni_attachments.py's, other plugins cni_delegate.py's, the bridge cni_bridge.py's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from flanneld_py.agent import subnetfile
+from flanneld_py.agent import cni_bridge, subnetfile
 from flanneld_py.agent.cni_attachments import Attachment, Attachments
 from flanneld_py.agent.cni_conf import VALID_ATTACHMENTS, NetConf, delegate_conf, outside, with_gateways
 from flanneld_py.agent.cni_delegate import Delegates
@@ -50,6 +51,7 @@ class Plugin:
     def _add(self) -> Json:
         subnets = self._subnets()
         conf = self._delegate(subnets)
+        cni_bridge.renew(conf, subnets, Path(self._conf.data_dir))
         with self._attachments.made(self._request.container, self._request.interface) as attachment:
             # A second ADD without a DEL must not cost the first its interface, whatever the delegate says to it.
             repeated = attachment.conf() is not None

@@ -30,8 +30,8 @@ _NEEDED = {
     "VERSION": (),
 }
 # Both become part of a file's name.
-_CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,200}")
-_INTERFACE = re.compile(r"(?!\.\.?$)[^\s/:]{1,15}")
+CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,200}")
+INTERFACE = re.compile(r"(?!\.\.?$)[^\s/:]{1,15}")
 
 
 class Code(IntEnum):
@@ -48,6 +48,7 @@ class Code(IntEnum):
     SUBNET_FILE = 100
     DELEGATE = 101
     OUTSIDE = 102
+    BRIDGE = 103
 
 
 class CniError(Exception):
@@ -82,30 +83,60 @@ def request(environment: Mapping[str, str], stdin: bytes) -> Request:
     command = environment.get("CNI_COMMAND", "")
     if command not in _NEEDED:
         raise CniError(Code.ENVIRONMENT, f"CNI_COMMAND={command}: expected one of {', '.join(_NEEDED)}")
-    conf = _decode(stdin) if stdin.strip() or command != "VERSION" else {}
+    conf = decoded(stdin, "the network configuration") if stdin.strip() or command != "VERSION" else {}
     version = conf.get("cniVersion", NEWEST if command == "VERSION" else None)
     if command != "VERSION":
         _check_version(command, version)
     if missing := [name for name in _NEEDED[command] if not environment.get(name)]:
         raise CniError(Code.ENVIRONMENT, f"{command} needs {', '.join(missing)} in the environment")
     container, interface = environment.get("CNI_CONTAINERID", ""), environment.get("CNI_IFNAME", "")
-    if container and not _CONTAINER.fullmatch(container):
+    if container and not CONTAINER.fullmatch(container):
         expected = "expected letters, digits, '_', '.' and '-', a letter or digit first"
         raise CniError(Code.ENVIRONMENT, f"CNI_CONTAINERID={container!r}: {expected}")
-    if interface and not _INTERFACE.fullmatch(interface):
+    if interface and not INTERFACE.fullmatch(interface):
         raise CniError(Code.ENVIRONMENT, f"CNI_IFNAME={interface!r}: expected a device name of at most 15 characters")
     path = tuple(part for part in environment.get("CNI_PATH", "").split(":") if part)
     return Request(command, container, environment.get("CNI_NETNS", ""), interface, path, str(version), conf)
 
 
-def _decode(stdin: bytes) -> Json:
+def decoded(stdin: bytes, what: str) -> Json:
+    """Read an object, which is `what`. Raises CniError."""
     try:
         conf = json.loads(stdin)
     except ValueError as error:
-        raise CniError(Code.DECODE, f"the network configuration on standard input is no JSON: {error}") from error
+        raise CniError(Code.DECODE, f"{what} on standard input is no JSON: {error}") from error
     if not isinstance(conf, dict):
-        raise CniError(Code.DECODE, f"the network configuration is a {type(conf).__name__}: expected an object")
+        raise CniError(Code.DECODE, f"{what} is a {type(conf).__name__}: expected an object")
     return conf
+
+
+def text(conf: Json, key: str, where: str = "") -> str:
+    """Return a string of an object that is at `where`, "" if there is none. Raises CniError."""
+    value = conf.get(key, "")
+    if isinstance(value, str):
+        return value
+    raise wrong(where + key, value, "a string")
+
+
+def section(conf: Json, key: str, where: str = "") -> Json | None:
+    """Return an object in an object. Raises CniError."""
+    value = conf.get(key)
+    if value is None or isinstance(value, dict):
+        return value
+    raise wrong(where + key, value, "an object")
+
+
+def listed(conf: Json, key: str, where: str = "") -> list[Json] | None:
+    """Return a list of an object; what is in it is not looked at. Raises CniError."""
+    value = conf.get(key)
+    if value is None or isinstance(value, list):
+        return value
+    raise wrong(where + key, value, "a list")
+
+
+def wrong(key: str, value: object, expected: str) -> CniError:
+    """Return the error about a value that is not as expected."""
+    return CniError(Code.CONFIG, f'"{key}" is {value!r}: expected {expected}')
 
 
 def _check_version(command: str, version: object) -> None:

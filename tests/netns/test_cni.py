@@ -173,17 +173,35 @@ def test_containers_of_two_hosts_reach_each_other_whatever_the_version(make_lab:
         assert name not in [path.name for path in here.kept()]
 
 
-def test_a_bridge_with_another_address_is_refused_and_nothing_is_left(alone: Lab) -> None:
+def test_a_bridge_of_an_earlier_lease_is_made_anew_once_its_last_container_is_gone(alone: Lab) -> None:
     [host] = alone.hosts
-    host.namespace.ip("link add cni0 type bridge", "addr add 10.99.0.1/24 dev cni0")
     here = site(alone, host)
-    [name] = namespaces(alone, host, 1)
-    code, message = here.runtime.call("ADD", name).error
-    assert code >= 100
-    assert message.startswith('bridge: failed to set bridge addr: "cni0" already has an IP address different from')
-    assert here.runtime.call("DEL", name).said == {}
-    assert "10.99.0.1/24" in host.namespace.run(["ip", "-4", "addr", "show", "cni0"]).stdout
+    old, new = namespaces(alone, host, 2)
+    assert here.runtime.call("ADD", old).code == 0
+    lease = host.agent.subnet_file.read_text()
+    gateway = host.agent.subnet_env()["FLANNEL_SUBNET"]
+    another = host.directory / "another.env"
+    another.write_text(lease.replace(gateway, "10.42.200.1/24"))
+    changed = site(alone, host, subnetFile=str(another))
+    code, message = changed.runtime.call("ADD", new).error
+    assert (code, message.split(":")[0]) == (103, f"cni0 still has {gateway} of an earlier lease")
+    assert len(here.ports()) == 1
+    assert here.runtime.call("DEL", old).code == 0
+    assert str(address(changed.runtime.call("ADD", new))) == "10.42.200.2"
+    shown = host.namespace.run(["ip", "-4", "addr", "show", "cni0"]).stdout
+    assert ("10.42.200.1/24" in shown, gateway in shown) == (True, False)
+    assert changed.runtime.call("DEL", new).code == 0
     assert (here.addresses(), here.ports(), here.kept(), here.rules()) == ([], [], [], [])
+
+
+def test_containers_that_come_at_once_make_a_bridge_anew_once(alone: Lab) -> None:
+    [host] = alone.hosts
+    host.namespace.ip("link add cni0 type bridge", "addr add 10.42.200.1/24 dev cni0")
+    here = site(alone, host)
+    names = namespaces(alone, host, AT_ONCE)
+    given = [address(answer) for answer in at_once(here, "ADD", names)]
+    assert len(set(given)) == len(here.ports()) == AT_ONCE
+    assert {answer.code for answer in at_once(here, "DEL", names)} == {0}
 
 
 def test_an_address_outside_the_subnet_is_refused_and_nothing_is_left(alone: Lab) -> None:

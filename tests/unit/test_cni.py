@@ -54,7 +54,8 @@ def site(tmp_path: Path) -> Site:
     data = tmp_path / "data"
     conf = {"cniVersion": "1.0.0", "name": "net", "type": "flannel-py"}
     conf |= {"subnetFile": str(subnet_file), "dataDir": str(data)}
-    return Site(subnet_file, data, bridge, Runtime(conf, str(plugins)))
+    # Nothing but these plugins is found: the bridge of the machine that runs the tests is not looked at.
+    return Site(subnet_file, data, bridge, Runtime(conf, str(plugins), environment={"PATH": str(plugins)}))
 
 
 @pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0", "1.1.0"])
@@ -194,6 +195,68 @@ def test_a_subnet_file_that_cannot_be_right_is_named(site: Site, text: str, mess
     site.subnet_file.write_text(text)
     assert site.call("ADD").error == (100, f"{site.subnet_file}: {message}")
     assert not site.data.exists()
+
+
+def ip_shows(site: Site, address: str, ports: int = 0) -> Path:
+    """Give the plugin an `ip` that shows a bridge with this address and that many ports; return its list of calls."""
+    family, local, length = "inet6" if ":" in address else "inet", *address.split("/")
+    info = {"family": family, "local": local, "prefixlen": int(length), "scope": "global"}
+    bridge = [{"ifname": "cni0", "linkinfo": {"info_kind": "bridge"}, "addr_info": [info]}]
+    port = [{"ifname": "veth"}] * ports
+    calls = site.data.parent / "ip.calls"
+    program = Path(site.runtime.path, "ip")
+    program.write_text(
+        f"#!{sys.executable} -IS\nimport sys\nopen({str(calls)!r}, 'a').write(' '.join(sys.argv[1:]) + chr(10))\n"
+        f"print({json.dumps(port)!r} if 'master' in sys.argv else {json.dumps(bridge)!r})\n"
+    )
+    program.chmod(0o755)
+    return calls
+
+
+@pytest.mark.parametrize("address", ["10.42.9.1/24", "10.42.5.1/25", "10.42.5.7/24"])
+def test_a_bridge_of_an_earlier_lease_goes_if_no_port_is_in_it(site: Site, address: str) -> None:
+    calls = ip_shows(site, address)
+    assert site.call("ADD").code == 0
+    assert "link delete dev cni0" in calls.read_text().splitlines()
+
+
+@pytest.mark.parametrize("address", ["10.42.5.1/24", "fd00:42:0:9::1/64"])
+def test_a_bridge_that_has_the_leases_address_stays(site: Site, address: str) -> None:
+    calls = ip_shows(site, address)
+    assert site.call("ADD").code == 0
+    assert calls.read_text().splitlines() == ["-json -details address show dev cni0"]
+
+
+def test_a_bridge_of_an_earlier_lease_with_containers_in_it_is_named_and_stays(site: Site) -> None:
+    calls = ip_shows(site, "10.42.9.1/24", ports=2)
+    assert site.call("ADD").error == (
+        103,
+        "cni0 still has 10.42.9.1/24 of an earlier lease: remove the containers in it (2), and the next one makes it "
+        "anew",
+    )
+    assert "delete" not in calls.read_text()
+    assert (site.bridge.asked(), site.kept()) == ([], [])
+
+
+def test_an_ipv6_bridge_of_an_earlier_lease_goes_only_without_ports(site: Site) -> None:
+    text = "FLANNEL_IPV6_NETWORK=fd00:42::/48\nFLANNEL_IPV6_SUBNET=fd00:42:0:5::1/64\n"
+    site.subnet_file.write_text(SUBNET_ENV.replace("FLANNEL_MTU", f"{text}FLANNEL_MTU"))
+    for ports, deleted in ((1, False), (0, True)):
+        calls = ip_shows(site, "fd00:42:0:9::1/64", ports)
+        assert site.call("ADD", f"c{ports}").code == 0
+        assert ("delete" in calls.read_text()) == deleted
+
+
+@pytest.mark.parametrize(
+    "delegate",
+    [{"isGateway": False}, {"forceAddress": True}, {"type": "host-local"}, {"bridge": "br7"}],
+    ids=["no gateway", "the operator's choice", "no bridge", "another bridge"],
+)
+def test_a_bridge_that_is_not_ours_to_judge_stays(site: Site, delegate: dict[str, object]) -> None:
+    calls = ip_shows(site, "10.42.9.1/24", ports=1)
+    site.call("ADD", delegate=delegate)
+    asked = calls.read_text() if calls.exists() else ""
+    assert "cni0" not in asked
 
 
 @pytest.mark.parametrize("kind", ["bridge", "host-local"])
