@@ -1,7 +1,10 @@
 """`flannel-py`: the CNI plugin. From environment and standard input to an answer and an exit code.
 
     CNI_COMMAND=ADD ... flannel-py < network configuration    ->  a result or an error, JSON, on standard output
+    flannel-py setup NETNS < container                        ->  netavark.py: so is it called by podman 5
     flannel-py --install DIR                                  ->  DIR/flannel-py, which starts in half the time
+
+CNI runs plugins without arguments, netavark never does: what else is in the environment decides nothing.
 
 0   done
 1   not done: the error says why
@@ -24,7 +27,12 @@ from flanneld_py.agent.cni_delegate import Delegates
 from flanneld_py.agent.cni_plugin import Plugin, supported
 from flanneld_py.agent.cni_spec import NEWEST, VERSIONS, CniError, Code, Json, request
 
-USAGE = "flannel-py is a CNI plugin, run by container engines. Usage: flannel-py --install DIR (e.g. /opt/cni/bin)"
+USAGE = """\
+flannel-py is a plugin for CNI and for netavark (podman 5), run by container engines.
+Usage: flannel-py --install DIR (e.g. /opt/cni/bin, /usr/lib/netavark)
+"""
+# netavark.py's, which is not imported for CNI.
+NETAVARK = ("create", "setup", "teardown", "info")
 
 # Without `site` (-S) Python starts in a third of the time, but finds no installed package: hence the path by hand.
 # For one short call, collecting garbage and taking the interpreter down would be a fifth of the time.
@@ -52,9 +60,15 @@ os._exit(code)
 
 def main() -> int:
     """Answer one call and return the exit code."""
-    if "CNI_COMMAND" not in os.environ:
-        return _without_runtime(sys.argv[1:])
-    code, answer = call(os.environ, sys.stdin.buffer.read())
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in NETAVARK:
+        from flanneld_py.agent import netavark
+
+        code, answer = netavark.call(arguments, sys.stdin.buffer.read, os.environ)
+    elif arguments or "CNI_COMMAND" not in os.environ:
+        return _without_runtime(arguments)
+    else:
+        code, answer = call(os.environ, sys.stdin.buffer.read())
     if answer is not None:
         sys.stdout.write(json.dumps(answer) + "\n")
     return code
@@ -85,10 +99,10 @@ def _without_runtime(arguments: Sequence[str]) -> int:
                 return 1
             return 0
         case ["--help"]:
-            sys.stdout.write(USAGE + "\n")
+            sys.stdout.write(USAGE)
             return 0
         case _:
-            sys.stderr.write(USAGE + "\n")
+            sys.stderr.write(USAGE)
             return 2
 
 

@@ -17,6 +17,8 @@ from flanneld_py.agent.subnetfile import SubnetFile
 SUBNET_FILE = "/run/flannel/subnet.env"
 DATA_DIR = "/var/lib/cni/flannel"
 VALID_ATTACHMENTS = "cni.dev/valid-attachments"
+CHAIN = "flannel-py/chain"
+"""In the delegate's configuration: those of the plugins that come after it, where no runtime runs them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,11 @@ def delegate_conf(conf: NetConf, subnets: SubnetFile) -> Json:
     return {**defaults, **conf.delegate, **runtime, "cniVersion": conf.version, "name": conf.name, "ipam": ipam}
 
 
+def chain(conf: Json) -> list[Json]:
+    """Return the configurations of the plugins that come after the delegate."""
+    return [each for each in listed(conf, CHAIN) or [] if isinstance(each, dict)]
+
+
 def with_gateways(result: Json) -> Json:
     """Return a result whose routes name the gateway that they were made with: that of the family's address.
 
@@ -110,6 +117,12 @@ def outside(result: Json, subnets: SubnetFile) -> list[str]:
     """Return the addresses of a result that are in no subnet of this host's."""
     addresses = [str(ip.get("address")) for ip in _ips(result)]
     return [address for address in addresses if not _inside(address, subnets)]
+
+
+def asked_outside(conf: NetConf, subnets: SubnetFile) -> list[str]:
+    """Return the addresses that the runtime asks for and that are in no subnet of this host's."""
+    asked = listed(conf.runtime or {}, "ips", "runtimeConfig.") or []
+    return [str(address) for address in asked if not _inside(str(address), subnets)]
 
 
 def _ips(result: Json) -> list[Json]:

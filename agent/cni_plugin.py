@@ -18,7 +18,15 @@ from pathlib import Path
 
 from flanneld_py.agent import cni_bridge, subnetfile
 from flanneld_py.agent.cni_attachments import Attachment, Attachments
-from flanneld_py.agent.cni_conf import VALID_ATTACHMENTS, NetConf, delegate_conf, outside, with_gateways
+from flanneld_py.agent.cni_conf import (
+    VALID_ATTACHMENTS,
+    NetConf,
+    asked_outside,
+    chain,
+    delegate_conf,
+    outside,
+    with_gateways,
+)
 from flanneld_py.agent.cni_delegate import Delegates
 from flanneld_py.agent.cni_spec import NEWEST, CniError, Code, Json, Request
 from flanneld_py.agent.subnetfile import SubnetFile
@@ -50,6 +58,8 @@ class Plugin:
 
     def _add(self) -> Json:
         subnets = self._subnets()
+        if strangers := asked_outside(self._conf, subnets):
+            self._refuse(strangers, subnets, "ask for another, or for none")
         conf = self._delegate(subnets)
         cni_bridge.renew(conf, subnets, Path(self._conf.data_dir))
         with self._attachments.made(self._request.container, self._request.interface) as attachment:
@@ -60,6 +70,8 @@ class Plugin:
                     attachment.save(conf)
                 result = self._delegates.run("ADD", conf, lock=attachment.lock)
                 self._refuse_strangers(result, subnets)
+                for after in chain(conf):
+                    result = self._delegates.run("ADD", _with_result(after, result), lock=attachment.lock)
             except (CniError, OSError):
                 if not repeated:
                     self._undo(attachment, conf)
@@ -73,9 +85,20 @@ class Plugin:
         # What cannot be undone now stays on record: the runtime's DEL finds it.
         for _ in range(2):
             with suppress(CniError, OSError):
-                self._delegates.run("DEL", conf, lock=attachment.lock)
+                self._remove(conf, None, {}, attachment)
                 attachment.forget()
                 return
+
+    def _remove(self, conf: Json, previous: Json | None, variables: dict[str, str], attachment: Attachment) -> None:
+        """Ask every plugin to undo its part, also if one cannot."""
+        failures: list[CniError] = []
+        for each in (*reversed(chain(conf)), conf):
+            try:
+                self._delegates.run("DEL", _with_result(each, previous), variables, attachment.lock)
+            except CniError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     def _check(self) -> None:
         previous = self._conf.previous
@@ -97,7 +120,7 @@ class Plugin:
             if attachment is None:
                 return
             if (conf := attachment.conf()) is not None:
-                self._delegates.run("DEL", _with_result(conf, self._conf.previous), variables, attachment.lock)
+                self._remove(conf, self._conf.previous, variables, attachment)
             attachment.forget()
 
     def _collect(self) -> None:
@@ -150,7 +173,8 @@ class Plugin:
         """Return the delegate's configuration, in a version that it speaks; every plugin in it is there."""
         conf = delegate_conf(self._conf, subnets)
         kind, ipam = str(conf["type"]), conf["ipam"]
-        self._delegates.find(kind)
+        for plugin in (kind, *(str(after.get("type")) for after in chain(conf))):
+            self._delegates.find(plugin)
         self._delegates.find(str(ipam["type"] if isinstance(ipam, dict) else ""))
         if self._conf.version == ASK_FROM and ASK_FROM not in self._delegates.versions(kind):
             conf["cniVersion"] = INSTEAD
@@ -158,9 +182,12 @@ class Plugin:
 
     def _refuse_strangers(self, result: Json, subnets: SubnetFile) -> None:
         if strangers := outside(result, subnets):
-            own = ", ".join(str(subnet) for _, subnet in subnets.families)
-            why = f"not in this host's subnet {own}: no other host would reach the container"
-            raise CniError(Code.OUTSIDE, f"{', '.join(strangers)} is {why}; start it again")
+            self._refuse(strangers, subnets, "start it again")
+
+    def _refuse(self, strangers: list[str], subnets: SubnetFile, todo: str) -> None:
+        own = ", ".join(str(subnet) for _, subnet in subnets.families)
+        why = f"not in this host's subnet {own}: no other host would reach the container"
+        raise CniError(Code.OUTSIDE, f"{', '.join(strangers)} is {why}; {todo}")
 
 
 def supported(version: str, versions: tuple[str, ...]) -> Json:

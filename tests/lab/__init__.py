@@ -28,5 +28,5 @@ made outside namespaces, /run/netns and /run/flanneld-py-lab/<run>/, and all of 
 With real container engines in place of containers made by hand:
 
     docker.py podman.py   the engine of one host      remains.py   what a killed one leaves, and its end
-    engine.py     `python -m tests.lab.engine docker|podman`
+    engine.py     `python -m tests.lab.engine docker|lxc|podman`
 """
