@@ -2,7 +2,8 @@
 
     no agent runs? -> data planes ended -> firewall -> devices, nexthops, routes (encap/sweep.py) -> files
 
-What is ours is told by its mark: our alias on a device, our protocol on routes and nexthops, our folder for sockets.
+What is ours is told by its mark: our alias on a device, our folder for sockets; our protocol on routes and nexthops
+that lead into the network of the subnet file, which stays as long as there is something left that it tells about.
 The lease in etcd stays: it keeps the host's subnet for a day.
 """
 
@@ -33,10 +34,11 @@ async def clean_up(subnet_file: Path, tell: Callable[[str], None], root: Path = 
     left = await _end_datapaths(_once_there(subnet_file.parent), tell)
     try:
         left += await _remove_rules(tell)
-        left += sweep(tell)
+        left += sweep([network for network, _ in subnetfile.previous(subnet_file)], tell)
     except (Interrupted, KernelError, OSError) as error:
         left.append(f"the kernel's tables, which cannot be read: {error or 'they change all the time'}")
-    left += _remove_file(subnet_file, tell)
+    if not left:
+        left += _remove_file(subnet_file, tell)
     if left:
         raise Broken(f"not everything could be removed; left are: {'; '.join(left)}")
 

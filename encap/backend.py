@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from flanneld_py.encap.family import Family, IPAddress, Network
 from flanneld_py.encap.peers import Own, Peer
-from flanneld_py.encap.state import ROUTE_PROTOCOL, Entry, Link, OurLink, Route
+from flanneld_py.encap.state import MARKS, Entry, Link, OurLink, Route
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
 from flanneld_py.registry.model import Json, Lease, LeaseAttrs, stand_in
 
@@ -185,7 +185,7 @@ def is_direct(entry: Entry, interface: str, network: Network) -> bool:
     return (
         isinstance(entry, Route)
         and entry.device == interface
-        and entry.protocol == ROUTE_PROTOCOL
+        and entry.protocol in MARKS
         and entry.gateway is not None
         and 8 * len(entry.subnet) == network.max_prefixlen
         and ip_address(entry.subnet) in network

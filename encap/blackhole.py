@@ -14,25 +14,33 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from flanneld_py.encap.kernel import KernelError
-from flanneld_py.encap.state import ROUTE_PROTOCOL
+from flanneld_py.encap.state import FORMER_PROTOCOL, MARKS, ROUTE_PROTOCOL
 
 WORST = 0xFFFFFFFF
 
 
 async def put(subnet: IPv4Network | IPv6Network) -> bool:
-    """Make the route; tell whether it was not there. Raises KernelError."""
-    return await _change("add", subnet, done_already=EEXIST)
+    """Make the route; tell whether it was not there, or with our former protocol. Raises KernelError."""
+    if await _change("add", subnet, ROUTE_PROTOCOL, done_already=EEXIST):
+        return True
+    if not await _change("del", subnet, FORMER_PROTOCOL, done_already=ESRCH):
+        return False
+    await _change("add", subnet, ROUTE_PROTOCOL, done_already=EEXIST)
+    return True
 
 
 async def remove(subnet: IPv4Network | IPv6Network) -> bool:
     """Remove the route; tell whether it was there. Raises KernelError."""
-    return await _change("del", subnet, done_already=ESRCH)
+    removed = [await _change("del", subnet, protocol, done_already=ESRCH) for protocol in MARKS]
+    return any(removed)
 
 
-async def _change(what: Literal["add", "del"], subnet: IPv4Network | IPv6Network, *, done_already: int) -> bool:
+async def _change(
+    what: Literal["add", "del"], subnet: IPv4Network | IPv6Network, protocol: int, *, done_already: int
+) -> bool:
     try:
         async with AsyncIPRoute() as route:
-            await route.route(what, dst=str(subnet), type="blackhole", proto=ROUTE_PROTOCOL, priority=WORST)
+            await route.route(what, dst=str(subnet), type="blackhole", proto=protocol, priority=WORST)
     except NetlinkError as error:
         if error.code == done_already:
             return False

@@ -118,7 +118,7 @@ class Kernel(Protocol):
         """Remove our routes into these networks, whatever their device; name them. Raises KernelError.
 
         Those of an IP version on a device to keep stay, those through a nexthop object, which go with it, and those
-        that are not to a host (blackhole).
+        that are not to a host (blackhole). Ours bear our protocol, now or formerly.
         """
         ...
 
@@ -127,7 +127,7 @@ class Kernel(Protocol):
 
         Neighbours and FDB entries only if permanent; FDB entries only with a unicast MAC and a destination; routes
         only of the main table, unicast, with a single nexthop and no protocol `kernel`; nexthops only with our
-        protocol; addresses without IPv6 link-local ones.
+        mark, now or formerly; addresses without IPv6 link-local ones.
         """
         ...
 

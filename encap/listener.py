@@ -29,10 +29,10 @@ from itertools import count
 from flanneld_py.encap import bpf
 from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.kernel import Event, Gone, HostChanged, LinkChanged, Lost, Rerouted, Seen
-from flanneld_py.encap.nexthops import NexthopIds
+from flanneld_py.encap.nexthops import NexthopIds, is_ours
 from flanneld_py.encap.rtnetlink import Message
 from flanneld_py.encap.rtsocket import RECEIVE_BYTES, SOL_NETLINK
-from flanneld_py.encap.state import ROUTE_PROTOCOL, FdbEntry, Key, Neighbour, Nexthop, Route
+from flanneld_py.encap.state import FdbEntry, Key, Neighbour, Nexthop, Route
 
 NETLINK_ADD_MEMBERSHIP = 1
 SO_RCVBUFFORCE = 33
@@ -163,8 +163,8 @@ class Listener:
             self._nexthops.forget(told.id)
         if device is None:
             return []
-        ours = told.protocol == ROUTE_PROTOCOL and self._report_nexthops
-        entry = Nexthop(device, told.gateway)
+        ours = is_ours(told) and self._report_nexthops
+        entry = Nexthop(device, told.gateway, told.protocol)
         if made:
             return [Seen(entry)] if ours else []
         return [Gone(entry.key)] if ours else [Lost()]

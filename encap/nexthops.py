@@ -2,15 +2,22 @@
 
 The kernel knows a nexthop object by a number, state.Nexthop by device and gateway. Numbers are one space for the whole
 namespace, shared with routing daemons: ours start at `FIRST` ("T" << 24), far from where others count from 1, and skip
-every number that anybody uses. What is ours is marked by its protocol, so a later process adopts it from a dump.
+every number that anybody uses. What is ours is marked by its protocol, so a later process adopts it from a dump; by our
+former one only among our numbers, as OVN has it now.
 """
 
 from __future__ import annotations
 
 from flanneld_py.encap.rtnetlink import NexthopMessage, RouteMessage
-from flanneld_py.encap.state import ROUTE_PROTOCOL
+from flanneld_py.encap.state import FORMER_PROTOCOL, ROUTE_PROTOCOL
 
-FIRST = 0x54000000
+FIRST, LAST = 0x54000000, 0x54FFFFFF
+
+
+def is_ours(told: NexthopMessage) -> bool:
+    """Tell whether an object bears our mark."""
+    former = told.protocol == FORMER_PROTOCOL and FIRST <= told.id <= LAST
+    return told.protocol == ROUTE_PROTOCOL or former
 
 
 class NexthopIds:
@@ -47,7 +54,7 @@ class NexthopIds:
         """Take in an object that the kernel has, ours or not. Of two of ours for one place the first serves."""
         self.forget(told.id)
         self._places[told.id] = (told.ifindex, told.gateway)
-        if told.protocol == ROUTE_PROTOCOL and told.ifindex:
+        if told.ifindex and is_ours(told):
             self._ours.setdefault((told.ifindex, told.gateway), told.id)
 
     def reserve(self, object_id: int) -> None:

@@ -16,9 +16,9 @@ from functools import partial
 from flanneld_py.encap import request
 from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.kernel import KernelError
-from flanneld_py.encap.nexthops import NexthopIds
+from flanneld_py.encap.nexthops import NexthopIds, is_ours
 from flanneld_py.encap.rtsocket import Interrupted, Refused, RouteSocket
-from flanneld_py.encap.state import ROUTE_PROTOCOL, Entry, FdbEntry, Key, Neighbour, Nexthop, Route
+from flanneld_py.encap.state import Entry, FdbEntry, Key, Neighbour, Nexthop, Route
 
 _ATTEMPTS = 8
 _IP = (rt.AF_INET, rt.AF_INET6)
@@ -78,11 +78,11 @@ class Reader:
         def nexthop(buffer: bytes, at: int, end: int) -> Entry | None:
             told = rt.read_nexthop(buffer, at, end)
             unseen.discard(told.id)
-            entry = Nexthop(names[told.ifindex], told.gateway) if told.ifindex in names else None
+            entry = Nexthop(names[told.ifindex], told.gateway, told.protocol) if told.ifindex in names else None
             if entry is not None and entry.key in changed:
                 return None
             self._nexthops.learn(told)
-            return entry if told.protocol == ROUTE_PROTOCOL and self._report_nexthops else None
+            return entry if is_ours(told) and self._report_nexthops else None
 
         if (yield from self._table(request.dump_nexthops, nexthop, changed, incomplete)):
             for object_id in unseen:

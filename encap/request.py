@@ -170,9 +170,9 @@ def dump_routes(seq: int, family: int, ifindex: int) -> bytes:
     return _message(rt.RTM_GETROUTE, rt.NLM_F_DUMP, seq, fixed + _attribute(rt.RTA_OIF, rt.U32.pack(ifindex)))
 
 
-def dump_our_routes(seq: int, family: int) -> bytes:
-    """Ask for the routes with our protocol, of all tables and devices."""
-    fixed = rt.ROUTE.pack(family, 0, 0, 0, 0, ROUTE_PROTOCOL, 0, 0, 0)
+def dump_marked_routes(seq: int, family: int, protocol: int) -> bytes:
+    """Ask for the routes with a protocol, of all tables and devices."""
+    fixed = rt.ROUTE.pack(family, 0, 0, 0, 0, protocol, 0, 0, 0)
     return _message(rt.RTM_GETROUTE, rt.NLM_F_DUMP, seq, fixed)
 
 

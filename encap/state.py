@@ -29,8 +29,16 @@ from enum import Enum
 from ipaddress import ip_address
 from typing import NamedTuple
 
-ROUTE_PROTOCOL = 84
-"""Our number in the `proto` field of routes and nexthops (`ip route show proto 84`): the mark of what is ours."""
+ROUTE_PROTOCOL = 76
+"""Our number in the `proto` field of routes and nexthops (`ip route show proto 76`): the mark of what is ours.
+
+Nobody has it in linux/rtnetlink.h, iproute2's rt_protos, FRR (186 to 198) or Calico (80).
+"""
+
+FORMER_PROTOCOL = 84
+"""What was our number until Linux gave it to OVN. Where only ours can be it still is a mark of ours, to be replaced."""
+
+MARKS = frozenset({ROUTE_PROTOCOL, FORMER_PROTOCOL})
 
 DEVICE_MARK = "flanneld-py"
 """Our VXLAN devices' alias (`ip link show`): the mark of those that we made or took over."""
@@ -133,6 +141,7 @@ class Nexthop(NamedTuple):
 
     device: str
     gateway: bytes
+    protocol: int = ROUTE_PROTOCOL
 
     @property
     def key(self) -> Key:
@@ -143,7 +152,8 @@ class Nexthop(NamedTuple):
 class Route(NamedTuple):
     """A unicast route in the main table: `subnet`/`prefix_length` via `gateway` on `device`, onlink.
 
-    `protocol` is no part of equality: a route of flannel's daemon in our form serves as well as ours.
+    `protocol` is no part of equality: a route of flannel's daemon in our form serves as well as ours. But not one with
+    our former mark.
     `gateway` None is a route straight to the device.
     """
 
@@ -154,13 +164,17 @@ class Route(NamedTuple):
     protocol: int = ROUTE_PROTOCOL
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Route) and self[:4] == other[:4]
+        return isinstance(other, Route) and self._serves == other._serves
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
     def __hash__(self) -> int:
-        return hash(self[:4])
+        return hash(self._serves)
+
+    @property
+    def _serves(self) -> tuple[str, bytes, int, bytes | None, bool]:
+        return *self[:4], self.protocol != FORMER_PROTOCOL
 
     @property
     def key(self) -> Key:

@@ -1,10 +1,12 @@
 """What bears our mark in the kernel, removed: all of it for `--cleanup`, or what an agent does not want any more.
 
-    sweep           VXLAN devices with our alias, and all on them -> nexthop objects with our protocol -> our routes
+    sweep           VXLAN devices with our alias, and all on them -> nexthop objects -> routes
     devices_in      the devices that an agent of these subnets may have made
     remove_routes   our routes into some networks, but for those on devices where an agent looks after them
 
-What has our name and not our mark is somebody else's and stays. Firewall rules are not here.
+A number is no proof: others choose one, too, and our former one is OVN's now. So off our devices only what leads into
+a network of ours goes: a route of the main table to a part of it, a nexthop object with a gateway inside. What has our
+name and not our mark is somebody else's and stays. Firewall rules are not here.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
+from itertools import product
 from struct import Struct
 from sys import byteorder
 
@@ -20,32 +23,37 @@ from flanneld_py.encap import request
 from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.family import Network
 from flanneld_py.encap.kernel import KernelError
+from flanneld_py.encap.nexthops import is_ours
 from flanneld_py.encap.rtsocket import Interrupted, Refused, RouteSocket, explain, list_links
-from flanneld_py.encap.state import ROUTE_PROTOCOL, text
+from flanneld_py.encap.state import MARKS, ROUTE_PROTOCOL, text
 
 _OUT = Struct("=HHI")
 """The attribute of a route that tells its device."""
 
-Removal = tuple[str, Callable[[int], bytes]]
-"""What goes, in an operator's words, and the request for it, given a sequence number."""
+Removal = tuple[str, Callable[[int], bytes] | None]
+"""What goes, in an operator's words, and the request for it, given a sequence number; None if it stays."""
 
 
-def sweep(tell: Callable[[str], None]) -> list[str]:
-    """Remove it all in the network namespace of this thread, telling of each; return what the kernel refused, and why.
+def sweep(networks: Collection[Network], tell: Callable[[str], None]) -> list[str]:
+    """Remove it all in the network namespace of this thread, telling of each; return what is left, and why.
 
+    `networks` are those that are known to be ours: without them what is not on our devices is left.
     Raises Interrupted if others change the tables meanwhile: call it again.
     """
-    refused: list[str] = []
+    left: list[str] = []
     with RouteSocket() as asker:
         for found in (_devices, _nexthops, _all_routes):
-            for what, build in list(found(asker)):
+            for what, build in list(found(asker, networks)):
+                if build is None:
+                    left.append(f"{what}, which has our number {ROUTE_PROTOCOL} and is in no network known to be ours")
+                    continue
                 seq = asker.next_seq()
                 failed = asker.send([(seq, build(seq))])
                 if seq in failed:
-                    refused.append(f"{what}: {explain(*failed[seq])}")
+                    left.append(f"{what}: {explain(*failed[seq])}")
                 else:
                     tell(f"removed {what}")
-    return refused
+    return left
 
 
 def devices_in(subnets: Collection[Network]) -> list[str]:
@@ -68,7 +76,7 @@ def remove_routes(networks: Collection[Network], keep: Collection[tuple[int, str
     try:
         with RouteSocket() as asker:
             for route in list(_routes(asker, keep)):
-                if route.unicast and not route.by_object and _is_in(route.subnet, networks):
+                if route.unicast and not route.by_object and route.leads_into(networks):
                     seq = asker.next_seq()
                     for refusal in asker.send([(seq, route.removal(seq))]).values():
                         raise KernelError(f"{route} cannot be removed: {explain(*refusal)}")
@@ -79,7 +87,7 @@ def remove_routes(networks: Collection[Network], keep: Collection[tuple[int, str
 
 
 def _is_in(packed: bytes, networks: Collection[Network]) -> bool:
-    return bool(packed) and any(ip_address(packed) in network for network in networks)
+    return any(ip_address(packed) in network for network in networks)
 
 
 def _on(asker: RouteSocket, link: rt.LinkMessage) -> Iterator[bytes]:
@@ -92,61 +100,83 @@ def _on(asker: RouteSocket, link: rt.LinkMessage) -> Iterator[bytes]:
                     yield found.address
 
 
-def _devices(asker: RouteSocket) -> Iterator[Removal]:
+def _devices(asker: RouteSocket, _: Collection[Network]) -> Iterator[Removal]:
     for link in list_links(asker):
         if link.kind == "vxlan" and link.marked:
             yield f"device {link.name} and all on it", partial(request.delete_link, ifindex=link.ifindex)
 
 
-def _nexthops(asker: RouteSocket) -> Iterator[Removal]:
+def _nexthops(asker: RouteSocket, networks: Collection[Network]) -> Iterator[Removal]:
     try:
         for buffer, messages in asker.dump(request.dump_nexthops):
             for message in messages:
                 found = rt.read_nexthop(buffer, message.at, message.end)
-                if found.protocol == ROUTE_PROTOCOL:
+                if not is_ours(found):
+                    continue
+                if found.gateway and _is_in(found.gateway, networks):
                     what = f"nexthop {found.id} and the routes through it"
                     yield what, partial(request.nexthop_delete, object_id=found.id)
+                elif found.protocol == ROUTE_PROTOCOL:
+                    yield f"nexthop {found.id}", None
     except Refused:
         return  # A kernel before 5.3 has none.
 
 
 @dataclass(frozen=True, slots=True)
-class _OurRoute:
+class _Marked:
     """A route with our protocol; `body` is how the kernel told it, `subnet` empty for a default route."""
 
     subnet: bytes
     length: int
+    table: int
+    protocol: int
     device: str
     unicast: bool
     by_object: bool
     body: bytes
 
     def __str__(self) -> str:
-        return f"route {text(self.subnet) if self.subnet else 'default'}/{self.length} on {self.device}"
+        table = "" if self.table == rt.RT_TABLE_MAIN else f" in table {self.table}"
+        return f"route {text(self.subnet) if self.subnet else 'default'}/{self.length} on {self.device}{table}"
+
+    def leads_into(self, networks: Collection[Network]) -> bool:
+        """Tell whether it is ours, where it leads: to a part of one of these networks, by the main table."""
+        if self.table != rt.RT_TABLE_MAIN or not self.subnet:
+            return False
+        return any(network.prefixlen <= self.length and ip_address(self.subnet) in network for network in networks)
 
     def removal(self, seq: int) -> bytes:
         return request.delete_route_as_told(seq, self.body)
 
 
-def _all_routes(asker: RouteSocket) -> Iterator[Removal]:
-    return ((str(route), route.removal) for route in _routes(asker))
+def _all_routes(asker: RouteSocket, networks: Collection[Network]) -> Iterator[Removal]:
+    for route in _routes(asker):
+        if route.leads_into(networks):
+            yield str(route), route.removal
+        elif route.protocol == ROUTE_PROTOCOL:
+            yield str(route), None
 
 
-def _routes(asker: RouteSocket, keep: Collection[tuple[int, str]] = ()) -> Iterator[_OurRoute]:
-    """Read the routes with our protocol, but for those of an IP version on a device to keep."""
+def _routes(asker: RouteSocket, keep: Collection[tuple[int, str]] = ()) -> Iterator[_Marked]:
+    """Read the routes with our protocol, now or formerly, but for those of an IP version on a device to keep."""
     names = {link.ifindex: link.name for link in list_links(asker)}
-    for family, version in ((rt.AF_INET, 4), (rt.AF_INET6, 6)):
+    for (family, version), mark in product(((rt.AF_INET, 4), (rt.AF_INET6, 6)), sorted(MARKS)):
         # Found in the bytes, as there may be ten thousand of them, and taking one apart costs 5 us; so 12 ms in all.
         kept = [_OUT.pack(_OUT.size, rt.RTA_OIF, index) for index, name in names.items() if (version, name) in keep]
-        for buffer, messages in asker.dump(partial(request.dump_our_routes, family=family)):
+        for buffer, messages in asker.dump(partial(request.dump_marked_routes, family=family, protocol=mark)):
             for message in messages:
                 body = buffer[message.at : message.end]
                 if any(out in body for out in kept):
                     continue
-                _, length, _, _, _, protocol, _, kind, _ = rt.ROUTE.unpack_from(buffer, message.at)
-                if protocol != ROUTE_PROTOCOL:
+                _, length, _, _, table, protocol, _, kind, _ = rt.ROUTE.unpack_from(buffer, message.at)
+                if protocol != mark:
                     continue  # A kernel before 4.20 tells all.
                 found = rt.attributes(buffer, message.at + rt.ROUTE.size, message.end)
-                device = names.get(int.from_bytes(found.get(rt.RTA_OIF, b""), byteorder), "no device")
+                table = _number(found.get(rt.RTA_TABLE, b"")) or table
+                device = names.get(_number(found.get(rt.RTA_OIF, b"")), "no device")
                 subnet, unicast = bytes(found.get(rt.RTA_DST, b"")), kind == rt.RTN_UNICAST
-                yield _OurRoute(subnet, length, device, unicast, rt.RTA_NH_ID in found, body)
+                yield _Marked(subnet, length, table, protocol, device, unicast, rt.RTA_NH_ID in found, body)
+
+
+def _number(value: bytes) -> int:
+    return int.from_bytes(value, byteorder)

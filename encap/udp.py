@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from flanneld_py.encap.backend import Found, Underlay, container_mtu, is_direct, number, plain_attrs
 from flanneld_py.encap.family import IPV4, Family
 from flanneld_py.encap.peers import Own, Peer
-from flanneld_py.encap.state import ROUTE_PROTOCOL, Address, Entry, Route, TunLink
+from flanneld_py.encap.state import MARKS, Address, Entry, Route, TunLink
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.model import Lease, LeaseAttrs
 
@@ -83,7 +83,7 @@ class Udp:
             return False
         match entry:
             case Route():
-                return entry.protocol == ROUTE_PROTOCOL
+                return entry.protocol in MARKS
             case Address(_, address, _):
                 return 8 * len(address) == self.family.bits and ip_address(address) in self._network
             case _:

@@ -32,7 +32,7 @@ from flanneld_py.encap.backend import (
 from flanneld_py.encap.family import IPV4, Family
 from flanneld_py.encap.peers import Own, Peer, Unusable
 from flanneld_py.encap.state import (
-    ROUTE_PROTOCOL,
+    MARKS,
     Address,
     Entry,
     FdbEntry,
@@ -163,7 +163,7 @@ class Vxlan:
         match entry:
             case Route(_, subnet, length, gateway, protocol):
                 exact = gateway == subnet and length < self.family.bits and self._inside(subnet)
-                return protocol == ROUTE_PROTOCOL or exact
+                return protocol in MARKS or exact
             case Address(_, address, _) | Neighbour(_, address, _):
                 return self._inside(address)
             case FdbEntry() | Nexthop():

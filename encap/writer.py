@@ -31,7 +31,8 @@ from flanneld_py.encap.nexthops import NexthopIds
 from flanneld_py.encap.obstacle import find_route, in_the_way, is_misled, prefix_lengths
 from flanneld_py.encap.rtsocket import RouteSocket, find_link
 from flanneld_py.encap.state import (
-    ROUTE_PROTOCOL,
+    FORMER_PROTOCOL,
+    MARKS,
     RTPROT_BOOT,
     Address,
     Failure,
@@ -224,9 +225,9 @@ class Writer:
             self._fail(operation, errno, words)
         elif self._nexthops.resolve(found) != (ifindex, route.gateway):
             self._fail(operation, EEXIST, in_the_way(self._requests, self._nexthops, route, found))
-        elif found.protocol == RTPROT_BOOT and not route.overlay:
+        elif found.protocol in (RTPROT_BOOT, FORMER_PROTOCOL) and not route.overlay:
             self._single(lambda seq: self._encode_route(seq, ifindex, route, _SET))  # It serves also if unmarked.
-        elif found.protocol != ROUTE_PROTOCOL and not route.overlay:
+        elif found.protocol not in MARKS and not route.overlay:
             self._fail(operation, EEXIST, in_the_way(self._requests, self._nexthops, route, found))
 
     def _lead_route(self, operation: Operation, route: Route, ifindex: int, flags: int) -> None:
@@ -255,7 +256,7 @@ class Writer:
     def _may_replace(self, operation: Operation, route: Route, ifindex: int) -> bool:
         self._send()
         found = find_route(self._requests, route)
-        if found is None or found.protocol == ROUTE_PROTOCOL or self._nexthops.resolve(found)[0] == ifindex:
+        if found is None or found.protocol in MARKS or self._nexthops.resolve(found)[0] == ifindex:
             return True
         self._fail(operation, EEXIST, in_the_way(self._requests, self._nexthops, route, found))
         return False

@@ -20,7 +20,7 @@ from flanneld_py.encap.family import Network
 from flanneld_py.encap.kernel import Event, Gone, HostChanged, KernelError, LinkChanged, Lost, Rerouted, Seen
 from flanneld_py.encap.listener import event_key, neighbour_events
 from flanneld_py.encap.state import (
-    ROUTE_PROTOCOL,
+    MARKS,
     RTPROT_BOOT,
     Address,
     Entry,
@@ -39,7 +39,7 @@ from flanneld_py.encap.state import (
     text,
 )
 
-MADE_BY_US = (ROUTE_PROTOCOL, RTPROT_BOOT)
+MADE_BY_US = (*MARKS, RTPROT_BOOT)
 
 
 @dataclass(slots=True)
@@ -151,7 +151,7 @@ class FakeKernel:
             entry
             for entry in self.tables.values()
             if isinstance(entry, Route)
-            and entry.protocol == ROUTE_PROTOCOL
+            and entry.protocol in MARKS
             and _is_in(entry.subnet, networks)
             and (4 if len(entry.subnet) == 4 else 6, entry.device) not in keep
             and not self._by_object(entry)
@@ -292,14 +292,14 @@ class FakeKernel:
         match operation.verb, entry:
             case _, Nexthop() if not self.nexthop_objects:
                 return EOPNOTSUPP, "nexthop objects are off or not in this kernel; use routes alone"
-            case Verb.ADD, Route() if there is not None and there != entry:
+            case Verb.ADD, Route() if isinstance(there, Route) and there[:4] != entry[:4]:
                 return EEXIST, f"{describe(there)} is there already"
             case Verb.ADD, Route(overlay=False) if isinstance(there, Route) and there.protocol not in MADE_BY_US:
                 return EEXIST, f"{describe(there)} is not ours and is left alone"
             case _, Route():
                 for device in (self.interfaces | self.links.keys()) - {entry.device}:
                     other = self.tables.get(("route", device, entry.subnet, entry.prefix_length))
-                    if isinstance(other, Route) and (operation.verb, other.protocol) == (Verb.REPLACE, ROUTE_PROTOCOL):
+                    if isinstance(other, Route) and operation.verb is Verb.REPLACE and other.protocol in MARKS:
                         del self.tables[other.key]
                     elif other is not None:
                         return EEXIST, f"{describe(other)} is not ours and is left alone"

@@ -146,7 +146,7 @@ def test_a_purge_leaves_nothing(lab: Lab, make_machine: MakeMachine, settings: d
     assert "flannel" not in machine.ask("ps", "-eo", "args")
     assert "flannel" not in machine.ask("systemctl", "list-units", "--all", "--no-pager")
     assert "flannel" not in machine.ask("ip", "-brief", "link")
-    assert machine.ask("ip", "route", "show", "proto", "84") == ""
+    assert machine.ask("ip", "route", "show", "proto", "76") == ""
     assert "flannel" not in machine.ask("nft", "list", "ruleset")
 
 

@@ -25,7 +25,10 @@ from typing import Any, Protocol
 import pytest
 
 from flanneld_py.encap.kernel import Event, Gone, Kernel, Seen
+from flanneld_py.encap.nexthops import FIRST
 from flanneld_py.encap.state import (
+    FORMER_PROTOCOL,
+    MARKS,
     Address,
     Entry,
     FdbEntry,
@@ -71,7 +74,10 @@ def peer(number: int, *, v6: bool = False, objects: bool) -> list[Entry]:
 
 class Foreigner(Protocol):
     def put(self, entry: Entry, *, static: bool = True) -> None:
-        """Make or change an entry; `static` False leaves protocol `boot`, as flannel's daemon does."""
+        """Make or change an entry; `static` False leaves protocol `boot`, as flannel's daemon does.
+
+        But a route with our former mark keeps it.
+        """
 
     def remove(self, entry: Entry) -> None: ...
     def unpin(self, neighbour: Neighbour) -> None:
@@ -93,7 +99,8 @@ class Linux:
     """`ip` and `bridge` in the namespace of this thread."""
 
     def put(self, entry: Entry, *, static: bool = True) -> None:
-        protocol = "proto static" if static else "proto boot"
+        former = isinstance(entry, Route | Nexthop) and entry.protocol == FORMER_PROTOCOL
+        protocol = f"proto {FORMER_PROTOCOL}" if former else "proto static" if static else "proto boot"
         match entry:
             case Address(device, address, length):
                 run(f"ip address add {text(address)}/{length} dev {device} nodad")
@@ -101,8 +108,9 @@ class Linux:
                 run(f"ip neigh replace {text(address)} lladdr {text(lladdr)} dev {device} nud permanent")
             case FdbEntry(device, lladdr, destination):
                 run(f"bridge fdb replace {text(lladdr)} dev {device} dst {text(destination)} self permanent")
-            case Nexthop(device, gateway):
-                run(f"ip nexthop add id 4711 via {text(gateway)} dev {device} onlink proto 84")
+            case Nexthop(device, gateway, mark):
+                # Among the numbers that we give out, which makes a former mark ours; OVN counts from elsewhere.
+                run(f"ip nexthop add id {FIRST + 4711} via {text(gateway)} dev {device} onlink proto {mark}")
             case Route(device, subnet, length, gateway):
                 via = "" if gateway is None else f"via {text(gateway)}"
                 onlink = "" if gateway is None else "onlink"
@@ -116,7 +124,7 @@ class Linux:
                 run(f"ip neigh del {text(address)} dev {device}")
             case FdbEntry(device, lladdr, _):
                 run(f"bridge fdb del {text(lladdr)} dev {device} self")
-            case Nexthop(device, gateway):
+            case Nexthop(_, gateway):
                 found = [each for each in ask("ip -j nexthop") if each.get("gateway") == text(gateway)]
                 run(f"ip nexthop del id {found[0]['id']}")
             case Route(_, subnet, length, _):
@@ -185,8 +193,9 @@ class Linux:
 
     @staticmethod
     def _nexthops() -> Iterator[Entry]:
-        for each in ask("ip -j nexthop list proto 84"):
-            yield Nexthop(each["dev"], ip(each["gateway"]))
+        for mark in MARKS:
+            for each in ask(f"ip -j nexthop list proto {mark}"):
+                yield Nexthop(each["dev"], ip(each["gateway"]), mark)
 
     @staticmethod
     def _routes() -> Iterator[Entry]:
@@ -195,7 +204,8 @@ class Linux:
                 if each.get("protocol") != "2":
                     subnet = ip_network(each["dst"])
                     gateway = ip(each["gateway"]) if "gateway" in each else None
-                    yield Route(each["dev"], subnet.network_address.packed, subnet.prefixlen, gateway)
+                    base, length = subnet.network_address.packed, subnet.prefixlen
+                    yield Route(each["dev"], base, length, gateway, int(each["protocol"]))
 
 
 class Meddler:
@@ -205,7 +215,9 @@ class Meddler:
         self._kernel = kernel
 
     def put(self, entry: Entry, *, static: bool = True) -> None:
-        self._kernel.meddle_set(entry._replace(protocol=4 if static else 3) if isinstance(entry, Route) else entry)
+        if isinstance(entry, Route) and entry.protocol != FORMER_PROTOCOL:
+            entry = entry._replace(protocol=4 if static else 3)
+        self._kernel.meddle_set(entry)
 
     def remove(self, entry: Entry) -> None:
         self._kernel.meddle_remove(entry.key)

@@ -16,6 +16,7 @@ import pytest
 from flanneld_py.encap.kernel import Gone, HostChanged, KernelError, LinkChanged, Lost, Rerouted, Seen
 from flanneld_py.encap.netlink import Netlink
 from flanneld_py.encap.state import (
+    FORMER_PROTOCOL,
     Address,
     Entry,
     FdbEntry,
@@ -285,6 +286,27 @@ def tunneled_and_direct(v6: bool) -> tuple[Route, Route]:
     else:
         subnet, gateway, length, device = ip("10.5.1.0"), ip("10.0.0.2"), 24, DEVICE
     return Route(device, subnet, length, subnet), Route(UNDERLAY, subnet, length, gateway)
+
+
+@BOTH
+async def test_what_bears_our_former_mark_is_ours_and_is_marked_anew_in_place(host: Host, v6: bool) -> None:
+    entries = peer(1, v6=v6, objects=host.kernel.nexthop_objects)
+    former = [
+        each._replace(protocol=FORMER_PROTOCOL) if isinstance(each, Nexthop | Route) else each for each in entries
+    ]
+    direct = tunneled_and_direct(v6)[1]._replace(subnet=ip("fd05:2::") if v6 else ip("10.5.2.0"))
+    before = direct._replace(protocol=FORMER_PROTOCOL)
+    for entry in (*former, before):
+        host.foreigner.put(entry)
+    assert host.read() == host.foreigner.table() - {before} == set(former)
+    assert host.apply(Verb.REPLACE, *entries, direct) == []
+    assert host.read() | {direct} == host.foreigner.table() == {*entries, direct}
+    host.foreigner.put(before)
+    assert host.apply(Verb.ADD, direct) == []
+    assert host.foreigner.table() == {*entries, direct}
+    host.foreigner.put(former[-1])
+    assert host.apply(Verb.REMOVE, *reversed(entries)) == []
+    assert host.foreigner.table() == {direct}
 
 
 @BOTH

@@ -10,11 +10,14 @@ from subprocess import CompletedProcess
 import pytest
 
 from tests.lab.host import Host
-from tests.lab.lab import DEFAULT_FLANNELD
+from tests.lab.lab import DEFAULT_FLANNELD, Lab
 from tests.netns.conftest import LEASED, MakeLab
 from tests.netns.test_underlay import device, until
 
 pytestmark = pytest.mark.root
+
+OVN = 4
+"""How many objects `made_by_ovn` makes."""
 
 SHOWN = ("addr show", "-d link show", "route show table all", "-6 route show table all", "nexthop show", "rule show")
 
@@ -24,6 +27,16 @@ def state(host: Host) -> list[str]:
     lines = [line for show in SHOWN for line in host.namespace.run(["ip", *show.split()]).stdout.splitlines()]
     lines += host.namespace.run(["nft", "list", "ruleset"]).stdout.splitlines()
     return sorted(line for line in lines if "fe80:" not in line and "ff00:" not in line and "valid_lft" not in line)
+
+
+def made_by_ovn(lab: Lab) -> list[str]:
+    """What OVN has on its hosts, with the protocol that was ours once; a table of its own may be about any subnet."""
+    return [
+        f"route add 198.51.100.0/24 via {lab.plan.gateway} proto 84 table 100",
+        f"route add 10.42.251.0/24 via {lab.plan.gateway} proto 84 table 100",
+        f"route add 203.0.113.0/24 via {lab.plan.gateway} proto 84",
+        f"nexthop add id 7 via {lab.plan.gateway} dev eth0 proto 84",
+    ]
 
 
 def clean(host: Host) -> CompletedProcess[str]:
@@ -46,6 +59,7 @@ def test_nothing_of_ours_is_left_and_all_else_is(make_lab: MakeLab, kind: str) -
             "route add 10.77.5.0/24 via 10.77.5.0 dev flannel.7 onlink",
             f"route add 10.78.0.0/16 via {lab.plan.gateway} proto static",
             f"nexthop add id 99 via {lab.plan.gateway} dev eth0 proto static",
+            *made_by_ovn(lab),
         )
     before = [state(host) for host in lab.hosts]
     for host in lab.hosts:
@@ -53,22 +67,22 @@ def test_nothing_of_ours_is_left_and_all_else_is(make_lab: MakeLab, kind: str) -
     for host in lab.hosts:
         host.agent.wait_ready()
     one, two = lab.hosts
-    until(lambda: "proto 84" in one.namespace.run(["ip", "route", "show"]).stdout, "the other is a peer")
+    until(lambda: one.namespace.run(["ip", "route", "show", "proto", "76"]).stdout, "the other is a peer")
     refused = clean(one)
     assert refused.returncode == 1
     assert "an agent runs on this host and has device flannel" in refused.stderr
     assert device(one)
     for host in lab.hosts:
         host.agent.terminate()
-    # Ours by its mark, on a device that is not: DirectRouting's, and another table's.
+    # Ours by mark and destination, on a device that is not: DirectRouting's.
     one.namespace.ip(
-        f"route add 10.42.250.0/24 via {two.address} dev eth0 proto 84",
-        f"route add 10.42.251.0/24 via {two.address} dev eth0 proto 84 table 84",
-        "route add fd00:99::/64 via 2001:db8:30::2 dev eth0 proto 84",
+        f"route add 10.42.250.0/24 via {two.address} dev eth0 proto 76",
+        f"route add 10.42.251.0/24 via {two.address} dev eth0 proto 84",
     )
     done = clean(one)
     assert done.returncode == 0, done.stderr
     assert "removed route 10.42.250.0/24 on eth0" in done.stdout
+    assert "removed route 10.42.251.0/24 on eth0" in done.stdout
     assert f"removed {one.agent.subnet_file}" in done.stdout
     assert "removed firewall rules" in done.stdout
     assert state(one) == before[0]
@@ -78,3 +92,31 @@ def test_nothing_of_ours_is_left_and_all_else_is(make_lab: MakeLab, kind: str) -
     assert (again.returncode, again.stdout) == (0, "")
     assert clean(two).returncode == 0
     assert state(two) == before[1]
+
+
+def test_without_a_known_network_only_our_devices_go_and_the_rest_is_named(make_lab: MakeLab) -> None:
+    lab = make_lab(hosts=2, containers=0, overlay="none")
+    one, two = lab.hosts
+    one.namespace.ip(*made_by_ovn(lab))
+    before = state(one)
+    for host in lab.hosts:
+        host.agent.start()
+    for host in lab.hosts:
+        host.agent.wait_ready()
+    one.agent.terminate()
+    one.agent.subnet_file.unlink()
+    rest = [
+        f"route add 10.42.250.0/24 via {two.address} dev eth0 proto 76",
+        f"route add 10.42.250.0/24 via {two.address} dev eth0 proto 76 table 100",
+        f"nexthop add id 1409286145 via {two.address} dev eth0 proto 76",
+    ]
+    one.namespace.ip(*rest)
+    done = clean(one)
+    assert done.returncode == 1
+    assert "removed device flannel.1 and all on it" in done.stdout
+    for named in ("nexthop 1409286145,", "route 10.42.250.0/24 on eth0,", "route 10.42.250.0/24 on eth0 in table 100,"):
+        assert f"{named} which has our number 76 and is in no network known to be ours" in done.stderr
+    assert "198.51.100" not in done.stderr
+    one.namespace.ip("nexthop del id 1409286145", *(line.replace(" add ", " del ") for line in rest[:2]))
+    assert clean(one).returncode == 0
+    assert state(one) == before

@@ -324,7 +324,7 @@ def test_two_networks_on_one_host_have_rules_of_their_own(make_lab: MakeLab) -> 
 def test_the_blackhole_route_is_kept_and_stands_in_nobodys_way(make_lab: MakeLab) -> None:
     lab = connected(make_lab, "--ip-blackhole-route", "--iptables-resync", "1")
     host = lab.hosts[0]
-    show = "ip route show type blackhole proto 84"
+    show = "ip route show type blackhole proto 76"
     route = f"blackhole {subnet(host)}"
     until(lambda: sh(host, show).startswith(route), "the route")
     sh(host, f"ip route del {route} metric 4294967295")

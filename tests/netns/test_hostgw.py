@@ -27,7 +27,7 @@ DIRECT = {"DirectRouting": True}
 
 def gateways(host: Host) -> dict[str, str]:
     """Our routes on the underlay interface."""
-    found = show(host, "ip", "route", "show", "dev", "eth0", "proto", "84")
+    found = show(host, "ip", "route", "show", "dev", "eth0", "proto", "76")
     return {route["dst"]: route["gateway"] for route in found}
 
 
@@ -83,7 +83,7 @@ def test_a_lease_that_is_gone_takes_its_route_and_no_other(lab: Lab) -> None:
 def test_a_route_that_is_deleted_or_lost_with_the_interface_is_back(lab: Lab) -> None:
     host = lab.hosts[0]
     before = gateways(host)
-    host.namespace.ip("route flush proto 84")
+    host.namespace.ip("route flush proto 76")
     until(lambda: gateways(host) == before, "the routes are back")
     host.namespace.ip("link set eth0 down")
     host.namespace.ip("link set eth0 up", f"route replace default via {lab.plan.gateway}")

@@ -68,7 +68,7 @@ def gateways6(host: Host) -> dict[str, str]:
     """Our IPv6 routes on the underlay interface."""
     return {
         route["dst"]: route["gateway"]
-        for route in show(host, "ip", "-6", "route", "show", "dev", "eth0", "proto", "84")
+        for route in show(host, "ip", "-6", "route", "show", "dev", "eth0", "proto", "76")
     }
 
 
@@ -78,7 +78,7 @@ def wanted6(lab: Lab, host: Host) -> dict[str, str]:
 
 def in_tunnel6(host: Host) -> list[str]:
     """The subnets of peers behind the tunnel, if all that is on the device belongs together."""
-    routes = [route["dst"] for route in show(host, "ip", "-6", "route", "show", "dev", "flannel-v6.1", "proto", "84")]
+    routes = [route["dst"] for route in show(host, "ip", "-6", "route", "show", "dev", "flannel-v6.1", "proto", "76")]
     neighbours = show(host, "ip", "-6", "neigh", "show", "dev", "flannel-v6.1", "nud", "permanent")
     unicast = [each for each in neighbours if not each["dst"].startswith("ff")]
     forwarding = [each for each in show(host, "bridge", "fdb", "show", "dev", "flannel-v6.1") if "dst" in each]
@@ -207,7 +207,7 @@ def test_foreign_routes_stay_and_ours_come_back(start: Start) -> None:
     all_routes(lab)
     before = gateways6(host)
     host.namespace.ip(f"route add fd42:0:0:ff00::/64 via {address6(lab, other)} dev eth0")
-    host.namespace.run(["ip", "-6", "route", "flush", "proto", "84"])
+    host.namespace.run(["ip", "-6", "route", "flush", "proto", "76"])
     until(lambda: gateways6(host) == before, "the routes are back")
     host.namespace.ip("link set eth0 down")  # IPv6 loses its addresses as well.
     host.namespace.ip(

@@ -33,7 +33,7 @@ def devices(host: Host) -> set[str]:
 def routes(host: Host) -> list[str]:
     """Ours, in both families."""
     return [
-        route["dst"] for family in ("-4", "-6") for route in show(host, "ip", family, "route", "show", "proto", "84")
+        route["dst"] for family in ("-4", "-6") for route in show(host, "ip", family, "route", "show", "proto", "76")
     ]
 
 

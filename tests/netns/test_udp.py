@@ -72,7 +72,7 @@ def test_the_registry_and_the_device_are_as_flannel_has_them(lab: Lab) -> None:
     for host in lab.hosts:
         base = host.agent.subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0/32")
         assert f"inet {base} " in words(host, "ip", "-4", "addr", "show", "dev", "flannel0")
-        assert words(host, "ip", "route", "show", "dev", "flannel0").split()[:3] == ["10.42.0.0/16", "proto", "84"]
+        assert words(host, "ip", "route", "show", "dev", "flannel0").split()[:3] == ["10.42.0.0/16", "proto", "76"]
 
 
 def test_the_status_shows_what_carries_the_packets_and_to_whom(lab: Lab) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from flanneld_py.agent.agent import Agent
 from flanneld_py.encap.backend import Underlay
-from flanneld_py.encap.state import Address, Entry, Route
+from flanneld_py.encap.state import ROUTE_PROTOCOL, Address, Entry, Route
 from tests.fake_kernel import FakeKernel
 from tests.sim.cluster import CONFIG, DEVICE, Cluster, device
 
@@ -49,7 +49,8 @@ def cluster(tmp_path: Path) -> Cluster:
 
 
 def ours(kernel: FakeKernel) -> set[Entry]:
-    return {entry for entry in kernel.tables.values() if isinstance(entry, Route) and entry.protocol == 84}
+    entries = kernel.tables.values()
+    return {entry for entry in entries if isinstance(entry, Route) and entry.protocol == ROUTE_PROTOCOL}
 
 
 async def test_a_peer_is_there_while_it_is_on_the_link(cluster: Cluster, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_route_requests(seq: int, ifindex: int, pair: tuple[bytes, bytes]) -> No
     subnet, gateway = pair
     found = decoded(rtmsg, request.route(seq, rt.NLM_F_EXCL, ifindex, subnet, 20, gateway))
     assert (found["family"], found["dst_len"], found["table"]) == (family(subnet), 20, rt.RT_TABLE_MAIN)
-    assert (found["proto"], found["type"], found["scope"], found["flags"]) == (84, rt.RTN_UNICAST, 0, 4)
+    assert (found["proto"], found["type"], found["scope"], found["flags"]) == (76, rt.RTN_UNICAST, 0, 4)
     assert (found.get("dst"), found.get("gateway"), found.get("oif")) == (text(subnet), text(gateway), ifindex)
     found = decoded(rtmsg, request.route(seq, 0, ifindex, subnet, 20, None))
     assert (found.get("gateway"), found["flags"]) == (None, 0)
@@ -197,11 +197,11 @@ def test_nexthops_and_routes_through_them_are_read(v6: bool) -> None:
     gateway = bytes(range(16)) if v6 else bytes(range(4))
     buffer = request.nexthop(1, 0, 77, 5, gateway)
     message = only(buffer)
-    assert rt.read_nexthop(buffer, message.at, message.end) == rt.NexthopMessage(77, 5, gateway, 84)
+    assert rt.read_nexthop(buffer, message.at, message.end) == rt.NexthopMessage(77, 5, gateway, 76)
     metric = attribute(rt.RTA_PRIORITY, pack("=I", 1024)) if v6 else b""
     buffer = request.route_by_id(1, rt.RTM_NEWROUTE, 0, gateway, 24, 77) + metric
     found = rt.read_route(buffer, 16, len(buffer))
-    assert found == rt.RouteMessage(0, gateway, 24, None, 84, 77)
+    assert found == rt.RouteMessage(0, gateway, 24, None, 76, 77)
 
 
 @pytest.mark.parametrize("v6", [False, True])
