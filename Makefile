@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEBIAN := busybox-static containernetworking-plugins curl docker-cli? docker.io etcd-client etcd-server ethtool gcc iperf3 iproute2 iptables iputils-ping lxc mmdebstrap nftables openssl podman procps python3-dev python3-venv runc systemd-container tcpdump util-linux vagrant
 
 .DEFAULT_GOAL := help
-.PHONY: help system check format test test-unit test-boot dist deb lab bench clean
+.PHONY: help system check format test test-unit test-boot test-kernels test-releases dist deb lab bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -37,6 +37,16 @@ test-unit: .venv/ready ## the tests that need neither root nor etcd
 
 test-boot: system .venv/ready ## (root) package, units and the Vagrant lab on booted Debians; etcd with TLS
 	$(BIN)/pytest tests/boot tests/netns/test_etcd_cluster.py
+
+KERNELS ?= bookworm,trixie,sid
+test-kernels: system .venv/ready ## (root) a choice of the tests on Debian's kernels, emulated; KERNELS=trixie, ARGS=--help
+	@.ci/packages cpio kmod qemu-system-x86
+	$(BIN)/python -m tests.matrix kernels --in $(KERNELS) $(ARGS)
+
+RELEASES ?= bookworm,trixie,sid
+test-releases: system .venv/ready ## (root) lab, engines, a choice of the tests in Debian's releases; RELEASES=sid, ARGS=--help
+	@.ci/packages rsync
+	$(BIN)/python -m tests.matrix releases --in $(RELEASES) $(ARGS)
 
 dist: .venv/ready ## the wheel and the source distribution, into dist/
 	$(BIN)/python -m build --outdir dist .
