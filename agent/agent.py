@@ -32,6 +32,7 @@ from flanneld_py.agent.keep import Keeper
 from flanneld_py.agent.leftovers import Leftovers
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.membership import Membership
+from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.onlink import OnLinkVerdicts
 from flanneld_py.agent.reconcile import Reconciler
@@ -72,7 +73,7 @@ class Agent:
         tell: Callable[[str], None],
         take_device: Callable[[str], None],
         start_datapath: Callable[[Path], Awaitable[None]],
-        make_guard: Callable[[tuple[Wanted, ...]], Guard] | None = None,
+        make_guard: Callable[[tuple[Wanted, ...], Neighbours], Guard] | None = None,
     ) -> None:
         self._settings = settings
         self._previous = subnetfile.previous_subnets(settings.subnet_file)
@@ -88,7 +89,7 @@ class Agent:
         self._start_datapath = start_datapath
         self._make_guard = make_guard
         self._guard: Guard | None = None
-        self._status = ""
+        self._status, self._connected = "", False
         self._on_link = {each: OnLinkVerdicts(kernel, underlay.interface, each, clock) for each in (IPV4, IPV6)}
         self._member: Membership | None = None
         self._watch: UnderlayWatch | None = None
@@ -102,7 +103,6 @@ class Agent:
         claimer = self._claimer = Claimer(registry, self.view, self._follower.list, clock, rng, identity, *addresses)
         self._keeper = Keeper(registry, self.view, self._follower.list, clock, rng, claimer, margin=settings.margin)
         self._reconcilers: tuple[Reconciler, ...] = ()
-        self._connected = False
         self.ready = asyncio.Event()
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -118,12 +118,13 @@ class Agent:
         await self._leftovers.remove(self._member, lease)
         wanted = self._wanted = self._work_out(lease)
         self._say("waiting for the device, its entries and the packet filter")
-        supervisors = self._supervisors = dict(self._make_supervisors(wanted))
+        neighbours, supervisors = Neighbours(wanted), dict(self._make_supervisors(wanted))
+        self._supervisors = supervisors
 
         def make(each: Wanted) -> Reconciler:
-            family = each.backend.family
+            family, tools = each.backend.family, (self._kernel, self.view, each, self._clock, self._rng)
             carrier = UserspaceCarrier(supervisors[family], family) if family in supervisors else KernelCarrier()
-            return Reconciler(self._kernel, self.view, each, self._clock, self._rng, carrier, self._on_link[family])
+            return Reconciler(*tools, carrier, self._on_link[family], neighbours)
 
         reconcilers = self._reconcilers = tuple(map(make, wanted))
 
@@ -138,7 +139,7 @@ class Agent:
             tasks.create_task(reconciler.run(), name=f"reconciler of {family.name}")
             if family in supervisors:
                 tasks.create_task(supervise(reconciler, supervisors[family]), name=f"data plane of {family.name}")
-        guard = self._guard = self._make_guard(wanted) if self._make_guard is not None else None
+        guard = self._guard = self._make_guard(wanted, neighbours) if self._make_guard is not None else None
         if guard is not None:
             tasks.create_task(guard.run(), name="firewall")
         for supervisor in supervisors.values():

@@ -28,6 +28,7 @@ from flanneld_py.agent.identity import read_identity
 from flanneld_py.agent.interface import Asked, Choice, Network, choose, outside
 from flanneld_py.agent.lock import lock_device
 from flanneld_py.agent.log import facts, log
+from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.notify import Notifier
 from flanneld_py.agent.options import Options, UsageError, default_workers
@@ -160,13 +161,13 @@ class Daemon:
         )
 
 
-def guard_maker(options: FirewallOptions, clock: Clock) -> Callable[[tuple[Wanted, ...]], Guard]:
+def guard_maker(options: FirewallOptions, clock: Clock) -> Callable[[tuple[Wanted, ...], Neighbours], Guard]:
     """Return what makes the guard of this host's firewall rules, once the network is known."""
 
-    def make(wanted: tuple[Wanted, ...]) -> Guard:
+    def make(wanted: tuple[Wanted, ...], neighbours: Neighbours) -> Guard:
         suffix = name_suffix(wanted[0].backend.device)
         enforcer = Enforcer(HostTools(), options.asked, suffix, prefer_nft=wanted[0].config.nftables)
-        return Guard(enforcer, partial(watch, names_of_interest(suffix)), options, wanted, clock, Random())
+        return Guard(enforcer, partial(watch, names_of_interest(suffix)), options, wanted, neighbours, clock, Random())
 
     return make
 

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from random import Random
@@ -20,12 +20,13 @@ from typing import Never, Protocol
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.log import OnChange, facts, log
+from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.repairs import Repairs
 from flanneld_py.agent.wanted import Wanted
+from flanneld_py.encap.chains import DOCKERS, RAW, forward_part, masquerade_part, raw_part
 from flanneld_py.encap.command import FirewallError
 from flanneld_py.encap.enforce import Asked, Choice, Outcome
 from flanneld_py.encap.firewall import Network, Policy
-from flanneld_py.encap.iptables import DOCKERS, forward_part, masquerade_part
 from flanneld_py.encap.nft import FLANNELS, OURS
 
 SETTLE = 0.01
@@ -33,6 +34,9 @@ SETTLE = 0.01
 
 FIRST_LOOK = 2.0
 """Seconds that the subnet file waits for the first look; it takes some 50 ms."""
+
+HOSTS_PAUSE = 1.0
+"""Seconds between two changes of the hosts that send without a tunnel: many come at once, and are written at once."""
 
 LOOK_EVERY = 300.0
 """Seconds between looks that nothing asked for, jittered."""
@@ -49,14 +53,17 @@ class FirewallOptions:
     excluded: tuple[Network, ...] = ()
     resync: float = 5.0
 
-    def policies(self, wanted: tuple[Wanted, ...]) -> tuple[Policy, ...]:
+    def policies(self, wanted: Sequence[Wanted], neighbours: Neighbours) -> tuple[Policy, ...]:
         """Return what this means for a host with this network and these subnets of it, for each family."""
-        config, subnets = wanted[0].config, wanted[0].own.subnets
-        return tuple(
-            Policy(family.network, subnet, self.masquerade, self.forward, self.random_fully, self.excluded)
-            for family, subnet in ((config.ipv4, subnets.v4), (config.ipv6, subnets.v6))
-            if family is not None and subnet is not None
-        )
+        return tuple(self._policy(each, neighbours) for each in wanted)
+
+    def _policy(self, wanted: Wanted, neighbours: Neighbours) -> Policy:
+        backend = wanted.backend
+        subnet = backend.family.subnet(wanted.own.subnets)
+        assert subnet is not None
+        switches = (self.masquerade, self.forward, self.random_fully, self.excluded)
+        interfaces = (backend.device, backend.parent, neighbours.hosts(backend.family))
+        return Policy(backend.family.network(wanted.config), subnet, *switches, *interfaces)
 
 
 Watch = Callable[[Callable[[], None]], AbstractContextManager[None]]
@@ -93,6 +100,7 @@ class Report:
     error: str | None
     failed_ago: float | None
     obstacles: tuple[str, ...]
+    lacking: tuple[str, ...] = ()
 
 
 def name_suffix(device: str | None) -> str:
@@ -108,8 +116,10 @@ def name_suffix(device: str | None) -> str:
 
 def names_of_interest(suffix: str) -> frozenset[str]:
     """List the tables and chains whose changes may concern us; `suffix` as in enforce.Enforcer."""
-    ours = (OURS + suffix, "postrouting", masquerade_part(suffix).chain, forward_part(suffix).chain)
-    return frozenset((*ours, *(name for _, name in FLANNELS), "nat", "filter", "POSTROUTING", "FORWARD", DOCKERS))
+    parts = (masquerade_part(suffix), forward_part(suffix), raw_part(suffix))
+    ours = (OURS + suffix, "postrouting", *(part.chain for part in parts))
+    iptables = ("nat", "filter", RAW, *(part.parent for part in parts), DOCKERS)
+    return frozenset((*ours, *(name for _, name in FLANNELS), *iptables))
 
 
 class Guard:
@@ -121,19 +131,24 @@ class Guard:
         watch: Watch,
         options: FirewallOptions,
         wanted: tuple[Wanted, ...],
+        neighbours: Neighbours,
         clock: Clock,
         rng: Random,
     ) -> None:
         self._enforcer = enforcer
         self._watch = watch
         self._options = options
-        self._policies = options.policies(wanted)
+        self._wanted = wanted
+        self._neighbours = neighbours
+        self._policies: tuple[Policy, ...] = ()
         self._clock = clock
         self._rng = rng
         self._wake = asyncio.Event()
+        neighbours.changed = self._wake.set
         self._backoff = Backoff(0.1, 60.0, rng)
         self._trouble = OnChange(clock)
         self._obstacles: frozenset[str] = frozenset()
+        self._lacking: frozenset[str] = frozenset()
         self._repairs = Repairs("the host's firewall rules")
         self._retry_at = float("inf")
         self._look_at = 0.0
@@ -142,6 +157,8 @@ class Guard:
         self._times_repaired, self._repaired_at, self._failed_at = 0, float("-inf"), float("-inf")
         self._error: str | None = None
         self._own_change = True
+        self._urgent = False
+        self._hosts_at = float("-inf")
         self.masquerades = options.masquerade
         """Whether masquerading is our business; not so on a host without any tool for it."""
         self.looked = asyncio.Event()
@@ -152,11 +169,12 @@ class Guard:
 
     def mark(self) -> None:
         """Look again: something has changed in the packet filter."""
+        self._urgent = True
         self._wake.set()
 
     def want(self, wanted: tuple[Wanted, ...]) -> None:
         """Change what is wanted: our subnet is another one."""
-        self._policies, self._own_change = self._options.policies(wanted), True
+        self._wanted, self._urgent = wanted, True
         self._wake.set()
 
     def report(self) -> Report:
@@ -164,8 +182,8 @@ class Guard:
         now, never = self._clock.now(), float("-inf")
         repaired, failed = (None if at == never else round(now - at, 1) for at in (self._repaired_at, self._failed_at))
         in_force = self._in_force and self._retry_at == float("inf")
-        obstacles = tuple(sorted(self._obstacles))
-        return Report(self._choice, in_force, self._times_repaired, repaired, self._error, failed, obstacles)
+        others = tuple(sorted(self._obstacles)), tuple(sorted(self._lacking))
+        return Report(self._choice, in_force, self._times_repaired, repaired, self._error, failed, *others)
 
     async def run(self) -> Never:
         """Keep the rules for good."""
@@ -174,6 +192,7 @@ class Guard:
             self.looked.set()
             await self._clock.wait(asyncio.Event(), float("inf"))
             raise AssertionError("unreachable")
+        await self._neighbours.known()  # Rules for hosts that are only not known yet are not to be removed.
         with self._watch(self.mark):
             while True:
                 await self._enforce(choice)
@@ -204,13 +223,20 @@ class Guard:
         return choice
 
     async def _enforce(self, choice: Choice) -> None:
-        outcome = await self._enforcer.enforce(choice, self._policies)
+        policies = self._work_out()
+        if policies != self._policies:
+            self._policies, self._own_change, self._hosts_at = policies, True, self._clock.now()
+        outcome = await self._enforcer.enforce(choice, policies)
         now = self._clock.now()
         self._look_at = now + LOOK_EVERY * self._rng.uniform(0.75, 1.25)
         for obstacle in outcome.obstacles:
             if obstacle not in self._obstacles:
                 log.warning("forwarded packets of the overlay are dropped by others", **facts(do=obstacle))
         self._obstacles = frozenset(outcome.obstacles)
+        for reason in outcome.lacking:
+            if reason not in self._lacking:
+                log.warning("iptables' raw table is left as it is; everything else goes on", **facts(reason=reason))
+        self._lacking = frozenset(outcome.lacking)
         if outcome.failures:
             self._fail("firewall rules cannot be changed, trying again", "; ".join(outcome.failures))
             self._retry_at = now + self._backoff.next()
@@ -224,6 +250,9 @@ class Guard:
             self._times_repaired, self._repaired_at = self._times_repaired + 1, now
         self._in_force, self._own_change = True, False
 
+    def _work_out(self) -> tuple[Policy, ...]:
+        return self._options.policies(self._wanted, self._neighbours)
+
     def _fail(self, what: str, why: object) -> None:
         self._trouble.warn(what, why)
         self._error, self._failed_at = str(why), self._clock.now()
@@ -234,7 +263,15 @@ class Guard:
             due = min(self._retry_at, self._look_at)
             poll = self._clock.now() + self._options.resync if self._options.resync else due
             await self._clock.wait(self._wake, min(due, poll))
-            if self._wake.is_set() or self._clock.now() >= due or self._enforcer.unwatched():
+            now = self._clock.now()
+            if not self._wake.is_set() or self._urgent:
+                if self._urgent or now >= due or self._enforcer.unwatched():
+                    break
+                continue
+            await self._clock.sleep(max(0.0, self._hosts_at + HOSTS_PAUSE - now))
+            self._wake.clear()
+            if self._urgent or self._work_out() != self._policies:
                 break
         await self._clock.sleep(max(SETTLE, self._repairs.patience))
         self._wake.clear()
+        self._urgent = False

@@ -23,6 +23,7 @@ from flanneld_py.agent.carrier import Carrier
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.hold import Hold
 from flanneld_py.agent.log import facts, log
+from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.onlink import OnLinkVerdicts
 from flanneld_py.agent.postponed import Postponed
 from flanneld_py.agent.repairs import Repairs
@@ -61,6 +62,7 @@ class Reconciler:
         rng: Random,
         carrier: Carrier,
         on_link: OnLinkVerdicts,
+        neighbours: Neighbours,
     ) -> None:
         self._kernel = kernel
         self._carrier = carrier
@@ -69,6 +71,7 @@ class Reconciler:
         self._rng = rng
         self._wake = asyncio.Event()
         self._on_link = on_link
+        self._neighbours = neighbours
         self._tracker = Tracker(wanted.backend.owns, wanted.backend.device, wanted.backend.parent)
         self._hold = Hold(view, self._tracker, carrier)
         self._link_backoff = Backoff(0.1, 30.0, rng)
@@ -77,9 +80,8 @@ class Reconciler:
         self._link_failure, self._lacking, self._awaiting = "", False, False
         self._said: dict[str, str] = {}
         self._retry_at = float("inf")
-        self._look_at_link = True
+        self._look_at_link, self._meddled = True, False
         self._read_at = 0.0
-        self._meddled = False
         self._repairs = Repairs()
         self.surveyed = asyncio.Event()
         """Set once every lease of the first listing has been looked at, and told."""
@@ -277,6 +279,8 @@ class Reconciler:
             await self._clock.sleep(0)
             self._hold.look(self._clock.now())
         self.postponed.settle(self._clock.now())
+        if self._wanted.backend.asks_on_link:
+            self._neighbours.tell(self._wanted.backend.family, self._tracker.neighbours)
         if applied and self._meddled:
             self._repairs.note(applied, self._clock.now())
         elif applied:

@@ -94,6 +94,7 @@ def firewall(guard: Guard | None) -> Document:
             "last_error": report.error,
             "last_error_seconds_ago": report.failed_ago,
             "dropped_by_others": list(report.obstacles),
+            "raw_table": list(report.lacking),
         }
     }
 

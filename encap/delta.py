@@ -24,9 +24,11 @@ one of them, so it is replaced: no packet finds neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import islice
+from ipaddress import ip_address
+from itertools import chain, islice
 
-from flanneld_py.encap.state import Entry, Failure, Key, Operation, Verb
+from flanneld_py.encap.family import IPAddress
+from flanneld_py.encap.state import Entry, Failure, Key, Operation, Route, Verb
 
 ORDER = ("address", "fdb", "neighbour", "nexthop", "route")
 
@@ -71,6 +73,12 @@ class Tracker:
     def waiting(self) -> Collection[Key]:
         """Keys that were put off and wait for `retry`."""
         return self._waiting
+
+    def neighbours(self) -> frozenset[IPAddress]:
+        """Return the hosts to which routes on the shared device lead, or are to lead."""
+        entries = chain(self._desired.values(), self._actual.values())
+        gateways = {entry.gateway for entry in entries if isinstance(entry, Route) and entry.device == self._shared}
+        return frozenset(ip_address(gateway) for gateway in gateways if gateway is not None)
 
     def over(self, owns: Callable[[Entry], bool], shared: str | None) -> bool:
         """Go on with another rule of what is ours, and another shared device; tell whether it is another one.

@@ -2,6 +2,7 @@
 
     masquerade   one place: our nftables table, or our chain in the host's iptables
     forward      every iptables in use (nft's, legacy's): each of them can drop, and none can overrule another
+    raw          likewise; in legacy iptables only where somebody has made that table
 
     enforce:  survey -> ours in force -> then only: what is left in the other one, and flannel's, removed
 
@@ -16,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from flanneld_py.encap.chains import RAW
 from flanneld_py.encap.command import FirewallError, Tools
-from flanneld_py.encap.firewall import Network, Policy, rules
+from flanneld_py.encap.firewall import Network, Policy, Rule, rules
 from flanneld_py.encap.iptables import COMMANDS, Iptables, is_legacy
 from flanneld_py.encap.nft import FAMILIES, Nft, Survey
 
@@ -35,11 +37,15 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one try. `failures` are the reasons of what was not done; all else was."""
+    """What came of one try. `failures` are the reasons of what was not done; all else was.
+
+    `lacking` are the reasons why the table raw is not as it should be, without which most hosts do well.
+    """
 
     changed: bool
     failures: tuple[str, ...] = ()
     obstacles: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +112,12 @@ class Enforcer:
                     # What masquerades elsewhere goes only once this is in force.
                     masquerade = each.masquerade if here else None if work.failures else ()
                     await work.attempt(self._chains(each.family, variant.infix).ensure(masquerade, forward))
+                    await work.attempt_raw(self._ensure_raw(each.family, variant, each.raw, each.subnet))
         await self._sweep({each.family for each in wanted}, survey, work)
         if choice.kind == "iptables" and self._nft is not None and not work.failures:
             await work.attempt(self._nft.ensure((), survey))
         obstacles = await self._obstacles([policy.network for policy in policies if policy.forward], survey)
-        return Outcome(work.changed, tuple(work.failures), obstacles)
+        return Outcome(work.changed, tuple(work.failures), obstacles, tuple(work.lacking))
 
     async def remove(self) -> Outcome:
         """Remove our tables and chains, of every network, from every packet filter that the host has; nothing else."""
@@ -125,8 +132,14 @@ class Enforcer:
         for family in COMMANDS:
             for variant in self._variants:
                 if self._in_use(family, variant, survey):
-                    await work.attempt(self._chains(family, variant.infix).remove())
+                    await work.attempt(self._remove(family, variant))
         return Outcome(work.changed, tuple(work.failures))
+
+    async def _remove(self, family: int, variant: _Variant) -> bool:
+        changed = await self._chains(family, variant.infix).remove()
+        if changed and not variant.legacy:
+            await self._remove_empty_raw(family)
+        return changed
 
     async def _sweep(self, families: Collection[int], survey: Survey, work: _Work) -> None:
         """Remove our chains of a family that was turned off."""
@@ -134,11 +147,27 @@ class Enforcer:
             for variant in self._variants:
                 if not work.failures and self._in_use(family, variant, survey):
                     await work.attempt(self._chains(family, variant.infix).ensure((), ()))
+                    await work.attempt_raw(self._ensure_raw(family, variant, ()))
+
+    async def _ensure_raw(
+        self, family: int, variant: _Variant, rules: Sequence[Rule], subnet: Network | None = None
+    ) -> bool:
+        if variant.legacy and RAW not in self._legacy(family):
+            return False
+        changed = await self._chains(family, variant.infix).ensure_raw(rules, subnet)
+        if changed and not rules and not variant.legacy:
+            await self._remove_empty_raw(family)
+        return changed
+
+    async def _remove_empty_raw(self, family: int) -> None:
+        """Leave no table behind that nobody else needs: iptables cannot delete one."""
+        if self._nft is not None:
+            await self._nft.remove_empty(family, RAW)
 
     def _in_use(self, family: int, variant: _Variant, survey: Survey) -> bool:
-        return bool(self._tables(family, variant, survey)) and self._tools.has(
-            f"{COMMANDS[family]}{variant.infix}-save"
-        )
+        """Tell whether something of ours may be in a kind of iptables."""
+        there = self._tables(family, variant, survey) or (not variant.legacy and survey.has_raw(family))
+        return bool(there) and self._tools.has(f"{COMMANDS[family]}{variant.infix}-save")
 
     def _tables(self, family: int, variant: _Variant, survey: Survey) -> frozenset[str]:
         """Name the tables that a kind of iptables has: it is in use if there are any."""
@@ -199,6 +228,7 @@ class _Work:
     def __init__(self) -> None:
         self.changed = False
         self.failures: list[str] = []
+        self.lacking: list[str] = []
 
     async def attempt(self, step: Awaitable[bool]) -> None:
         """Do a step; a failure is kept."""
@@ -206,6 +236,13 @@ class _Work:
             self.changed |= await step
         except FirewallError as error:
             self.failures.append(str(error))
+
+    async def attempt_raw(self, step: Awaitable[bool]) -> None:
+        """Do a step in the table raw, which nothing else waits for."""
+        try:
+            self.changed |= await step
+        except FirewallError as error:
+            self.lacking.append(str(error))
 
 
 def choose(

@@ -4,14 +4,17 @@
       marked by kube-proxy (0x4000)     leave alone            from Network   accept
       from our subnet to Network        leave alone            to Network     accept
       from Network to our subnet        leave alone
-      from outside to our subnet        leave alone
-      from Network to an excluded CIDR  leave alone
-      from Network, not to multicast    masquerade
-      from outside to Network           masquerade
+      from outside to our subnet        leave alone          raw, before anything else; all to our subnet
+      from Network to an excluded CIDR  leave alone            by the tunnel's device                  accept
+      from Network, not to multicast    masquerade             from an excluded CIDR                   accept
+      from outside to Network           masquerade             by the underlay, from Network or a
+                                                               host that sends without a tunnel        accept
 
-The rules and their order are flannel's, but for the excluded CIDRs. Containers see each other's addresses; what leaves
-Network goes with the host's address; what comes from outside to another host's containers goes with ours, so that the
-answer comes back through us. Not here: how they are written (nft.py, iptables.py), and where (enforce.py).
+The rules and their order are flannel's, but for the excluded CIDRs and raw. Containers see each other's addresses;
+what leaves Network goes with the host's address; what comes from outside to another host's containers goes with ours,
+so that the answer comes back through us. Raw's are for engines that drop there what does not come over their own bridge
+(Docker since 28.0): what the overlay brings is let through, all else is left to them. Not here: how they are written
+(nft.py, iptables.py), and where (enforce.py).
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Network, IPv6Network, ip_network
+
+from flanneld_py.encap.family import IPAddress
 
 Network = IPv4Network | IPv6Network
 
@@ -56,17 +61,25 @@ Match = In | NotIn
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule; what is None fits every packet. `marked`: only packets with kube-proxy's mark."""
+    """One rule; what is None fits every packet. `marked`: only packets with kube-proxy's mark.
+
+    `came_by` is the name of the interface that a packet came in by.
+    """
 
     verdict: Verdict
     source: Match | None = None
     destination: Match | None = None
     marked: bool = False
+    came_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is wanted for one address family. `excluded` of the other family are of no account."""
+    """What is wanted for one address family. `excluded` of the other family are of no account.
+
+    `device` is the tunnel's; a network without one has None. `direct` are the hosts, by their underlay addresses, whose
+    packets come without a tunnel, over the interface `underlay`.
+    """
 
     network: Network
     subnet: Network
@@ -74,15 +87,23 @@ class Policy:
     forward: bool = True
     random_fully: bool = True
     excluded: tuple[Network, ...] = ()
+    device: str | None = None
+    underlay: str | None = None
+    direct: frozenset[IPAddress] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The rules of one address family (4 or 6), in order; none at all where that part is switched off."""
+    """The rules of one address family (4 or 6), in order; none at all where that part is switched off.
+
+    `subnet` is the one whose packets those in `raw` let through.
+    """
 
     family: int
+    subnet: Network
     masquerade: tuple[Rule, ...]
     forward: tuple[Rule, ...]
+    raw: tuple[Rule, ...]
 
 
 def rules(policy: Policy) -> Rules:
@@ -90,8 +111,10 @@ def rules(policy: Policy) -> Rules:
     family = policy.network.version
     return Rules(
         family,
+        policy.subnet,
         _masquerade(policy, _MULTICAST[family]) if policy.masquerade else (),
         _forward(policy.network) if policy.forward else (),
+        _raw(policy) if policy.forward else (),
     )
 
 
@@ -99,13 +122,12 @@ def _masquerade(policy: Policy, multicast: Network) -> tuple[Rule, ...]:
     inside, outside = In(policy.network), NotIn(policy.network)
     ours = In(policy.subnet)
     masquerade = Verdict.MASQUERADE_RANDOM if policy.random_fully else Verdict.MASQUERADE
-    excluded = [cidr for cidr in policy.excluded if cidr.version == policy.network.version]
     return (
         Rule(Verdict.RETURN, marked=True),
         Rule(Verdict.RETURN, ours, inside),
         Rule(Verdict.RETURN, inside, ours),
         Rule(Verdict.RETURN, outside, ours),
-        *(Rule(Verdict.RETURN, inside, In(cidr)) for cidr in excluded),
+        *(Rule(Verdict.RETURN, inside, In(cidr)) for cidr in _excluded(policy)),
         Rule(masquerade, inside, NotIn(multicast)),
         Rule(masquerade, outside, inside),
     )
@@ -113,3 +135,24 @@ def _masquerade(policy: Policy, multicast: Network) -> tuple[Rule, ...]:
 
 def _forward(network: Network) -> tuple[Rule, ...]:
     return Rule(Verdict.ACCEPT, source=In(network)), Rule(Verdict.ACCEPT, destination=In(network))
+
+
+def _raw(policy: Policy) -> tuple[Rule, ...]:
+    ours = In(policy.subnet)
+    tunnel = [Rule(Verdict.ACCEPT, destination=ours, came_by=policy.device)] if policy.device else []
+    # They see our containers' own addresses, so they answer to these.
+    excluded = [Rule(Verdict.ACCEPT, In(cidr), ours) for cidr in _excluded(policy)] if policy.masquerade else []
+    if not policy.direct:
+        return (*tunnel, *excluded)
+    senders = [policy.network, *(ip_network(host) for host in sorted(policy.direct, key=int))]
+    return (
+        # No packet but those to our subnet is held against every host, and of these only those of hosts.
+        Rule(Verdict.RETURN, destination=NotIn(policy.subnet)),
+        *tunnel,
+        *excluded,
+        *(Rule(Verdict.ACCEPT, In(sender), ours, came_by=policy.underlay) for sender in senders),
+    )
+
+
+def _excluded(policy: Policy) -> list[Network]:
+    return [cidr for cidr in policy.excluded if cidr.version == policy.network.version]

@@ -33,6 +33,8 @@ _VERDICTS = {
     Verdict.MASQUERADE_RANDOM: "masquerade fully-random",
 }
 
+_EMPTY = re.compile(r"table \w+ \w+ \{ chain (\w+) \{ type \w+ hook \w+ priority \w+; policy accept; \} \}")
+
 TableName = tuple[str, str]
 """Family and name, as in `table ip nat`."""
 
@@ -66,9 +68,13 @@ class Survey:
     of_iptables: frozenset[TableName] = frozenset()
 
     def iptables(self, family: int) -> frozenset[str]:
-        """Name the tables of iptables-nft that exist for a family."""
+        """Name the tables of iptables-nft that exist for a family and tell that the host uses it: raw may be ours."""
         kind = FAMILIES[family]
         return frozenset(name for name in ("filter", "nat") if (kind, name) in self.of_iptables)
+
+    def has_raw(self, family: int) -> bool:
+        """Tell whether iptables-nft has the table raw."""
+        return (FAMILIES[family], "raw") in self.of_iptables
 
 
 def read_survey(text: str) -> Survey:
@@ -170,9 +176,18 @@ class Nft:
             await self._tools.run("nft", "-f", "-", stdin="".join(f"delete table {f} {n}\n" for f, n in ours))
         return bool(ours)
 
-    async def _list(self, family: str) -> str:
+    async def remove_empty(self, family: int, table: str) -> None:
+        """Remove a table of iptables that has nothing in it but a chain without rules. Raises FirewallError."""
+        kind = FAMILIES[family]
+        found = _EMPTY.fullmatch(_plain(await self._list(kind, table)))
+        if found is not None:
+            # If somebody writes into the chain meanwhile, it cannot be deleted, and so the table is not.
+            script = f"delete chain {kind} {table} {found[1]}\ndelete table {kind} {table}\n"
+            await self._tools.run("nft", "-f", "-", stdin=script)
+
+    async def _list(self, family: str, table: str = "") -> str:
         try:
-            return await self._tools.run("nft", "-s", "list", "table", family, self._name)
+            return await self._tools.run("nft", "-s", "list", "table", family, table or self._name)
         except FirewallError as error:
             if "No such file or directory" in str(error):
                 return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -17,9 +17,23 @@ from tests.patience import patient
 
 pytestmark = pytest.mark.root
 
-V4 = Policy(ip_network("10.42.0.0/16"), ip_network("10.42.5.0/24"), masquerade=True, excluded=(ip_network("10.0.0.1"),))
+V4 = Policy(
+    ip_network("10.42.0.0/16"),
+    ip_network("10.42.5.0/24"),
+    masquerade=True,
+    excluded=(ip_network("10.0.0.1"),),
+    device="flannel.1",
+    underlay="eth0",
+    direct=frozenset(map(ip_address, ("192.0.2.7", "192.0.2.8"))),
+)
 V6 = Policy(
-    ip_network("fd42::/48"), ip_network("fd42:0:0:5::/64"), masquerade=True, excluded=(ip_network("fd00:aa::/32"),)
+    ip_network("fd42::/48"),
+    ip_network("fd42:0:0:5::/64"),
+    masquerade=True,
+    excluded=(ip_network("fd00:aa::/32"),),
+    device="flannel-v6.1",
+    underlay="eth0",
+    direct=frozenset((ip_address("2001:db8::7"),)),
 )
 BOTH = (V4, V6)
 OFF = tuple(replace(policy, masquerade=False, forward=False) for policy in BOTH)
@@ -34,6 +48,7 @@ for i in iptables-nft ip6tables-nft iptables-legacy ip6tables-legacy; do
   $i -t nat -A POSTROUTING -j FLANNELETTE
   $i -t mangle -A FORWARD -p tcp --syn -j TCPMSS --clamp-mss-to-pmtu
 done
+for i in iptables-nft ip6tables-nft; do $i -t raw -A PREROUTING -p udp --dport 53 -j CT --notrack; done
 nft add table ip flannel-other
 nft add chain ip flannel-other postrtg '{ type nat hook postrouting priority 100; }'
 nft add rule ip flannel-other postrtg ip saddr 192.0.2.0/24 masquerade
@@ -71,6 +86,9 @@ def sh(script: str) -> str:
     return done.stdout
 
 
+SHARED = ("filter FORWARD", "nat POSTROUTING", "raw PREROUTING")
+
+
 def everything() -> str:
     """All rules, without dates; with handles, so that a rule which is replaced by its like is seen."""
     saves = "iptables-save; ip6tables-save; iptables-legacy-save; ip6tables-legacy-save"
@@ -79,11 +97,11 @@ def everything() -> str:
 
 def foreign() -> str:
     """Everybody else's rules, wherever ours may stand beside them."""
-    chains = "'ip filter FORWARD' 'ip6 filter FORWARD' 'ip nat POSTROUTING' 'ip6 nat POSTROUTING'"
+    chains = " ".join(f"'{kind} {chain}'" for kind in ("ip", "ip6") for chain in SHARED)
     return sh(
         f"(for chain in {chains}; do nft -a list chain $chain; done; nft -a list table ip flannel-other;"
         " iptables-save; ip6tables-save; iptables-legacy-save; ip6tables-legacy-save)"
-        " | grep -v '^# [GC]' | grep -v 'FLANNEL-[PF]'"
+        " | grep -v '^# [GC]' | grep -v 'FLANNEL-[PFR]'"
     )
 
 
@@ -97,7 +115,7 @@ class Host:
         choice = await self.enforcer.choose()
         assert isinstance(choice, Choice)
         outcome = await self.enforcer.enforce(choice, policies)
-        assert outcome.failures == ()
+        assert (outcome.failures, outcome.lacking) == ((), ())
         return outcome
 
 
@@ -113,6 +131,7 @@ async def test_nobody_elses_rule_is_touched_and_nothing_is_left(asked: Asked) ->
     assert foreign() == others
     there = everything()
     assert (there.count("FLANNEL-FWD -s 10.42.0.0/16"), there.count("FLANNEL-FWD -s fd42::/48")) == (2, 2), there
+    assert there.count(JUMP) == 2, there
     assert (await host.enforce(*OFF)).changed
     assert everything() == before
 
@@ -295,3 +314,102 @@ async def test_without_nft_all_of_ours_goes_as_well() -> None:
     assert "fd42:" not in everything()
     await host.enforcer.remove()
     assert everything() == before
+
+
+DOCKER_28 = """
+for i in {0}; do
+  $i -P FORWARD DROP
+  $i -t raw -A PREROUTING -p udp --dport 53 -j CT --notrack
+  $i -t raw -A PREROUTING -d 127.0.0.1 ! -i lo -p tcp --dport 80 -j DROP
+  $i -t raw -A PREROUTING -d 10.42.5.2 ! -i docker0 -j DROP
+done
+"""
+JUMP = '-A PREROUTING -m comment --comment "flanneld-py raw" -j FLANNEL-RAW'
+LABEL = '-m comment --comment "flanneld-py raw"'
+
+
+def prerouting(iptables: str) -> list[str]:
+    return sh(f"{iptables} -t raw -S PREROUTING").splitlines()[1:]
+
+
+@pytest.mark.parametrize("iptables", ["iptables-nft", "iptables-legacy"])
+@KINDS
+async def test_in_raw_ours_is_before_what_drops_and_behind_all_else(asked: Asked, iptables: str) -> None:
+    sh(DOCKER_28.format(iptables))
+    others, host = prerouting(iptables), Host(asked)
+    await host.enforce(*BOTH)
+    assert prerouting(iptables) == [*others[:2], JUMP, *others[2:]]
+    assert sh(f"{iptables} -t raw -S FLANNEL-RAW").splitlines()[1:] == [
+        f"-A FLANNEL-RAW ! -d 10.42.5.0/24 {LABEL} -j RETURN",
+        f"-A FLANNEL-RAW -d 10.42.5.0/24 -i flannel.1 {LABEL} -j ACCEPT",
+        f"-A FLANNEL-RAW -s 10.0.0.1/32 -d 10.42.5.0/24 {LABEL} -j ACCEPT",
+        *(
+            f"-A FLANNEL-RAW -s {sender} -d 10.42.5.0/24 -i eth0 {LABEL} -j ACCEPT"
+            for sender in ("10.42.0.0/16", "192.0.2.7/32", "192.0.2.8/32")
+        ),
+    ]
+    assert not (await Host(asked).enforce(*BOTH)).changed
+    sh(f"{iptables} -t raw -F; {iptables} -t raw -A PREROUTING -d 10.42.5.2 ! -i docker0 -j DROP")
+    assert (await host.enforce(*BOTH)).changed
+    assert prerouting(iptables) == [JUMP, others[2]]
+    sh(f"{iptables} -t raw -F PREROUTING; " + DOCKER_28.format(iptables))
+    await host.enforce(*OFF)
+    assert (prerouting(iptables), "FLANNEL" in everything()) == (others, False)
+
+
+@KINDS
+async def test_raw_is_made_in_nft_not_in_legacy_and_goes_with_us(asked: Asked) -> None:
+    tables = "(iptables-nft-save; ip6tables-nft-save; iptables-legacy-save; ip6tables-legacy-save)"
+    sh("for i in iptables-nft ip6tables-nft iptables-legacy ip6tables-legacy; do $i -A FORWARD -i eth7; done")
+    before = everything()
+    await Host(asked).enforce(*BOTH)
+    there = sh(tables)
+    assert (there.count("*raw"), there.count(JUMP)) == (2, 2), there
+    await Host(asked).enforce(V4)
+    assert sh(tables).count("*raw") == 1
+    await Host().enforcer.remove()
+    assert "raw" not in everything()
+    assert asked == "iptables" or everything() == before
+
+
+async def test_our_raw_table_alone_does_not_say_that_the_host_uses_iptables() -> None:
+    sh("iptables -A FORWARD -i eth7")
+    await Host().enforce(V4)
+    sh("for t in filter nat; do nft delete table ip $t || :; done")
+    assert JUMP in sh("iptables-save")
+    choice = await Host().enforcer.choose()
+    assert choice == Choice("nftables", "the host has no iptables rules")
+    assert (await Host().enforcer.remove()).changed
+    assert everything() == ""
+
+
+async def test_another_device_of_ours_leaves_nothing_in_raw() -> None:
+    sh(DOCKER_28.format("iptables-nft"))
+    await Host("nftables", suffix="-7").enforce(replace(V4, device="flannel.7"))
+    other = replace(V4, network=ip_network("10.77.0.0/16"), subnet=ip_network("10.77.1.0/24"), device="flannel.8")
+    await Host("nftables", suffix="-8").enforce(other)
+    await Host("nftables").enforce(V4)
+    there = sh("iptables-save -t raw")
+    assert "FLANNEL-RAW-7" not in there, "it was for our subnet"
+    assert "-A FLANNEL-RAW-8 " in there, "another network's"
+
+
+class WithoutRaw(HostTools):
+    """Tools of which none can change the table raw."""
+
+    async def run(self, *command: str, stdin: str = "") -> str:
+        return await super().run(*command, stdin=stdin.replace("*raw", "*no-such-table"))
+
+
+async def test_a_raw_table_that_cannot_be_written_is_told_and_all_else_is_done() -> None:
+    sh(OTHERS + FLANNELS_NFT)
+    host = Enforcer(WithoutRaw(), "iptables", "", prefer_nft=False)
+    choice = await host.choose()
+    assert choice is not None
+    outcome = await host.enforce(choice, [V4])
+    assert (outcome.changed, outcome.failures) == (True, ())
+    assert [reason.partition("`")[2].split()[0] for reason in outcome.lacking] == ["iptables-restore"]
+    there = everything()
+    assert "-A FLANNEL-FWD" in there
+    assert "-A FLANNEL-POSTRTG" in there
+    assert "flannel-ipv4" not in there

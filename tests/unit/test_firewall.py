@@ -24,10 +24,12 @@ def fits(match: Match | None, address: IPv4Address | IPv6Address) -> bool:
             return address not in network
 
 
-def verdict(chain: tuple[Rule, ...], source: str, destination: str, *, marked: bool = False) -> Verdict | None:
+def verdict(
+    chain: tuple[Rule, ...], source: str, destination: str, *, marked: bool = False, came_by: str = "eth0"
+) -> Verdict | None:
     """Do what the packet filter does: the first rule that fits decides."""
     for rule in chain:
-        if rule.marked and not marked:
+        if (rule.marked and not marked) or rule.came_by not in (None, came_by):
             continue
         if fits(rule.source, ip_address(source)) and fits(rule.destination, ip_address(destination)):
             return rule.verdict
@@ -71,4 +73,32 @@ def test_who_is_accepted() -> None:
 
 def test_what_is_switched_off_has_no_rules() -> None:
     assert rules(replace(V4, masquerade=False)).masquerade == ()
-    assert rules(replace(V4, forward=False)).forward == ()
+    off = rules(replace(V4, forward=False, device="flannel.1"))
+    assert (off.forward, off.raw) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("policy", "here", "there", "peer", "stranger", "excluded"),
+    [
+        (V4, "10.42.5.2", "10.42.9.2", "192.0.2.7", "192.0.2.8", "192.168.7.7"),
+        (V6, "fd42:0:0:5::2", "fd42:0:0:9::2", "2001:db8::7", "2001:db8::8", "fd00:aa::7"),
+    ],
+    ids=["IPv4", "IPv6"],
+)
+def test_what_the_overlay_brings_is_let_through_before_anybody_drops_it(
+    policy: Policy, here: str, there: str, peer: str, stranger: str, excluded: str
+) -> None:
+    accept = Verdict.ACCEPT
+    chain = rules(replace(policy, device="flannel.1", excluded=EXCLUDED)).raw
+    assert verdict(chain, there, here, came_by="flannel.1") == accept
+    assert verdict(chain, stranger, here, came_by="flannel.1") == accept, "a machine beside another host"
+    assert verdict(chain, there, there, came_by="flannel.1") is None, "not to a container of ours"
+    assert verdict(chain, there, here) is None, "without a tunnel nobody of the overlay comes that way"
+    assert verdict(chain, excluded, here) == accept, "the answer to a container that it saw as itself"
+    chain = rules(replace(policy, underlay="eth0", direct=frozenset((ip_address(peer),)))).raw
+    assert verdict(chain, there, here) == accept
+    assert verdict(chain, peer, here) == accept
+    assert verdict(chain, stranger, here) is None
+    assert verdict(chain, there, here, came_by="eth1") is None
+    assert verdict(chain, peer, there) == Verdict.RETURN, "not held against every host"
+    assert rules(replace(policy, underlay="eth0")).raw == (), "nobody comes that way"

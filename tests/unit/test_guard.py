@@ -13,10 +13,12 @@ import pytest
 
 from flanneld_py.agent.guard import LOOK_EVERY, FirewallOptions, Guard, Report, name_suffix
 from flanneld_py.agent.log import TextFormatter
+from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap.backend import Underlay
 from flanneld_py.encap.command import FirewallError
 from flanneld_py.encap.enforce import Choice, Outcome
+from flanneld_py.encap.family import IPV4, IPAddress
 from flanneld_py.encap.firewall import Policy
 from flanneld_py.encap.peers import Own
 from flanneld_py.encap.state import TunLink
@@ -25,7 +27,7 @@ from flanneld_py.registry.config import parse_config
 from flanneld_py.registry.model import Subnets
 from tests.manual_clock import ManualClock
 
-CONFIG = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}')
+CONFIG = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "DirectRouting": true}}')
 ADDRESS = IPv4Address("192.0.2.1")
 BACKEND = Vxlan(CONFIG, Underlay("eth0", 1500, ADDRESS, ADDRESS), nexthop_objects=True, on_link=lambda _: False)
 OPTIONS = FirewallOptions(masquerade=True, resync=5)
@@ -45,6 +47,9 @@ class Filter:
         self.there: tuple[Policy, ...] = ()
         self.failures: tuple[str, ...] = ()
         self.obstacles: tuple[str, ...] = ()
+        self.lacking: tuple[str, ...] = ()
+        self.direct: set[IPAddress] = set()
+        self.neighbours = Neighbours(wanted())
         self.unreadable = False
         self.legacy = False
         self.tries = 0
@@ -74,12 +79,13 @@ class Filter:
         if self.failures:
             return Outcome(False, self.failures, self.obstacles)
         changed, self.there = self.there != policies, policies
-        return Outcome(changed, (), self.obstacles)
+        return Outcome(changed, (), self.obstacles, self.lacking)
 
 
 @asynccontextmanager
 async def guarded(host: Filter, clock: ManualClock, options: FirewallOptions = OPTIONS) -> AsyncIterator[Guard]:
-    guard = Guard(host, host.watch, options, wanted(), clock, Random(1))
+    host.neighbours.tell(IPV4, lambda: frozenset(host.direct))
+    guard = Guard(host, host.watch, options, wanted(), host.neighbours, clock, Random(1))
     async with asyncio.TaskGroup() as tasks:
         life = tasks.create_task(guard.run())
         try:
@@ -108,7 +114,7 @@ async def test_rules_are_brought_and_it_is_said_which_and_why(
 ) -> None:
     host = Filter()
     async with guarded(host, clock) as guard:
-        assert host.there == OPTIONS.policies(wanted())
+        assert host.there == OPTIONS.policies(wanted(), Neighbours(()))
         assert guard.masquerades
         await clock.run_for(1)
     text = said(caplog)
@@ -204,7 +210,7 @@ async def test_another_subnet_means_other_rules(clock: ManualClock) -> None:
     async with guarded(host, clock) as guard:
         other = wanted("10.5.9.0/24")
         guard.want(other)
-        await clock.run_until(lambda: host.there == OPTIONS.policies(other), 1)
+        await clock.run_until(lambda: host.there == OPTIONS.policies(other, Neighbours(())), 1)
 
 
 async def test_what_nobody_but_the_operator_can_mend_is_said_once(
@@ -240,3 +246,42 @@ def test_tables_and_chains_of_several_networks_have_names_of_their_own() -> None
     assert name_suffix("flannel-v6.1") == name_suffix(None) == ""
     longest_chain_of_iptables = 28
     assert max(len("FLANNEL-POSTRTG" + suffix) for suffix in suffixes) <= longest_chain_of_iptables
+
+
+async def test_hosts_that_come_by_the_hundred_are_written_together(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Filter()
+    async with guarded(host, clock) as guard:
+        await clock.run_for(10)
+        before, tries = clock.now(), host.tries
+        for number in range(200):
+            host.direct.add(ADDRESS + 1 + number)
+            host.neighbours.changed()
+            await clock.run_for(0.01)
+            if number == 10:
+                assert host.tries == tries + 1, "the first one does not wait"
+        await clock.run_until(lambda: host.there[0].direct == host.direct, 1.1)
+        assert host.tries - tries <= clock.now() - before + 2
+        tries = host.tries
+        host.neighbours.changed()
+        await clock.run_for(5)
+        assert host.tries == tries, "the same hosts as before"
+        assert guard.report().repairs == 0
+    assert "somebody" not in said(caplog)
+
+
+async def test_a_raw_table_that_cannot_be_written_is_said_once_and_holds_nothing_up(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Filter()
+    host.lacking = ("`iptables-restore` failed: no raw",)
+    async with guarded(host, clock) as guard:
+        for _ in range(3):
+            host.flush()
+            await clock.run_until(lambda: host.there != (), 1)
+        assert (guard.report().in_force, guard.report().lacking) == (True, host.lacking)
+        host.lacking = ()
+        host.flush()
+        await clock.run_until(lambda: guard.report().lacking == (), 1)
+    assert said(caplog).count("no raw") == 1

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 from random import Random
 
 from flanneld_py.agent.carrier import Changes
+from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.onlink import OnLinkVerdicts
 from flanneld_py.agent.reconcile import Reconciler
 from flanneld_py.agent.roster import Roster
@@ -77,7 +78,8 @@ class Host:
         """An agent in its prime; it finds the leases listed."""
         self.view = LeaseView()
         self.list(*listed)
-        reconciler = Reconciler(self.kernel, self.view, self._wanted, self.clock, Random(1), self.process, self.on_link)
+        tools = (self.kernel, self.view, self._wanted, self.clock, Random(1), self.process, self.on_link)
+        reconciler = Reconciler(*tools, Neighbours((self._wanted,)))
         self.kernel.listen(["flannel.1"], reconciler.on_events)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(reconciler.run())

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 
+from flanneld_py.encap.chains import (
+    Table,
+    forward_part,
+    masquerade_part,
+    plan,
+    raw_part,
+    read_save,
+    removal,
+    rule_text,
+)
 from flanneld_py.encap.firewall import Policy, rules
-from flanneld_py.encap.iptables import forward_part, masquerade_part, plan, read_save, rule_text
 
 FORWARD, MASQUERADE = forward_part(""), masquerade_part("")
 RULES = ["-s 10.42.0.0/16 -j ACCEPT"]
@@ -107,3 +116,82 @@ def test_removal() -> None:
 def test_a_table_that_this_iptables_cannot_read_is_told_apart() -> None:
     saved = read_save("# Table `filter' is incompatible, use 'nft' tool.\n*nat\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n")
     assert (saved["filter"].readable, saved["nat"].readable) == (False, True)
+
+
+SUBNET = ip_network("10.42.5.0/24")
+RAW_RULES = ["-d 10.42.5.0/24 -i flannel.1 -j ACCEPT"]
+RAW_JUMP = '-m comment --comment "flanneld-py raw" -j FLANNEL-RAW'
+MAKE_RAW = [":FLANNEL-RAW - [0:0]", f"-A FLANNEL-RAW {RAW_RULES[0]}"]
+DOCKERS = ["-d 127.0.0.1/32 ! -i lo -p tcp -m tcp --dport 8080 -j DROP", "-d 10.42.5.2/32 ! -i docker0 -j DROP"]
+
+
+def raw_lines(prerouting: list[str], *, there: bool = False) -> list[str]:
+    """Plan for a raw table with these rules in PREROUTING, and our chain if it is there."""
+    chains = {"PREROUTING": prerouting, **({"FLANNEL-RAW": RAW_RULES} if there else {})}
+    saved = [f"-A {chain} {rule}" for chain, found in chains.items() for rule in found]
+    table = read_save("\n".join(["*raw", ":PREROUTING ACCEPT [0:0]", *saved, "COMMIT"]))["raw"]
+    return plan(table, raw_part("", SUBNET), RAW_RULES, RAW_RULES)
+
+
+def test_what_is_let_through_is_written_as_iptables_prints_it() -> None:
+    direct = frozenset(map(ip_address, ("192.0.2.10", "192.0.2.9")))
+    policy = Policy(ip_network("10.42.0.0/16"), SUBNET, device="flannel.1", underlay="eth0", direct=direct)
+    comment = '-m comment --comment "flanneld-py raw"'
+    assert [rule_text(rule, raw_part("").label) for rule in rules(policy).raw] == [
+        f"! -d 10.42.5.0/24 {comment} -j RETURN",
+        f"-d 10.42.5.0/24 -i flannel.1 {comment} -j ACCEPT",
+        f"-s 10.42.0.0/16 -d 10.42.5.0/24 -i eth0 {comment} -j ACCEPT",
+        f"-s 192.0.2.9/32 -d 10.42.5.0/24 -i eth0 {comment} -j ACCEPT",
+        f"-s 192.0.2.10/32 -d 10.42.5.0/24 -i eth0 {comment} -j ACCEPT",
+    ]
+
+
+def test_in_raw_the_jump_is_last_where_nobody_drops_what_comes_to_our_subnet() -> None:
+    for others in ([], ["-p udp -j CT --notrack"], DOCKERS[:1], ["-d 10.42.9.2/32 ! -i docker0 -j DROP"]):
+        assert raw_lines(others) == [*MAKE_RAW, f"-A PREROUTING {RAW_JUMP}"]
+    for own in ("-s 10.42.9.7/32 -d 10.42.5.0/24 ! -i docker0 -j DROP", "-d 10.42.5.7/32 -i flannel.1 -j DROP"):
+        assert raw_lines([own]) == [*MAKE_RAW, f"-A PREROUTING {RAW_JUMP}"], "what an operator wrote counts before"
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [
+        DOCKERS[1],
+        "-d 10.42.5.2/32 ! -i docker0 -p tcp -m tcp --dport 80 -j DROP",
+        '-d 10.42.5.2/32 ! -i cni0 -m comment --comment "DROP DIRECT ACCESS" -j DROP',
+        "-d 10.42.0.0/16 ! -i docker0 -j DROP",
+        "-j DROP",
+    ],
+)
+def test_in_raw_the_jump_is_before_the_first_rule_that_drops_what_comes_to_our_subnet(drop: str) -> None:
+    others = ["-p udp -j CT --notrack", DOCKERS[0], drop, DOCKERS[1]]
+    assert raw_lines(others) == [*MAKE_RAW, f"-I PREROUTING 3 {RAW_JUMP}"]
+    placed = [*others[:2], RAW_JUMP, *others[2:]]
+    assert raw_lines(placed, there=True) == []
+    assert raw_lines([RAW_JUMP, *others], there=True) == [], "earlier does no harm"
+    assert raw_lines([*others, RAW_JUMP], there=True) == [
+        f"-D PREROUTING {RAW_JUMP}",
+        f"-I PREROUTING 3 {RAW_JUMP}",
+    ]
+
+
+def test_in_raw_ipv6_is_read_as_well() -> None:
+    part = raw_part("", ip_network("fd42:0:0:5::/64"))
+    drops = ["-d ::1/128 ! -i lo -j DROP", "-d fd42:0:0:5::2/128 ! -i docker0 -j DROP"]
+    table = read_save("\n".join(["*raw", *(f"-A PREROUTING {drop}" for drop in drops), "COMMIT"]))["raw"]
+    assert plan(table, part, RAW_RULES, RAW_RULES)[-1] == f"-I PREROUTING 2 {RAW_JUMP}"
+
+
+def test_only_what_is_ours_and_about_a_subnet_is_removed() -> None:
+    ours = '-m comment --comment "flanneld-py raw" -j ACCEPT'
+    chains = {
+        "PREROUTING": ["-j FLANNEL-RAW-7", "-j FLANNEL-RAW-8", "-j FLANNEL-RAW-9"],
+        "FLANNEL-RAW-7": [f"-d 10.42.5.0/24 -i flannel.7 {ours}"],
+        "FLANNEL-RAW-8": [f"-d 10.77.1.0/24 -i flannel.8 {ours}"],
+        "FLANNEL-RAW-9": ["-d 10.42.5.0/24 -i flannel.9 -j ACCEPT"],
+    }
+    seven = [":FLANNEL-RAW-7 - [0:0]", "-D PREROUTING -j FLANNEL-RAW-7", "-X FLANNEL-RAW-7"]
+    assert removal(Table(chains), raw_part(""), "-d 10.42.5.0/24 ").splitlines() == ["*raw", *seven, "COMMIT"]
+    assert "FLANNEL-RAW-8" in removal(Table(chains), raw_part(""))
+    assert "FLANNEL-RAW-9" not in removal(Table(chains), raw_part(""))
+    assert removal(Table({}), raw_part("")) == ""
