@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEBIAN := busybox-static containernetworking-plugins curl docker-cli? docker.io etcd-client etcd-server ethtool gcc iperf3 iproute2 iptables iputils-ping lxc mmdebstrap nftables openssl podman procps python3-dev python3-venv runc systemd-container tcpdump util-linux vagrant
 
 .DEFAULT_GOAL := help
-.PHONY: help system check format test test-unit test-boot test-kernels test-releases dist deb lab bench clean
+.PHONY: help system check format test test-unit test-boot test-kernels test-releases dist deb lab bench interop clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -63,6 +63,10 @@ lab: system .venv/ready ## (root) hosts, etcd, agents and containers on this mac
 
 bench: system .venv/ready ## (root) measure; prints tables and writes tests/bench/results/*.json
 	$(BIN)/python -m tests.bench $(ARGS)
+
+# ARGS='-k takeover' chooses some of it; FLANNELD also as a variable of the environment.
+interop: system .venv/ready ## (root) ours beside flannel's own daemon: make interop FLANNELD=/path/to/flanneld
+	FLANNELD='$(FLANNELD)' $(BIN)/pytest tests/interop $(ARGS)
 
 clean: ## remove what was built, and what a crashed lab left
 	-[ ! -x $(BIN)/python ] || [ "$$(id -u)" != 0 ] || $(BIN)/python -m tests.lab --clean

@@ -8,7 +8,7 @@ start, `attach6` after).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Address, IPv6Interface
 
@@ -40,13 +40,13 @@ def underlay6(lab: Lab) -> None:
         host.namespace.ip(f"addr add {end.underlay}/{UNDERLAY6.prefixlen} dev eth0 nodad")
 
 
-def attach6(lab: Lab) -> list[Container6]:
-    """Make the containers from the agents' subnet files: with both families, or with IPv6 alone.
+def attach6(lab: Lab, hosts: Sequence[Host] | None = None) -> list[Container6]:
+    """Make the containers of all hosts, or of these, from the agents' subnet files: both families, or IPv6 alone.
 
     Without IPv4 in the overlay they have IPv4 addresses that lead nowhere.
     """
     made = []
-    for host in lab.hosts:
+    for host in lab.hosts if hosts is None else hosts:
         env = host.agent.subnet_env()
         mtu = int(env["FLANNEL_MTU"])
         host.attach(lab.run, 1, IPv4Interface(env.get("FLANNEL_SUBNET", "192.168.99.1/24")), mtu)

@@ -1,0 +1,75 @@
+"""flannel's daemon by $FLANNELD, and the results: a table at the end, and results/interop.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.lab.programs import program
+from tests.netns.conftest import make_lab, pytest_runtest_makereport
+
+__all__ = ["make_lab", "pytest_runtest_makereport"]
+
+RESULTS = Path(__file__).parent / "results"
+Row = tuple[str, str, str]
+Record = Callable[[str, str, str], None]
+"""`record(of, what, outcome)`: a line of the table."""
+
+_ROWS = pytest.StashKey[list[Row]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_ROWS] = []
+
+
+@pytest.fixture(scope="session")
+def flanneld() -> Path:
+    """flannel's daemon."""
+    given = os.environ.get("FLANNELD", "")
+    found = shutil.which(given) if given else None
+    if found is None:
+        pytest.exit(f"FLANNELD={given} is no executable: make interop FLANNELD=/path/to/flanneld", returncode=2)
+    return Path(found)
+
+
+@pytest.fixture(scope="session")
+def record(pytestconfig: pytest.Config) -> Record:
+    rows = pytestconfig.stash[_ROWS]
+
+    def add(of: str, what: str, outcome: str) -> None:
+        rows.append((of, what, outcome))
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    rows = config.stash[_ROWS]
+    if not rows:
+        return
+    about = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "flannel": _said(os.environ["FLANNELD"], "--version"),
+        "etcd": _said(program("etcd"), "--version"),
+        "kernel": platform.release(),
+    }
+    terminalreporter.section("interop")
+    terminalreporter.write_line(", ".join(f"{name} {value}" for name, value in about.items()))
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    for of, what, outcome in rows:
+        terminalreporter.write_line(f"{of:{widths[0]}}  {what:{widths[1]}}  {outcome}")
+    RESULTS.mkdir(exist_ok=True)
+    named = [dict(zip(("of", "what", "outcome"), row, strict=True)) for row in rows]
+    (RESULTS / "interop.json").write_text(json.dumps({**about, "results": named}, indent=2) + "\n")
+
+
+def _said(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stdout or done.stderr).strip().partition("\n")[0]
