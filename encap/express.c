@@ -312,11 +312,11 @@ static PyObject *endpoint(const struct receipt *receipt)
 
 /* Tell whether what is told as datagrams may be one, by what the first packet says of its length: relay.py looks
    closer, see uncut.py. */
-static int perhaps_uncut(struct express *express, const struct lane *lane, const byte *datagram, size_t whole)
+static int perhaps_uncut(struct express *express, const byte *datagram, size_t whole)
 {
     const byte *packet = datagram + express->offset;
     size_t length = whole - (size_t)express->offset;
-    return lane->udp && whole > (size_t)express->offset + 20 &&
+    return whole > (size_t)express->offset + 20 &&
            (packet[0] >> 4 == 4 ? get16(packet + 2) : 40u + get16(packet + 4)) == length;
 }
 
@@ -326,7 +326,7 @@ static int deliver(struct express *express, const struct lane *lane, size_t at, 
 {
     byte *buffer = lane->from_wire.buf;
     size_t size = (size_t)run->each, offset = (size_t)express->offset;
-    int closer = end - at > size && perhaps_uncut(express, lane, buffer + at, end - at);
+    int closer = end - at > size && perhaps_uncut(express, buffer + at, end - at);
     do {
         size_t have = end - at < size ? end - at : size, length;
         PyObject *hop = closer || have <= offset ? NULL : admitted(express, run, buffer + at, have);

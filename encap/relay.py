@@ -23,7 +23,7 @@ from flanneld_py.encap.frame import Refused
 from flanneld_py.encap.merge import coalesce
 from flanneld_py.encap.offload import segment
 from flanneld_py.encap.tun import Tun
-from flanneld_py.encap.uncut import uncut
+from flanneld_py.encap.uncut import cut, uncut
 from flanneld_py.encap.virtio import PLAIN, VNET_HEADER, pieces, segments
 from flanneld_py.encap.wire import RECEIVE_SIZE, Wire
 
@@ -198,8 +198,13 @@ class Relay:
         elif size <= offset:
             self._dropped("in", Refused.SHORT.value, pieces(len(datagrams), size))
         else:
-            whole = uncut(datagrams, size, offset) if self._udp and len(datagrams) > size else None
-            mtu = self._directory.mtu
+            mtu, whole = self._directory.mtu, uncut(datagrams, size, offset) if len(datagrams) > size else None
+            if whole is not None and not self._udp:
+                datagrams, size = cut(datagrams, whole, offset)
+                whole = None
+                if not size:
+                    self._dropped("in", Refused.OFFLOAD.value)
+                    return
             for header, start, stop in (whole,) if whole else coalesce(datagrams, size, offset, mtu, self._udp):
                 self._deliver(header, datagrams[start:stop], source)
 

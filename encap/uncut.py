@@ -9,7 +9,8 @@ and the control message tells the size of the *inner* segments, as if the buffer
     told       | size | size | size | ...
     there      | VXLAN 22 | IP, UDP 28 | payload: size | size | ...        one datagram; its checksum is not finished
 
-The inner lengths say which of the two it is. (An uncut TCP super-packet is told as one datagram.)
+The inner lengths say which of the two it is. (An uncut TCP super-packet is told as one datagram.) TUN devices take such
+packets since Linux 6.2; for older ones they are cut here, as a NIC would have done.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import struct
 
 from flanneld_py.encap.checksum import complement, pseudo_sum, total
 from flanneld_py.encap.layout import Layout, put_lengths, read_layout
+from flanneld_py.encap.offload import segment
 from flanneld_py.encap.virtio import GSO_NONE, GSO_UDP_L4, NEEDS_CSUM, PLAIN, TCP, UDP, VNET
 
 SMALLEST = 1280
@@ -40,6 +42,16 @@ def uncut(buffer: memoryview, size: int, offset: int) -> Write | None:
         return None
     start, field = layout.transport, layout.checksum
     return VNET.pack(NEEDS_CSUM, GSO_UDP_L4, layout.header, size, start, field - start), 0, len(buffer)
+
+
+def cut(buffer: memoryview, whole: Write, offset: int) -> tuple[memoryview, int]:
+    """Return the datagrams that a NIC would have made of a super-packet, and their size in bytes (the last: or less).
+
+    `whole` is what `uncut` has made of the buffer. The size is 0 if there is nothing in it to be cut.
+    """
+    train = whole[0] + buffer[offset:]
+    datagrams, size = segment(train, len(train), bytes(buffer[:offset]))
+    return memoryview(bytearray(datagrams)), size
 
 
 def single(packet: memoryview, mtu: int) -> bytes:

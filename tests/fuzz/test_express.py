@@ -20,7 +20,7 @@ from flanneld_py.encap.frame import vxlan_header
 from flanneld_py.encap.relay import Lane, Relay
 from flanneld_py.encap.tun import Tun
 from flanneld_py.encap.turns import Turns
-from flanneld_py.encap.virtio import GSO_TCPV4, NEEDS_CSUM, PLAIN, VNET
+from flanneld_py.encap.virtio import GSO_TCPV4, GSO_UDP_L4, NEEDS_CSUM, PLAIN, VNET
 from flanneld_py.encap.wire import UDP_SEGMENT, open_wires
 from tests.packets import TCP, UDP, Segment, cut, encode
 
@@ -45,9 +45,18 @@ outward = st.tuples(st.just("out"), st.sampled_from(HEADERS), segments, damage)
 inward = st.tuples(st.just("in"), st.sampled_from((REMOTE, REMOTE, REMOTE, STRANGER)), segments, damage)
 trains = st.tuples(st.just("train"), st.integers(20, 200), segments, damage)
 """Segments of one flow, so many bytes of payload each, sent in one call: the kernel hands them over in one piece."""
+wholes = st.tuples(
+    st.just("whole"),
+    st.integers(60, 200),
+    st.builds(
+        Segment, st.sampled_from((b"", b"x" * 100, b"x" * 300)), st.sampled_from((4, 6)), st.sampled_from((TCP, UDP))
+    ),
+    damage,
+)
+"""A packet that is not cut, of segments of so many bytes of payload, as another namespace's kernel hands it over."""
 
 # Each burst in one direction: between the two there is no order. Sequence numbers do not go on from one to the next.
-bursts = st.lists(outward, min_size=1, max_size=4) | st.lists(inward | trains, min_size=1, max_size=4)
+bursts = st.lists(outward, min_size=1, max_size=4) | st.lists(inward | trains | wholes, min_size=1, max_size=4)
 scripts = st.lists(bursts, max_size=8)
 
 
@@ -125,7 +134,9 @@ class World:
     def send(self, direction: str, how: bytes | str | int, segment: Segment, damage: tuple[int, int]) -> None:
         """Let a packet wait at the device, or datagrams at the wire."""
         at, flip = damage
-        if isinstance(how, int):
+        if direction == "whole":
+            packets = [bytearray(encode(segment, finished=False))]
+        elif isinstance(how, int):
             packets = [bytearray(packet) for packet in cut(segment, how)] or [bytearray(encode(segment))]
         else:
             packets = [bytearray(encode(segment, finished=direction == "in" or how == PLAIN))]
@@ -134,7 +145,7 @@ class World:
             self.device.send(how + packets[0])
             return
         datagrams = [self.head(segment.version) + packet for packet in packets]
-        size = struct.pack("H", len(datagrams[0]))
+        size = struct.pack("H", how if direction == "whole" else len(datagrams[0]))
         self.peers[how == STRANGER].sendmsg(datagrams, ((socket.IPPROTO_UDP, UDP_SEGMENT, size),), 0, self.to)
 
     def head(self, version: int) -> bytes:
@@ -199,6 +210,26 @@ def test_what_comes_alone_and_is_known_does_not_take_the_long_way(mode: orders.M
             (written,), (sent,) = world.left()
             assert (written[len(PLAIN) :], sent[-len(out) :]) == (into, out)
         assert world.counted() == ({}, (2, 2 * len(out), 2, 2 * len(into)))
+
+
+@pytest.mark.parametrize("udp", [True, False])
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_another_kernel_did_not_cut_is_cut_for_a_device_that_cannot(udp: bool, version: int) -> None:
+    with ExitStack() as undo:
+        for express in (False, True):
+            world = World(orders.Mode.VXLAN, undo, express=express, udp=udp)
+            segment = Segment(bytes(range(250)) * 4, version, UDP, destination=2)
+            for _ in range(2):
+                world.send("whole", 300, segment, (0, 0))
+                world.work_off()
+                written, _ = world.left()
+                if udp:
+                    at = 20 if version == 4 else 40
+                    header = VNET.pack(NEEDS_CSUM, GSO_UDP_L4, at + 8, 300, at, 6)
+                    assert written == [header + encode(segment, finished=False)]
+                else:
+                    assert written == [PLAIN + packet for packet in cut(segment, 300)]
+            assert world.counted()[0] == {}
 
 
 def test_what_the_device_does_not_take_is_dropped_and_counted() -> None:

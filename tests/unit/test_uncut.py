@@ -6,8 +6,9 @@ import struct
 
 import pytest
 
-from flanneld_py.encap.uncut import uncut
+from flanneld_py.encap.uncut import cut, uncut
 from flanneld_py.encap.virtio import GSO_UDP_L4, NEEDS_CSUM, VNET
+from tests.packets import sound
 
 OFFSET = 22
 SIZE = 1300
@@ -46,3 +47,17 @@ def test_a_super_packet_is_passed_on_with_its_segment_size() -> None:
 )
 def test_all_else_is_what_the_socket_says(data: bytes, size: int) -> None:
     assert uncut(memoryview(data), size, OFFSET) is None
+
+
+def test_a_super_packet_is_cut_as_a_nic_would() -> None:
+    data = memoryview(datagram(3000))
+    whole = uncut(data, SIZE, OFFSET)
+    assert whole is not None
+    datagrams, size = cut(data, whole, OFFSET)
+    assert (len(datagrams), size) == (3 * (OFFSET + 28) + 3000, OFFSET + 28 + SIZE)
+    for at, payload in ((0, SIZE), (size, SIZE), (2 * size, 400)):
+        inner = bytes(datagrams[at + OFFSET : at + size])
+        assert len(inner) == 28 + payload
+        assert sound(inner)
+    bare = memoryview(datagram(0))
+    assert cut(bare, (VNET.pack(NEEDS_CSUM, GSO_UDP_L4, 28, 40, 20, 6), 0, len(bare)), OFFSET)[1] == 0
