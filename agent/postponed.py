@@ -24,21 +24,34 @@ SHOWN = 10
 
 AT_ONCE = 5
 CALM = 1.0
-OVER = 30.0
-"""Seconds, as CALM."""
+OVER = 60.0
+"""Seconds, as CALM; longer than any pause."""
 
 
 @dataclass(slots=True)
-class _Undone:
-    """An entry that somebody has changed after us: so many times in a row, the last time or our last try at `at`."""
+class Undone:
+    """How often in a row something was undone, or done anew; the last time, or our last try, was at `at`."""
 
-    entry: Entry
-    times: int
-    at: float
+    times: int = 0
+    at: float = float("-inf")
 
     @property
     def contested(self) -> bool:
+        """Whether there is somebody who does not let it be."""
         return self.times > AT_ONCE
+
+    def waits(self, now: float) -> bool:
+        """Tell whether it is to wait, being contested and just done."""
+        return self.contested and now - self.at <= CALM
+
+    def again(self, now: float) -> bool:
+        """Take in that it was undone once more; tell whether it is to wait."""
+        if now - self.at > (OVER if self.contested else CALM):
+            self.times = 0
+        if not self.contested or self.waits(now):
+            self.times += 1
+        waits, self.at = self.waits(now), now
+        return waits
 
 
 class Postponed:
@@ -48,7 +61,7 @@ class Postponed:
         self._tracker = tracker
         self._backoff = Backoff(0.02, 30.0, rng)
         self._refused: dict[Key, Failure] = {}
-        self._undone: dict[Key, _Undone] = {}
+        self._undone: dict[Key, tuple[Entry, Undone]] = {}
         self._contested = 0
         self._look_at = float("inf")
         self.at = float("inf")
@@ -61,7 +74,7 @@ class Postponed:
     @property
     def contested(self) -> list[str]:
         """What somebody keeps changing, in an operator's words."""
-        return [describe(each.entry) for each in self._undone.values() if each.contested]
+        return [describe(entry) for entry, undone in self._undone.values() if undone.contested]
 
     @property
     def due(self) -> float:
@@ -72,7 +85,7 @@ class Postponed:
         """Let everything that waits be tried once more."""
         self.at = float("inf")
         for key in self._tracker.waiting:
-            self._undone[key].at = now
+            self._undone[key][1].at = now
             self._look_at = min(self._look_at, now + OVER)
         self._tracker.retry()
 
@@ -85,16 +98,12 @@ class Postponed:
         if now >= self._look_at:
             self._forget(now)
         for entry in self._tracker.take_undone():
-            each = self._undone.setdefault(entry.key, _Undone(entry, 0, now))
-            calm = now - each.at > CALM
-            each.entry, each.at = entry, now
-            if each.contested and calm:
-                continue
-            each.times = 1 if calm else each.times + 1
+            _, undone = self._undone.get(entry.key) or (entry, Undone())
+            self._undone[entry.key] = entry, undone
             self._look_at = min(self._look_at, now + CALM)
-            if each.contested:
+            if undone.again(now):
                 self._tracker.put_off(entry.key)
-                if each.times == AT_ONCE + 1:
+                if undone.times == AT_ONCE + 1:
                     self._name(entry)
 
     def note(self, failures: Iterable[Failure]) -> None:
@@ -138,13 +147,13 @@ class Postponed:
     def _forget(self, now: float) -> None:
         """Forget what nobody has touched for a while."""
 
-        def ends(each: _Undone) -> float:
-            since = now if each.entry.key in self._tracker.waiting else each.at
-            return since + (OVER if each.contested else CALM)
+        def ends(entry: Entry, undone: Undone) -> float:
+            since = now if entry.key in self._tracker.waiting else undone.at
+            return since + (OVER if undone.contested else CALM)
 
-        self._undone = {key: each for key, each in self._undone.items() if ends(each) > now}
-        self._look_at = min(map(ends, self._undone.values()), default=float("inf"))
-        before, self._contested = self._contested, sum(each.contested for each in self._undone.values())
+        self._undone = {key: each for key, each in self._undone.items() if ends(*each) > now}
+        self._look_at = min((ends(*each) for each in self._undone.values()), default=float("inf"))
+        before, self._contested = self._contested, sum(undone.contested for _, undone in self._undone.values())
         if before and not self._contested:
             log.info("nobody changes our kernel entries any more", **facts(entries=before))
 

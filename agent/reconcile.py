@@ -25,7 +25,7 @@ from flanneld_py.agent.hold import Hold
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.onlink import OnLinkVerdicts
-from flanneld_py.agent.postponed import Postponed
+from flanneld_py.agent.postponed import Postponed, Undone
 from flanneld_py.agent.repairs import Repairs
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap.delta import Tracker
@@ -77,7 +77,8 @@ class Reconciler:
         self._link_backoff = Backoff(0.1, 30.0, rng)
         self._read_backoff = Backoff(0.02, 30.0, rng)
         self.postponed = Postponed(self._tracker, rng)
-        self._link_failure, self._lacking, self._awaiting = "", False, False
+        self._link_undone, self._link_failure = Undone(), ""
+        self._lacking, self._awaiting = False, False
         self._said: dict[str, str] = {}
         self._retry_at = float("inf")
         self._look_at_link, self._meddled = True, False
@@ -157,9 +158,8 @@ class Reconciler:
             # Without a device there is nothing to read or release.
             idle = self._lacking or self._awaiting
             ask_at = self._on_link.due if self._wanted.backend.asks_on_link else float("inf")
-            entries = min(self.postponed.due, self._read_at, self._hold.until, ask_at)
-            due = self._retry_at if idle else min(self._retry_at, entries)
-            await self._clock.wait(self._wake, due)
+            due = min(self.postponed.due, self._read_at, self._hold.until, ask_at) if not idle else float("inf")
+            await self._clock.wait(self._wake, min(due, self._retry_at))
             await self._clock.sleep(max(SETTLE, self._repairs.patience))
             self._wake.clear()
             await self._reconcile()
@@ -169,11 +169,11 @@ class Reconciler:
         if (self._lacking and now < self._retry_at) or (self._awaiting and not self._look_at_link):
             return
         self.postponed.look(now)
-        if now >= min(self._retry_at, self.postponed.at):
+        if retry := now >= min(self._retry_at, self.postponed.at):
             # What failed may have failed because we are wrong about what is there.
             self._retry_at, self._read_at, self._look_at_link = float("inf"), 0.0, True
             self.postponed.try_again(now)
-        if self._look_at_link and not await self._ensure_link():
+        if self._look_at_link and not await self._ensure_link(retry=retry):
             if self._awaiting:
                 await self._take_leases()  # The process that makes the device is fed before it does.
             return
@@ -187,16 +187,17 @@ class Reconciler:
         await self._apply()
         self.ready.set()
 
-    async def _ensure_link(self) -> bool:
+    async def _ensure_link(self, *, retry: bool) -> bool:
         """Make the device what it should be; False if there is none to work on, and it is to be tried again later."""
         self._look_at_link = False
-        step = LinkStep.NOTHING
-        want = self._wanted.link
+        step, now, want = LinkStep.NOTHING, self._clock.now(), self._wanted.link
         if want is None:
             return True
         try:
             have = self._kernel.link(want.name)
             step = link_step(have, want)
+            if step.acts and not retry and self._link_undone.waits(now):
+                raise KernelError("somebody else undoes it as soon as it is done: find out who it is (ip monitor link)")
             match step:
                 case LinkStep.CHANGE:
                     assert have is not None
@@ -210,17 +211,21 @@ class Reconciler:
             if str(error) != self._link_failure:
                 self._link_failure = str(error)
                 log.error("the device cannot be made, trying again", **facts(device=want.name, reason=error))
-            self._retry_at = self._clock.now() + self._link_backoff.next()
+            self._retry_at = now + self._link_backoff.next()
             # One that is up and cannot be changed still carries packets: its underlay may be gone for a while.
             self._lacking = step is not LinkStep.CHANGE or not (isinstance(have, OurLink) and have.up)
             return not self._lacking
-        self._link_backoff.reset()
-        self._link_failure, self._lacking = "", False
+        self._lacking = False
+        if step.acts:
+            self._link_undone.again(now)
+        if not self._link_undone.contested:
+            self._link_failure = ""
+            self._link_backoff.reset()
         if step is not LinkStep.NOTHING:
             self._read_at = 0.0
-            self.postponed.try_again(self._clock.now())
+            self.postponed.try_again(now)
         self._awaiting = step in (LinkStep.AWAIT, LinkStep.MAKE_ROOM)
-        if step not in (LinkStep.NOTHING, LinkStep.AWAIT):
+        if step.acts:
             log.info(f"device: {step.value}", **facts(device=want.name, mtu=want.mtu))
         return not self._awaiting  # Its process makes it; then there is an event.
 
@@ -284,8 +289,7 @@ class Reconciler:
         if applied and self._meddled:
             self._repairs.note(applied, self._clock.now())
         elif applied:
-            about = facts(entries=applied, peers=self.peers, failing=len(self.postponed.refused))
-            log.debug("kernel brought up to date", **about)
+            log.debug("kernel brought up to date", **facts(entries=applied, peers=self.peers))
         self._meddled = False
 
     def _take(self) -> list[Operation]:

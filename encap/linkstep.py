@@ -18,6 +18,11 @@ class LinkStep(Enum):
     MAKE_ROOM = "make room"
     AWAIT = "await"
 
+    @property
+    def acts(self) -> bool:
+        """Whether we do something to the device."""
+        return self not in (LinkStep.NOTHING, LinkStep.AWAIT)
+
 
 def link_step(have: Link | None, want: OurLink) -> LinkStep:
     """Decide how to get the wanted device without losing what is on it. Raises KernelError for a foreign device.

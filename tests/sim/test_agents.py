@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from errno import EINVAL
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -156,7 +158,7 @@ async def test_who_undoes_one_entry_at_once_and_always_holds_up_nothing_else(
 
         kernel.opponent = None
         await cluster.clock.run_until(lambda: len(on_device(kernel)) == 8, 60)
-        await cluster.clock.run_for(60)
+        await cluster.clock.run_for(90)
         assert await contested(agent) == (0, [])
         assert "nobody changes our kernel entries any more" in caplog.text
         kernel.meddle_flush("route", DEVICE)
@@ -196,6 +198,48 @@ async def test_a_kernel_that_calls_everything_gone_right_after_it_was_made_is_no
         await cluster.clock.run_for(600)
         assert kernel.applied == before, "a reading shows that all is there"
         assert await contested(agent) == (0, [])
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_who_undoes_what_we_do_to_the_device_is_not_fought_without_pause(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, deleted: bool
+) -> None:
+    kernel, done = cluster.kernel(1), 0
+
+    def undo(work: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        async def undone(*arguments: Any) -> None:
+            nonlocal done
+            done += 1
+            await work(*arguments)
+            if deleted:
+                kernel.meddle_delete_link(DEVICE)
+            else:
+                kernel.meddle_create_link(replace(device(kernel), mtu=1300))
+
+        return undone
+
+    await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        as_made, before = device(kernel), on_device(kernel)
+        with monkeypatch.context() as opponent:
+            for name in ("create_link", "change_link"):
+                opponent.setattr(kernel, name, undo(getattr(kernel, name)))
+            kernel.meddle_delete_link(DEVICE)
+            await cluster.clock.run_for(60)
+            assert done < 30
+            await cluster.clock.run_for(600)
+            assert done < 30 + 40
+            if not deleted:
+                await cluster.put("10.5.8.0-24", "192.0.2.8", "02:00:00:00:00:08")
+                await cluster.clock.run_for(0.1)
+                assert len(on_device(kernel)) == 8
+                await cluster.delete("10.5.8.0-24")
+        assert [record.levelname for record in caplog.records if "device" in record.message] == ["ERROR"]
+        await cluster.clock.run_until(lambda: kernel.links.get(DEVICE) == as_made and on_device(kernel) == before, 60)
+        await cluster.clock.run_for(60)
+        kernel.meddle_delete_link(DEVICE)
+        await cluster.clock.run_until(lambda: kernel.links.get(DEVICE) == as_made and on_device(kernel) == before, 0.2)
 
 
 async def test_what_is_undone_now_and_then_is_back_at_once_each_time(
