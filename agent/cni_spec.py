@@ -112,9 +112,9 @@ def decoded(stdin: bytes, what: str) -> Json:
 
 def text(conf: Json, key: str, where: str = "") -> str:
     """Return a string of an object that is at `where`, "" if there is none. Raises CniError."""
-    value = conf.get(key, "")
-    if isinstance(value, str):
-        return value
+    value = conf.get(key)
+    if value is None or isinstance(value, str):
+        return value or ""
     raise wrong(where + key, value, "a string")
 
 

@@ -23,11 +23,19 @@ from shutil import which
 
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.cni_attachments import Attachments
-from flanneld_py.agent.cni_conf import NetConf, chain, netconf
+from flanneld_py.agent.cni_conf import chain, netconf
 from flanneld_py.agent.cni_delegate import Delegates
 from flanneld_py.agent.cni_plugin import Plugin
 from flanneld_py.agent.cni_spec import CniError, Code, Json, Request, decoded, text
-from flanneld_py.agent.netavark_spec import API_VERSION, NETNS, Attachment, attachment, created, status, variables
+from flanneld_py.agent.netavark_spec import (
+    API_VERSION,
+    NETNS,
+    ContainerCall,
+    container_call,
+    created,
+    status,
+    variables,
+)
 
 _OWN = Path("/proc/self/ns/net")
 
@@ -43,10 +51,10 @@ def call(
             case ["create"]:
                 return 0, created(decoded(stdin(), "the network"))
             case ["setup", netns]:
-                asked = attachment("ADD", decoded(stdin(), "what to set up"), netns)
+                asked = container_call("ADD", decoded(stdin(), "what to set up"), netns)
                 return 0, _Container(asked, environment).setup()
             case ["teardown", netns]:
-                asked = attachment("DEL", decoded(stdin(), "what to tear down"), netns)
+                asked = container_call("DEL", decoded(stdin(), "what to tear down"), netns)
                 _Container(asked, environment).teardown()
                 return 0, None
             case _:
@@ -58,9 +66,10 @@ def call(
 class _Container:
     """A container's interface in a network."""
 
-    def __init__(self, asked: Attachment, environment: Mapping[str, str]) -> None:
+    def __init__(self, asked: ContainerCall, environment: Mapping[str, str]) -> None:
         self._asked = asked
         self._request = asked.request
+        self._conf = netconf(asked.request.conf)
         self._environment = environment
         self._attachments = Attachments(Path(asked.directory))
 
@@ -91,9 +100,9 @@ class _Container:
 
     def _check_needs(self) -> None:
         """Refuse what would fail half-way, or not be what was asked for."""
-        if chain(self._conf().delegate) and which("iptables") is None:
+        if chain(self._conf.delegate) and which("iptables") is None:
             raise CniError(Code.DELEGATE, "a published port needs iptables, which is not installed (Debian: iptables)")
-        path = Path(self._conf().subnet_file)
+        path = Path(self._conf.subnet_file)
         if not path.exists() and not _is_all_users():
             why = "rootless podman has a network of its own, outside the overlay"
             raise CniError(Code.TRY_AGAIN, f"there is no {path} here: {why}; run podman as root")
@@ -123,12 +132,9 @@ class _Container:
             conf = found.conf() if found else None
         return None if conf is None else text(conf, NETNS)
 
-    def _conf(self) -> NetConf:
-        return netconf(self._request.conf)
-
     def _plugin(self, request: Request) -> Plugin:
         delegates = Delegates(request.path, variables(request, self._environment))
-        return Plugin(request, self._conf(), delegates)
+        return Plugin(request, self._conf, delegates)
 
 
 def _check_namespace(netns: str) -> None:

@@ -1,7 +1,7 @@
 """What netavark asks of a plugin and what it is answered, in its own words and in CNI's. No I/O.
 
     create             network            -> created    -> the network as podman keeps it
-    setup, teardown    network, container -> attachment -> Attachment: a CNI call, to the bridge and to portmap
+    setup, teardown    network, container -> container_call -> ContainerCall: of CNI, to the bridge and to portmap
                        CNI's result       -> status     -> what `podman inspect` shows
 
 https://github.com/containers/netavark/blob/main/plugin-API.md, the same from netavark 1.6 to 2.1.
@@ -43,7 +43,7 @@ _REFUSED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Attachment:
+class ContainerCall:
     """A container's interface in a network: `request` is the CNI call, `directory` where attachments are kept."""
 
     request: Request
@@ -71,7 +71,7 @@ def created(network: Json) -> Json:
     return {**network, **answer}
 
 
-def attachment(command: str, asked: Json, netns: str) -> Attachment:
+def container_call(command: str, asked: Json, netns: str) -> ContainerCall:
     """Read setup's (ADD) or teardown's (DEL) input. Raises CniError."""
     network, options = section(asked, "network"), section(asked, "network_options")
     if network is None or options is None:
@@ -85,9 +85,11 @@ def attachment(command: str, asked: Json, netns: str) -> Attachment:
         raise CniError(Code.CONFIG, f"network {name} has no options for a container: {options['options']}")
     paths = {key: settings.get(key, default) for key, default in _PATHS.items()}
     directory = f"{paths['data_dir']}/attachments"
-    ports = _ports(asked)
+    internal = network.get("internal") is True
+    # Published ports are then of the container's other networks.
+    ports = [] if internal else _ports(asked)
     kept: Json = {NETNS: netns, CHAIN: [_portmap(name, ports)] if ports else []}
-    alone = network.get("internal") is True or settings.get(_NO_DEFAULT_ROUTE) in ("true", "1")
+    alone = internal or settings.get(_NO_DEFAULT_ROUTE) in ("true", "1")
     conf: Json = {
         "cniVersion": CNI_VERSION,
         "name": _NAME,
@@ -100,7 +102,7 @@ def attachment(command: str, asked: Json, netns: str) -> Attachment:
     }
     path = tuple(part for part in paths["cni_path"].split(":") if part)
     request = Request(command, container, netns, interface, path, CNI_VERSION, conf)
-    return Attachment(request, directory, network.get("ipv6_enabled") is True)
+    return ContainerCall(request, directory, network.get("ipv6_enabled") is True)
 
 
 def variables(request: Request, environment: Mapping[str, str]) -> dict[str, str]:
@@ -150,7 +152,7 @@ def _asked_for(options: Json) -> Json:
             runtime["ips"] = [str(ip_address(str(ip))) for ip in ips]
         except ValueError as error:
             raise wrong("network_options.static_ips", ips, "addresses") from error
-    if mac := text(options, "static_mac", "network_options.") if options.get("static_mac") is not None else "":
+    if mac := text(options, "static_mac", "network_options."):
         if not _MAC.fullmatch(mac):
             raise wrong("network_options.static_mac", mac, "an Ethernet address")
         runtime["mac"] = mac

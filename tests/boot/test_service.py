@@ -48,6 +48,7 @@ def test_it_runs_as_its_own_user_with_little_else(lab: Lab, make_machine: MakeMa
         pass
     assert machine.ask("ps", "-o", "user=", "-p", str(main_pid(machine))) == "flanneld-py"
     assert machine.ask("stat", "-c", "%U %a", "/run/flannel/subnet.env") == "flanneld-py 644"
+    assert '"api_version": "1.0.0"' in machine.ask("/usr/lib/netavark/flannel-py", "info"), "podman 5 finds it"
     # A device of ours takes no router advertisements: a sysctl, written in the sandbox.
     assert machine.ask("cat", "/proc/sys/net/ipv6/conf/flannel.1/accept_ra") == "0"
     for unit in ("flanneld-py", "flanneld-py-docker"):

@@ -32,7 +32,7 @@ LABS = {
 }
 TESTS: Mapping[str, Sequence[str]] = {
     "docker": ["tests/netns/test_docker.py"],
-    "podman": ["tests/netns/test_podman.py"],
+    "podman": ["tests/netns/test_podman.py", "tests/netns/test_netavark.py"],
     "lxc": ["tests/netns/test_lxc.py"],
     "etcd": ["tests/contract/test_etcd.py", "tests/contract/test_store.py", "tests/contract/test_claims.py"],
     "cni": ["tests/netns/test_cni.py"],

@@ -235,6 +235,19 @@ def test_an_internal_network_reaches_the_overlay_alone(site: Site) -> None:
     assert site.left() == []
 
 
+def test_rootless_podman_is_told_that_it_is(site: Site) -> None:
+    one = site.container("k1")
+    asked = {
+        "container_id": "c1",
+        "network": {"name": "overlay", "options": {"subnet_file": "/absent", "data_dir": str(site.state)}},
+        "network_options": {"interface_name": "eth0"},
+    }
+    argv = ["unshare", "--user", "--map-root-user", str(site.launcher), "setup", str(one.path)]
+    said = json.loads(site.host.namespace.run(argv, stdin=json.dumps(asked), check=False).stdout)
+    assert said["error"].startswith("there is no /absent here: rootless podman has a network of its own")
+    assert site.left() == []
+
+
 def test_a_data_folder_that_cannot_be_made_is_named(site: Site) -> None:
     site.state.write_text("")
     one = site.container("k1")

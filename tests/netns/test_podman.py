@@ -7,11 +7,13 @@ h1c1 ── cni0 ── h1 ── flannel.1, flannel-v6.1 ─ ─ ─ flannel.1,
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_interface
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +33,7 @@ pytestmark = pytest.mark.root
 
 BOTH = {**LEASED, "EnableIPv6": True, "IPv6Network": "fd00:42::/48"}
 MTU = 1430
+GUIDE = Path(__file__).parents[2] / "docs/podman.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,8 @@ def test_an_address_that_is_asked_for_is_given_or_refused(site: Site) -> None:
 def test_a_container_in_another_network_as_well_has_both(site: Site) -> None:
     engine, host = site.engines[0], site.lab.hosts[0]
     engine.podman("network", "create", "--subnet", "172.31.9.0/24", "beside")
-    container = engine.run("both", "--network", "beside")
+    container = engine.run("both", "--network", "beside", "--publish", "8092:80", command=SERVE)
+    assert fetch(site.lab.hosts[1], f"http://{host.address}:8092/") == PAGE
     assert ping(site.containers[1], container).loss == 0
     shown = json.loads(container.namespace.run(["ip", "-j", "-4", "address"]).stdout)
     addresses = [info["local"] for link in shown for info in link["addr_info"]]
@@ -159,6 +163,9 @@ def test_a_container_that_is_started_again_has_its_network_again(site: Site) -> 
     for _ in range(2):
         engine.podman("restart", "--time", "0", "again")
         assert fetch(site.lab.hosts[1], f"http://{site.lab.hosts[0].address}:8090/") == PAGE
+    site.lab.hosts[0].namespace.run(["iptables", "--table", "nat", "--flush"])
+    engine.podman("network", "reload", "again")
+    assert fetch(site.lab.hosts[1], f"http://{site.lab.hosts[0].address}:8090/") == PAGE
     engine.podman("network", "disconnect", NETWORK, "again")
     engine.podman("network", "connect", NETWORK, "again")
     assert fetch(site.lab.hosts[1], f"http://{site.lab.hosts[0].address}:8090/") == PAGE
@@ -176,6 +183,23 @@ def test_a_container_that_ends_by_itself_gives_its_address_back(site: Site) -> N
     engine.remove("short")
 
 
+def test_a_stranger_who_routes_through_the_host_is_kept_out_by_the_guides_rule(site: Site) -> None:
+    [rule] = re.findall(r"```nft\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    container, host, stranger = site.containers[1], site.lab.hosts[1], site.lab.core
+    stranger.run(["ip", "route", "replace", f"{container.address}/32", "via", str(host.address)])
+    ask = ["curl", "--silent", "--max-time", "2"]
+    direct, published = f"http://{container.address}/", f"http://{host.address}:8080/"
+    assert stranger.run([*ask, direct]).stdout == PAGE
+    host.namespace.run(["nft", "-f", "-"], stdin=rule)
+    try:
+        assert stranger.run([*ask, direct], check=False).stdout == ""
+        assert stranger.run([*ask, published]).stdout == PAGE
+        assert fetch(site.containers[0], direct) == fetch(site.lab.hosts[0], direct) == PAGE
+    finally:
+        host.namespace.run(["nft", "delete", "table", "ip", "overlay-guard"])
+        stranger.run(["ip", "route", "del", f"{container.address}/32"])
+
+
 def test_a_lease_that_changes_needs_nothing_but_new_containers() -> None:
     with ready_hosts(1, LEASED) as lab, ExitStack() as running:
         engine = started(lab, 0, running)
@@ -186,9 +210,13 @@ def test_a_lease_that_changes_needs_nothing_but_new_containers() -> None:
         with pytest.raises(LabError, match=f"cni0 still has {gateway} of an earlier lease: remove the containers"):
             engine.run("early")
         engine.remove("early")
-        engine.remove("old")
+        engine.podman("stop", "--time", "0", "old")
         assert str(engine.run("new").address) == "10.42.200.2"
-        engine.remove("new")
+        engine.podman("start", "old")
+        state = json.loads(engine.podman("inspect", "old").stdout)[0]
+        assert state["NetworkSettings"]["Networks"][NETWORK]["IPAddress"] == "10.42.200.3"
+        for name in ("old", "new"):
+            engine.remove(name)
         assert left(engine) == []
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from flanneld_py.agent.cni_spec import CniError
-from flanneld_py.agent.netavark_spec import attachment, created, status
+from flanneld_py.agent.netavark_spec import container_call, created, status
 from tests.cni_call import PLUGIN, Answer, FakeDelegate
 from tests.patience import patient
 
@@ -184,13 +184,13 @@ def test_a_network_that_cannot_be_is_refused(given: dict[str, object], message: 
 )
 def test_what_netavark_would_never_ask_is_named(given: dict[str, Any], message: str) -> None:
     with pytest.raises(CniError) as refused:
-        attachment("ADD", asked(**given), "/run/netns/c")
+        container_call("ADD", asked(**given), "/run/netns/c")
     assert message in str(refused.value)
 
 
 def test_ports_are_mapped_one_by_one() -> None:
     ports = [{**PORT, "range": 2, "protocol": "tcp,udp"}, {**PORT, "protocol": "", "host_ip": "::1", "range": 0}]
-    conf = attachment("ADD", asked(ports), "/run/netns/c").request.conf
+    conf = container_call("ADD", asked(ports), "/run/netns/c").request.conf
     delegate = conf["delegate"]
     assert isinstance(delegate, dict)
     [portmap] = delegate["flannel-py/chain"]
@@ -204,12 +204,13 @@ def test_ports_are_mapped_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(("given", "default"), [({}, True), ({"internal": True}, False)])
-def test_an_internal_network_has_no_default_route(given: dict[str, object], default: bool) -> None:
-    ask = asked()
+def test_an_internal_network_has_neither_a_default_route_nor_ports(given: dict[str, object], default: bool) -> None:
+    ask = asked([PORT])
     ask["network"] |= given
-    delegate = attachment("ADD", ask, "/run/netns/c").request.conf["delegate"]
+    delegate = container_call("ADD", ask, "/run/netns/c").request.conf["delegate"]
     assert isinstance(delegate, dict)
     assert delegate["isDefaultGateway"] is default
+    assert bool(delegate["flannel-py/chain"]) is default, "its ports are of another network"
 
 
 def test_both_families_are_in_the_status() -> None:
