@@ -68,6 +68,12 @@ FLAGS = (
     ),
     Flag("iptables-forward-rules", "switch", "true", "accept forwarded packets from and to the network in iptables"),
     Flag(
+        "forward-own-only",
+        "switch",
+        "false",
+        "forward for this host's own containers only: nobody gets through this host to those of other hosts",
+    ),
+    Flag(
         "firewall", "text", "auto", "where the rules go: `nftables`, `iptables`, `none`, or `auto`: what the host uses"
     ),
     Flag(

@@ -23,11 +23,12 @@ from flanneld_py.agent.log import OnChange, facts, log
 from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.repairs import Repairs
 from flanneld_py.agent.wanted import Wanted
+from flanneld_py.encap import dockerbridges
 from flanneld_py.encap.chains import DOCKERS, RAW, forward_part, masquerade_part, raw_part
 from flanneld_py.encap.command import FirewallError
 from flanneld_py.encap.enforce import Asked, Choice, Outcome
 from flanneld_py.encap.firewall import Network, Policy
-from flanneld_py.encap.nft import FLANNELS, OURS
+from flanneld_py.encap.nft import FLANNELS, HOOKS, OURS
 
 SETTLE = 0.01
 """Seconds to let changes that belong together arrive: a transaction tells each of its rules."""
@@ -52,6 +53,7 @@ class FirewallOptions:
     random_fully: bool = True
     excluded: tuple[Network, ...] = ()
     resync: float = 5.0
+    own_only: bool = False
 
     def policies(self, wanted: Sequence[Wanted], neighbours: Neighbours) -> tuple[Policy, ...]:
         """Return what this means for a host with this network and these subnets of it, for each family."""
@@ -63,7 +65,7 @@ class FirewallOptions:
         assert subnet is not None
         switches = (self.masquerade, self.forward, self.random_fully, self.excluded)
         interfaces = (backend.device, backend.parent, neighbours.hosts(backend.family))
-        return Policy(backend.family.network(wanted.config), subnet, *switches, *interfaces)
+        return Policy(backend.family.network(wanted.config), subnet, *switches, *interfaces, self.own_only)
 
 
 Watch = Callable[[Callable[[], None]], AbstractContextManager[None]]
@@ -117,9 +119,9 @@ def name_suffix(device: str | None) -> str:
 def names_of_interest(suffix: str) -> frozenset[str]:
     """List the tables and chains whose changes may concern us; `suffix` as in enforce.Enforcer."""
     parts = (masquerade_part(suffix), forward_part(suffix), raw_part(suffix))
-    ours = (OURS + suffix, "postrouting", *(part.chain for part in parts))
+    ours = (OURS + suffix, *HOOKS, *(part.chain for part in parts))
     iptables = ("nat", "filter", RAW, *(part.parent for part in parts), DOCKERS)
-    return frozenset((*ours, *(name for _, name in FLANNELS), *iptables))
+    return frozenset((*ours, *(name for _, name in FLANNELS), *iptables, dockerbridges.TABLE, "raw-PREROUTING"))
 
 
 class Guard:

@@ -215,13 +215,13 @@ def _check(given: Mapping[str, list[str]]) -> Options:
 def _firewall(given: Mapping[str, list[str]], asked: Any, resync: int) -> FirewallOptions:
     if asked not in ("auto", "nftables", "iptables", "none"):
         raise UsageError(f"--firewall is {asked!r}; it must be auto, nftables, iptables or none")
-    masquerade = given.get("ip-masq") == ["true"]
+    masquerade, own_only = (given.get(name) == ["true"] for name in ("ip-masq", "forward-own-only"))
     if masquerade and asked == "none":
         raise UsageError("--ip-masq needs rules, and --firewall none makes none; leave one of them out")
+    if own_only and (asked == "none" or given.get("iptables-forward-rules") == ["false"]):
+        raise UsageError("--forward-own-only is a forward rule, and none are to be made; leave it or that out")
     excluded = []
-    for cidr in ",".join(given.get("snat-exclude", ())).replace(" ", "").split(","):
-        if not cidr:
-            continue
+    for cidr in filter(None, ",".join(given.get("snat-exclude", ())).replace(" ", "").split(",")):
         try:
             excluded.append(ip_network(cidr))
         except ValueError:
@@ -233,6 +233,7 @@ def _firewall(given: Mapping[str, list[str]], asked: Any, resync: int) -> Firewa
         random_fully=given.get("ip-masq-fully-random-disable") != ["true"],
         excluded=tuple(excluded),
         resync=resync,
+        own_only=own_only,
     )
 
 

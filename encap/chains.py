@@ -29,6 +29,7 @@ RAW = "raw"
 _VERDICTS = {
     Verdict.RETURN: "RETURN",
     Verdict.ACCEPT: "ACCEPT",
+    Verdict.DROP: "DROP",
     Verdict.MASQUERADE: "MASQUERADE",
     Verdict.MASQUERADE_RANDOM: "MASQUERADE --random-fully",
 }
@@ -93,7 +94,8 @@ def read_save(text: str) -> dict[str, Table]:
 def rule_text(rule: Rule, label: str) -> str:
     """Write a rule as iptables-save prints it."""
     mark = [f"-m mark --mark 0x{KUBE_MARK:x}/0x{KUBE_MARK:x}"] if rule.marked else []
-    sides = [_side("-s", rule.source), _side("-d", rule.destination), f"-i {rule.came_by}" if rule.came_by else ""]
+    ways = [f"-i {rule.came_by}" if rule.came_by else "", f"-o {rule.leaves_by}" if rule.leaves_by else ""]
+    sides = [_side("-s", rule.source), _side("-d", rule.destination), *ways]
     comment = f'-m comment --comment "{label}"'
     return " ".join([*filter(None, sides), *mark, comment, f"-j {_VERDICTS[rule.verdict]}"])
 

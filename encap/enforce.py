@@ -3,6 +3,7 @@
     masquerade   one place: our nftables table, or our chain in the host's iptables
     forward      every iptables in use (nft's, legacy's): each of them can drop, and none can overrule another
     raw          likewise; in legacy iptables only where somebody has made that table
+    mark         our nftables table, where Docker has one of its own
 
     enforce:  survey -> ours in force -> then only: what is left in the other one, and flannel's, removed
 
@@ -13,13 +14,13 @@ iptables cannot be overruled by any rule of ours: it is named in `Outcome.obstac
 from __future__ import annotations
 
 from collections.abc import Awaitable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from flanneld_py.encap.chains import RAW
 from flanneld_py.encap.command import FirewallError, Tools
-from flanneld_py.encap.firewall import Network, Policy, Rule, rules
+from flanneld_py.encap.firewall import Network, Policy, Rule, Rules, rules
 from flanneld_py.encap.iptables import COMMANDS, Iptables, is_legacy
 from flanneld_py.encap.nft import FAMILIES, Nft, Survey
 
@@ -100,9 +101,10 @@ class Enforcer:
             return Outcome(False, (str(error),))
         work = _Work()
         wanted = [rules(policy) for policy in policies]
+        in_nft = [_in_nft_table(each, survey, alone=choice.kind == "nftables") for each in wanted]
         if choice.kind == "nftables":
             assert self._nft is not None
-            await work.attempt(self._nft.ensure(wanted, survey))
+            await work.attempt(self._nft.ensure(in_nft, survey))
         for each in wanted:
             for variant in self._variants:
                 here = choice.kind == "iptables" and variant.main
@@ -115,8 +117,8 @@ class Enforcer:
                     await work.attempt_raw(self._ensure_raw(each.family, variant, each.raw, each.subnet))
         await self._sweep({each.family for each in wanted}, survey, work)
         if choice.kind == "iptables" and self._nft is not None and not work.failures:
-            await work.attempt(self._nft.ensure((), survey))
-        obstacles = await self._obstacles([policy.network for policy in policies if policy.forward], survey)
+            await work.attempt(self._nft.ensure(in_nft, survey))
+        obstacles = await self._obstacles([policy for policy in policies if policy.forward], survey)
         return Outcome(work.changed, tuple(work.failures), obstacles, tuple(work.lacking))
 
     async def remove(self) -> Outcome:
@@ -202,17 +204,23 @@ class Enforcer:
         # Without nft nobody can tell, but then iptables is all that can be there.
         return frozenset(("filter", "nat")) if self._nft is None else survey.iptables(family)
 
-    async def _obstacles(self, networks: Sequence[Network], survey: Survey) -> tuple[str, ...]:
+    async def _obstacles(self, policies: Sequence[Policy], survey: Survey) -> tuple[str, ...]:
         """Say what to do about chains that drop our forwarded packets and are not ours to change."""
         found = []
+        for policy in policies:
+            try:
+                if self._nft and (advice := await self._nft.docker(policy.network.version, policy.subnet, survey)):
+                    found.append(advice)
+            except FirewallError:  # Docker is just writing it: there is an event.
+                continue
         with_iptables = any(not variant.legacy for variant in self._variants)
         for chain in survey.forward:
             managed = with_iptables and chain.table in (("ip", "filter"), ("ip6", "filter")) and chain.name == "FORWARD"
-            for network in networks:
+            for network in [policy.network for policy in policies]:
                 advice = "" if managed else chain.advice(network)
                 if advice and not await self._mentioned(network, chain.table):
                     found.append(advice)
-        return tuple(found)
+        return tuple(dict.fromkeys(found))
 
     async def _mentioned(self, network: Network, table: tuple[str, str]) -> bool:
         """Tell whether a table of others has rules about a network: then somebody has followed the advice."""
@@ -220,6 +228,13 @@ class Enforcer:
             return str(network) in await self._tools.run("nft", "list", "table", *table)
         except FirewallError:  # It is gone again.
             return True
+
+
+def _in_nft_table(wanted: Rules, survey: Survey, *, alone: bool) -> Rules:
+    """Return what of a family's rules stands in our nftables table; `alone`: masquerade as well, and no iptables'."""
+    marked = wanted.raw if survey.has_docker(wanted.family) else ()
+    rest = (wanted.masquerade, wanted.closed) if alone else ((), ())
+    return replace(wanted, masquerade=rest[0], closed=rest[1], raw=marked)
 
 
 class _Work:

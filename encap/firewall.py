@@ -14,11 +14,12 @@ The rules and their order are flannel's, but for the excluded CIDRs and raw. Con
 what leaves Network goes with the host's address; what comes from outside to another host's containers goes with ours,
 so that the answer comes back through us. Raw's are for engines that drop there what does not come over their own bridge
 (Docker since 28.0): what the overlay brings is let through, all else is left to them. Not here: how they are written
-(nft.py, iptables.py), and where (enforce.py).
+(nft.py, chains.py), and where (enforce.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -38,6 +39,7 @@ class Verdict(Enum):
 
     RETURN = "return"
     ACCEPT = "accept"
+    DROP = "drop"
     MASQUERADE = "masquerade"
     MASQUERADE_RANDOM = "masquerade from a random port"
 
@@ -63,7 +65,7 @@ Match = In | NotIn
 class Rule:
     """One rule; what is None fits every packet. `marked`: only packets with kube-proxy's mark.
 
-    `came_by` is the name of the interface that a packet came in by.
+    `came_by` is the name of the interface that a packet came in by, `leaves_by` of the one that it is to leave by.
     """
 
     verdict: Verdict
@@ -71,11 +73,14 @@ class Rule:
     destination: Match | None = None
     marked: bool = False
     came_by: str | None = None
+    leaves_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What is wanted for one address family. `excluded` of the other family are of no account.
+
+    `own_only`: forward for this host's own containers only, and be no way to those of other hosts.
 
     `device` is the tunnel's; a network without one has None. `direct` are the hosts, by their underlay addresses, whose
     packets come without a tunnel, over the interface `underlay`.
@@ -90,20 +95,23 @@ class Policy:
     device: str | None = None
     underlay: str | None = None
     direct: frozenset[IPAddress] = frozenset()
+    own_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
     """The rules of one address family (4 or 6), in order; none at all where that part is switched off.
 
-    `subnet` is the one whose packets those in `raw` let through.
+    `subnet` is the one whose packets those in `raw` let through. `closed` are the drops among `forward`.
     """
 
     family: int
     subnet: Network
     masquerade: tuple[Rule, ...]
     forward: tuple[Rule, ...]
+    closed: tuple[Rule, ...]
     raw: tuple[Rule, ...]
+    underlay: str | None
 
 
 def rules(policy: Policy) -> Rules:
@@ -113,8 +121,10 @@ def rules(policy: Policy) -> Rules:
         family,
         policy.subnet,
         _masquerade(policy, _MULTICAST[family]) if policy.masquerade else (),
-        _forward(policy.network) if policy.forward else (),
-        _raw(policy) if policy.forward else (),
+        _forward(policy) if policy.forward else (),
+        _closed(policy) if policy.forward else (),
+        _arriving(policy, _excluded(policy) if policy.masquerade else ()) if policy.forward else (),
+        policy.underlay,
     )
 
 
@@ -133,23 +143,40 @@ def _masquerade(policy: Policy, multicast: Network) -> tuple[Rule, ...]:
     )
 
 
-def _forward(network: Network) -> tuple[Rule, ...]:
-    return Rule(Verdict.ACCEPT, source=In(network)), Rule(Verdict.ACCEPT, destination=In(network))
+def _forward(policy: Policy) -> tuple[Rule, ...]:
+    inside = In(policy.network)
+    if not policy.own_only:
+        return Rule(Verdict.ACCEPT, source=inside), Rule(Verdict.ACCEPT, destination=inside)
+    ours = In(policy.subnet)
+    leaving = [Rule(Verdict.ACCEPT, ours, leaves_by=policy.device)] if policy.device else []
+    if policy.direct:
+        leaving.append(Rule(Verdict.ACCEPT, ours, inside, leaves_by=policy.underlay))
+    return (*_closed(policy), *leaving, *_arriving(policy))
 
 
-def _raw(policy: Policy) -> tuple[Rule, ...]:
+def _closed(policy: Policy) -> tuple[Rule, ...]:
+    """Drop what came by the underlay interface and would go on to another host's containers."""
+    if not policy.own_only or policy.underlay is None:
+        return ()
+    by, inside = policy.underlay, In(policy.network)
+    tunnel = [Rule(Verdict.DROP, came_by=by, leaves_by=policy.device)] if policy.device else []
+    return (*tunnel, *((Rule(Verdict.DROP, destination=inside, came_by=by, leaves_by=by),) if policy.direct else ()))
+
+
+def _arriving(policy: Policy, excluded: Iterable[Network] = ()) -> tuple[Rule, ...]:
+    """Accept what the overlay brings to our subnet, and what comes from the excluded networks."""
     ours = In(policy.subnet)
     tunnel = [Rule(Verdict.ACCEPT, destination=ours, came_by=policy.device)] if policy.device else []
     # They see our containers' own addresses, so they answer to these.
-    excluded = [Rule(Verdict.ACCEPT, In(cidr), ours) for cidr in _excluded(policy)] if policy.masquerade else []
+    beside = [Rule(Verdict.ACCEPT, In(cidr), ours) for cidr in excluded]
     if not policy.direct:
-        return (*tunnel, *excluded)
+        return (*tunnel, *beside)
     senders = [policy.network, *(ip_network(host) for host in sorted(policy.direct, key=int))]
     return (
         # No packet but those to our subnet is held against every host, and of these only those of hosts.
         Rule(Verdict.RETURN, destination=NotIn(policy.subnet)),
         *tunnel,
-        *excluded,
+        *beside,
         *(Rule(Verdict.ACCEPT, In(sender), ours, came_by=policy.underlay) for sender in senders),
     )
 

@@ -1,13 +1,16 @@
-"""The masquerade rules in nftables: one table of ours for each address family, replaced in one transaction.
+"""The rules in nftables: one table of ours for each address family, replaced in one transaction.
 
-    table ip flanneld-py { chain postrouting { type nat hook postrouting ...; the rules } }      and ip6 likewise
+    table ip flanneld-py                                                                         and ip6 likewise
+      chain postrouting     masquerade
+      chain forward         what is to be dropped, where it is no iptables that does it
+      chain docker-mark     what Docker's nftables backend is to let pass (dockerbridges.py)
 
     survey    nft list chains               which tables there are, and who else has a say on forwarded packets
     ensure    nft list table -> compare -> nft -f -: old table out, new one in, at once -> leftovers out
 
 Nothing outside our tables is written, and flannel's two (flannel-ipv4, flannel-ipv6) are removed once ours are in
-force. No forward rules stand here: an accept in one table does not keep another table from dropping, so they go where
-the drop is (iptables.py).
+force. No accept for forwarded packets stands here: an accept in one table does not keep another table from dropping, so
+they go where the drop is (iptables.py).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flanneld_py.encap import dockerbridges
 from flanneld_py.encap.command import FirewallError, Tools
 from flanneld_py.encap.firewall import KUBE_MARK, In, Match, Network, NotIn, Rule, Rules, Verdict
 
@@ -29,6 +33,7 @@ IPTABLES_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 _VERDICTS = {
     Verdict.RETURN: "return",
     Verdict.ACCEPT: "accept",
+    Verdict.DROP: "drop",
     Verdict.MASQUERADE: "masquerade",
     Verdict.MASQUERADE_RANDOM: "masquerade fully-random",
 }
@@ -51,7 +56,7 @@ class ForwardChain:
         """Say what makes it let a network's packets through; nothing if it need not be told."""
         family, table = self.table
         version = FAMILIES[network.version]
-        if family not in (version, "inet"):
+        if family not in (version, "inet") or table == dockerbridges.TABLE:
             return ""
         if table == "firewalld":
             return f"firewall-cmd --permanent --zone=trusted --add-source={network} && firewall-cmd --reload"
@@ -66,11 +71,16 @@ class Survey:
     tables: frozenset[TableName] = frozenset()
     forward: tuple[ForwardChain, ...] = ()
     of_iptables: frozenset[TableName] = frozenset()
+    with_nat: frozenset[TableName] = frozenset()
 
     def iptables(self, family: int) -> frozenset[str]:
         """Name the tables of iptables-nft that exist for a family and tell that the host uses it: raw may be ours."""
         kind = FAMILIES[family]
         return frozenset(name for name in ("filter", "nat") if (kind, name) in self.of_iptables)
+
+    def has_docker(self, family: int) -> bool:
+        """Tell whether Docker has a table of its own."""
+        return (FAMILIES[family], dockerbridges.TABLE) in self.tables
 
     def has_raw(self, family: int) -> bool:
         """Tell whether iptables-nft has the table raw."""
@@ -81,6 +91,7 @@ def read_survey(text: str) -> Survey:
     """Read `nft list chains`."""
     tables: list[TableName] = []
     of_iptables: set[TableName] = set()
+    with_nat: set[TableName] = set()
     forward: list[ForwardChain] = []
     chain = ""
     for line in text.splitlines():
@@ -91,30 +102,58 @@ def read_survey(text: str) -> Survey:
                 chain = name
                 if name in IPTABLES_CHAINS:
                     of_iptables.add(tables[-1])
+            case ["type", "nat", "hook", "postrouting", *_]:
+                with_nat.add(tables[-1])
             case ["type", "filter", "hook", "forward", *rest]:
                 forward.append(ForwardChain(tables[-1], chain, "policy drop" in " ".join(rest)))
-    return Survey(frozenset(tables), tuple(forward), frozenset(of_iptables))
+    return Survey(frozenset(tables), tuple(forward), frozenset(of_iptables), frozenset(with_nat))
+
+
+HOOKS = {
+    "postrouting": "nat hook postrouting priority srcnat",
+    "forward": "filter hook forward priority filter",
+    "docker-mark": "filter hook prerouting priority -350",
+}
+"""The chains of our tables. What is marked is so before Docker looks, at -300 (raw)."""
 
 
 def table_text(rules: Rules, name: str) -> str:
-    """Write a family's masquerade rules as nft lists them."""
+    """Write a family's rules as nft lists them; nothing without any."""
     family = FAMILIES[rules.family]
-    lines = [
-        f"table {family} {name} {{",
-        "\tchain postrouting {",
-        "\t\ttype nat hook postrouting priority srcnat; policy accept;",
-        *(f"\t\t{_rule(rule, family)}" for rule in rules.masquerade),
-        "\t}",
-        "}",
-    ]
-    return "\n".join(lines) + "\n"
+    chains = {
+        "postrouting": [_rule(rule, family) for rule in rules.masquerade],
+        "forward": [_rule(rule, family) for rule in rules.closed],
+        "docker-mark": _marks(rules, family),
+    }
+    lines = []
+    for chain, found in chains.items():
+        if found:
+            head = [f"\tchain {chain} {{", f"\t\ttype {HOOKS[chain]}; policy accept;"]
+            lines += [*head, *(f"\t\t{rule}" for rule in found), "\t}"]
+    return "\n".join([f"table {family} {name} {{", *lines, "}"]) + "\n" if lines else ""
 
 
-def _rule(rule: Rule, family: str) -> str:
+def _marks(rules: Rules, family: str) -> list[str]:
+    """Mark what Docker is to accept, and drop what it would drop if it were not told to leave that to others."""
+    if not rules.raw:
+        return []
+    mark = f"meta mark set meta mark | 0x{dockerbridges.MARK:08x} accept"
+    found = [_rule(rule, family, mark if rule.verdict is Verdict.ACCEPT else "") for rule in rules.raw]
+    if rules.underlay is not None:
+        found.append(f'iifname "{rules.underlay}" {family} daddr {rules.subnet} fib daddr type != local drop')
+    return found
+
+
+def _rule(rule: Rule, family: str, verdict: str = "") -> str:
     mark = [f"meta mark & 0x{KUBE_MARK:08x} == 0x{KUBE_MARK:08x}"] if rule.marked else []
+    ways = [
+        f'{which} "{interface}"'
+        for which, interface in (("iifname", rule.came_by), ("oifname", rule.leaves_by))
+        if interface is not None
+    ]
     source = [f"{family} saddr {_side(rule.source)}"] if rule.source else []
     destination = [f"{family} daddr {_side(rule.destination)}"] if rule.destination else []
-    return " ".join([*mark, *source, *destination, _VERDICTS[rule.verdict]])
+    return " ".join([*mark, *ways, *source, *destination, verdict or _VERDICTS[rule.verdict]])
 
 
 def _side(side: Match) -> str:
@@ -142,15 +181,15 @@ class Nft:
         return read_survey(await self._tools.run("nft", "list", "chains"))
 
     def ours(self, survey: Survey) -> bool:
-        """Tell whether a table of ours is there."""
-        return any(name == self._name for _, name in survey.tables)
+        """Tell whether a table of ours masquerades."""
+        return any(name == self._name for _, name in survey.with_nat)
 
     async def ensure(self, wanted: Sequence[Rules], survey: Survey) -> bool:
         """Bring our tables to what is wanted, then remove flannel's; tell whether ours changed. Raises FirewallError.
 
         All changes of our tables are one transaction: until it is complete, the old rules are in force.
         """
-        texts = {FAMILIES[rules.family]: table_text(rules, self._name) for rules in wanted if rules.masquerade}
+        texts = {FAMILIES[rules.family]: table_text(rules, self._name) for rules in wanted}
         script = ""
         for family in FAMILIES.values():
             there = (family, self._name) in survey.tables
@@ -163,7 +202,8 @@ class Nft:
         if script:
             await self._tools.run("nft", "-f", "-", stdin=script)
             for family, text in texts.items():
-                self._learn(text, await self._list(family))
+                if text:
+                    self._learn(text, await self._list(family))
         left = sorted(survey.tables.intersection(self._leftovers))
         if left:
             await self._tools.run("nft", "-f", "-", stdin="".join(f"delete table {f} {n}\n" for f, n in left))
@@ -184,6 +224,13 @@ class Nft:
             # If somebody writes into the chain meanwhile, it cannot be deleted, and so the table is not.
             script = f"delete chain {kind} {table} {found[1]}\ndelete table {kind} {table}\n"
             await self._tools.run("nft", "-f", "-", stdin=script)
+
+    async def docker(self, family: int, subnet: Network, survey: Survey) -> str:
+        """Say what Docker lacks to let pass what we mark, if it has a table of its own. Raises FirewallError."""
+        if not survey.has_docker(family):
+            return ""
+        listed = await self._tools.run("nft", "list", "table", FAMILIES[family], dockerbridges.TABLE)
+        return dockerbridges.advice(listed, subnet)
 
     async def _list(self, family: str, table: str = "") -> str:
         try:

@@ -413,3 +413,60 @@ async def test_a_raw_table_that_cannot_be_written_is_told_and_all_else_is_done()
     assert "-A FLANNEL-FWD" in there
     assert "-A FLANNEL-POSTRTG" in there
     assert "flannel-ipv4" not in there
+
+
+DOCKER_29 = """
+nft -f - <<'END'
+table {0} docker-bridges {{
+  chain raw-PREROUTING {{ type filter hook prerouting priority raw; }}
+  chain filter-forward-in__docker0 {{
+    ct state established,related counter accept
+    {2}
+    iifname docker0 counter accept comment "ICC"
+    counter drop comment "UNPUBLISHED PORT DROP"
+  }}
+}}
+add rule {0} docker-bridges raw-PREROUTING {0} daddr {1} iifname != docker0 counter drop comment "DROP DIRECT ACCESS"
+END
+"""
+ACCEPTS_MARK = 'meta mark & 0x100000 == 0x100000 counter accept comment "ALLOW FW MARK"'
+
+
+@KINDS
+async def test_where_docker_has_a_table_of_its_own_our_packets_are_marked_and_it_is_said_what_docker_lacks(
+    asked: Asked,
+) -> None:
+    sh("iptables -A FORWARD -i eth7; ip6tables -A FORWARD -i eth7")
+    sh(DOCKER_29.format("ip", "10.42.5.2", "") + DOCKER_29.format("ip6", "fd42:0:0:5::2", ACCEPTS_MARK))
+    host = Host(asked)
+    outcome = await host.enforce(*BOTH)
+    assert len(outcome.obstacles) == 1
+    assert '"allow-direct-routing": true and "bridge-accept-fwmark": "0x100000/0x100000"' in outcome.obstacles[0]
+    marks = sh("nft list chain ip flanneld-py docker-mark; nft list chain ip6 flanneld-py docker-mark")
+    assert marks.count('iifname "flannel.1" ip daddr 10.42.5.0/24') == 1, marks
+    assert marks.count('iifname "eth0" ip6 saddr 2001:db8::7 ip6 daddr fd42:0:0:5::/64') == 1
+    assert marks.count("drop") == 2
+    assert not (await Host(asked).enforce(*BOTH)).changed
+    sh("nft flush chain ip docker-bridges raw-PREROUTING; nft flush chain ip6 docker-bridges raw-PREROUTING")
+    assert len((await host.enforce(*BOTH)).obstacles) == 1, "it still does not know the mark"
+    sh("nft delete table ip docker-bridges; " + DOCKER_29.format("ip", "172.18.0.2", ACCEPTS_MARK))
+    assert (await host.enforce(*BOTH)).obstacles == ()
+    choice = await Host().enforcer.choose()
+    assert choice is not None
+    assert choice.kind == asked, "a chain of marks alone does not say that we masquerade in nftables"
+    sh("nft delete table ip docker-bridges; nft delete table ip6 docker-bridges")
+    assert (await host.enforce(*BOTH)).changed
+    assert "chain docker-mark" not in everything()
+
+
+@KINDS
+async def test_who_is_no_way_to_others_drops_in_nftables_or_in_iptables(asked: Asked) -> None:
+    host = Host(asked)
+    await host.enforce(replace(V4, own_only=True))
+    there = everything()
+    in_iptables = there.count('-A FLANNEL-FWD -i eth0 -o flannel.1 -m comment --comment "flanneld-py forward" -j DROP')
+    in_nft = there.count('iifname "eth0" oifname "flannel.1" drop')
+    assert (in_iptables, in_nft) == ((1, 0) if asked == "iptables" else (0, 1)), there
+    assert not (await Host(asked).enforce(replace(V4, own_only=True))).changed
+    await host.enforce(V4)
+    assert "oifname" not in sh("nft list table ip flanneld-py || :")

@@ -180,6 +180,58 @@ def test_hosts_without_a_tunnel_are_those_that_have_a_lease(make_lab: MakeLab, b
         passes(lab)
 
 
+DOCKER_29 = """
+nft -f - <<'END'
+table ip docker-bridges {{
+  chain raw-PREROUTING {{ type filter hook prerouting priority raw; {direct} }}
+  chain filter-FORWARD {{ type filter hook forward priority filter; oifname cni0 jump filter-forward-in__cni0; }}
+  chain filter-forward-in__cni0 {{
+    ct state established,related counter accept
+    {mark}
+    iifname cni0 counter accept comment "ICC"
+    counter drop comment "UNPUBLISHED PORT DROP"
+  }}
+}}
+END
+"""
+DIRECT = 'ip daddr {address} iifname != cni0 counter drop comment "DROP DIRECT ACCESS";'
+MARK = 'meta mark & 0x100000 == 0x100000 counter accept comment "ALLOW FW MARK"'
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
+def test_docker_29_with_its_nftables_backend(make_lab: MakeLab, backend: str) -> None:
+    """The rules are its own, the engine is not to be had here. What it is set to decides; what it lacks is named."""
+    lab = make_lab(hosts=2, backend=backend)
+    assert lab.wait_connected() == []
+    for host in lab.hosts:
+        drop_direct = DIRECT.format(address=host.containers[0].address)
+        sh(host, DOCKER_29.format(direct=drop_direct, mark=""))
+    until(lambda: all(shown(host)["firewall"]["dropped_by_others"] for host in lab.hosts), "it is named")
+    assert "bridge-accept-fwmark" in lab.hosts[0].agent.log_tail()
+    assert ping(*lab.pairs()[0], count=2, patience=0.3).received == 0
+    for host in lab.hosts:
+        sh(host, "nft delete table ip docker-bridges; " + DOCKER_29.format(direct="", mark=MARK))
+    until(lambda: not any(shown(host)["firewall"]["dropped_by_others"] for host in lab.hosts), "it is mended")
+    passes(lab)
+    sh(lab.hosts[1], "nft flush table ip flanneld-py")
+    passes(lab)
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
+def test_no_way_through_one_host_to_anothers_containers(make_lab: MakeLab, backend: str) -> None:
+    lab = protected(make_lab(hosts=2, backend=backend, agent_args=IN_IPTABLES))
+    one, two = lab.hosts
+    assert stranger_reaches(lab, two.containers[0], one), "as with flannel"
+    for kind in ("iptables", "nftables"):
+        for host in lab.hosts:
+            host.agent.terminate()
+            host.agent.start("--firewall", kind, "--forward-own-only")
+        for host in lab.hosts:
+            host.agent.wait_ready()
+        until(lambda: not stranger_reaches(lab, two.containers[0], one), "closed")
+        passes(lab)
+
+
 REFUSES = """#!/bin/sh
 script=$(cat)
 case "$script" in *'*raw'*) [ ! -e {folder}/refuses ] || {{ echo "no raw" >&2; exit 1; }} ;; esac

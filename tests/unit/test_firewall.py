@@ -25,11 +25,19 @@ def fits(match: Match | None, address: IPv4Address | IPv6Address) -> bool:
 
 
 def verdict(
-    chain: tuple[Rule, ...], source: str, destination: str, *, marked: bool = False, came_by: str = "eth0"
+    chain: tuple[Rule, ...],
+    source: str,
+    destination: str,
+    *,
+    marked: bool = False,
+    came_by: str = "eth0",
+    leaves_by: str = "",
 ) -> Verdict | None:
     """Do what the packet filter does: the first rule that fits decides."""
     for rule in chain:
         if (rule.marked and not marked) or rule.came_by not in (None, came_by):
+            continue
+        if rule.leaves_by not in (None, leaves_by):
             continue
         if fits(rule.source, ip_address(source)) and fits(rule.destination, ip_address(destination)):
             return rule.verdict
@@ -102,3 +110,25 @@ def test_what_the_overlay_brings_is_let_through_before_anybody_drops_it(
     assert verdict(chain, there, here, came_by="eth1") is None
     assert verdict(chain, peer, there) == Verdict.RETURN, "not held against every host"
     assert rules(replace(policy, underlay="eth0")).raw == (), "nobody comes that way"
+
+
+def test_a_host_that_forwards_for_its_own_containers_only() -> None:
+    here, there, stranger, peer = "10.42.5.2", "10.42.9.2", "192.0.2.8", "192.0.2.7"
+    accept, drop = Verdict.ACCEPT, Verdict.DROP
+    own = replace(V4, device="flannel.1", underlay="eth0", own_only=True, excluded=EXCLUDED)
+    chain = rules(own).forward
+    assert verdict(chain, here, there, came_by="docker0", leaves_by="flannel.1") == accept
+    assert verdict(chain, there, here, came_by="flannel.1", leaves_by="docker0") == accept
+    assert verdict(chain, stranger, there, leaves_by="flannel.1") == drop
+    assert verdict(chain, here, there, leaves_by="flannel.1") == drop, "forged"
+    assert verdict(chain, stranger, here, leaves_by="docker0") is None, "the engine's to decide"
+    assert verdict(chain, "10.77.0.2", there, came_by="br-own", leaves_by="flannel.1") is None, "another bridge's"
+    chain = rules(replace(own, direct=frozenset((ip_address(peer),)))).forward
+    assert verdict(chain, here, there, came_by="docker0", leaves_by="eth0") == accept
+    assert verdict(chain, there, here, leaves_by="docker0") == accept
+    assert verdict(chain, peer, here, leaves_by="docker0") == accept
+    assert verdict(chain, stranger, here, leaves_by="docker0") is None
+    assert verdict(chain, stranger, there, leaves_by="eth0") == drop
+    assert verdict(chain, here, stranger, came_by="docker0", leaves_by="eth0") != drop
+    off = rules(replace(own, forward=False))
+    assert (off.forward, off.closed) == ((), ())

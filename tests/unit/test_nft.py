@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from ipaddress import ip_network
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 
 from flanneld_py.encap.firewall import Policy, rules
 from flanneld_py.encap.nft import ForwardChain, read_survey, table_text
@@ -35,7 +36,7 @@ def test_a_table_is_written_as_nft_lists_it() -> None:
         random_fully=False,
         excluded=(ip_network("fd00::1/128"),),
     )
-    assert table_text(rules(policy), "flanneld-py-7").splitlines() == [
+    assert table_text(replace(rules(policy), raw=()), "flanneld-py-7").splitlines() == [
         "table ip6 flanneld-py-7 {",
         "\tchain postrouting {",
         "\t\ttype nat hook postrouting priority srcnat; policy accept;",
@@ -60,3 +61,33 @@ def test_a_survey_tells_tables_and_who_decides_on_forwarded_packets() -> None:
     )
     assert survey.iptables(4) == {"filter"}
     assert survey.iptables(6) == set()
+
+
+def test_what_is_dropped_and_what_is_marked_stand_in_chains_of_their_own() -> None:
+    policy = Policy(
+        ip_network("10.42.0.0/16"),
+        ip_network("10.42.5.0/24"),
+        device="flannel.1",
+        underlay="eth0",
+        direct=frozenset((ip_address("192.0.2.7"),)),
+        own_only=True,
+    )
+    mark = "meta mark set meta mark | 0x00100000 accept"
+    assert table_text(rules(policy), "flanneld-py").splitlines() == [
+        "table ip flanneld-py {",
+        "\tchain forward {",
+        "\t\ttype filter hook forward priority filter; policy accept;",
+        '\t\tiifname "eth0" oifname "flannel.1" drop',
+        '\t\tiifname "eth0" oifname "eth0" ip daddr 10.42.0.0/16 drop',
+        "\t}",
+        "\tchain docker-mark {",
+        "\t\ttype filter hook prerouting priority -350; policy accept;",
+        "\t\tip daddr != 10.42.5.0/24 return",
+        f'\t\tiifname "flannel.1" ip daddr 10.42.5.0/24 {mark}',
+        f'\t\tiifname "eth0" ip saddr 10.42.0.0/16 ip daddr 10.42.5.0/24 {mark}',
+        f'\t\tiifname "eth0" ip saddr 192.0.2.7 ip daddr 10.42.5.0/24 {mark}',
+        '\t\tiifname "eth0" ip daddr 10.42.5.0/24 fib daddr type != local drop',
+        "\t}",
+        "}",
+    ]
+    assert table_text(replace(rules(policy), closed=(), raw=()), "flanneld-py") == ""

@@ -103,6 +103,8 @@ def test_addresses_and_health() -> None:
         (["--etcd-client", "curl"], "grpc or etcd3"),
         (["--firewall", "pf"], "auto, nftables, iptables or none"),
         (["--firewall", "none", "--ip-masq"], "leave one of them out"),
+        (["--firewall", "none", "--forward-own-only"], "--forward-own-only is a forward rule"),
+        (["--forward-own-only", "--iptables-forward-rules=false"], "--forward-own-only is a forward rule"),
         (["--snat-exclude", "10.0.0.1/8"], "--snat-exclude is '10.0.0.1/8'"),
         (["--datapath", "magic"], "auto, kernel or userspace"),
         (["--datapath-workers", "0"], "--datapath-workers is '0'; it must be a number from 1 to 32"),
