@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.lab.host import Container, Host
@@ -33,25 +35,30 @@ class Docker:
         self._socket = f"unix://{host.directory}/docker.sock"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, timeout: float = 40) -> None:
-        """Start dockerd with the host's subnet and make the image. Raises LabError, and then none runs."""
+    def start(
+        self, timeout: float = 40, config: Mapping[str, object] | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        """Start dockerd with the host's subnet and make the image. Raises LabError, and then none runs.
+
+        `config` is what stands in its daemon.json.
+        """
         try:
-            self._start(timeout)
+            self._start(timeout, config or {}, env or os.environ)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, timeout: float) -> None:
+    def _start(self, timeout: float, config: Mapping[str, object], environment: Mapping[str, str]) -> None:
         subnet, here = self.host.agent.subnet_env(), self.host.directory
         # Docker sets FORWARD to DROP only where it turns forwarding on itself, as on a host nobody prepared.
         self.host.namespace.write_sysctl("net.ipv4.ip_forward", "0")
-        (here / "daemon.json").write_text("{}")
+        (here / "daemon.json").write_text(json.dumps(config))
         argv: list[str | Path] = [program("dockerd"), "--host", self._socket, "--config-file", here / "daemon.json"]
         argv += ["--bip", subnet["FLANNEL_SUBNET"], "--mtu", subnet["FLANNEL_MTU"], "--ip-masq=false"]
         argv += ["--data-root", here / "docker", "--exec-root", here / "docker-run", "--pidfile", here / "docker.pid"]
         argv += ["--storage-driver", "vfs", "--cgroup-parent", f"/{self._cgroup}"]
         with self.log.open("ab") as log:
-            env = {**os.environ, "PATH": search_path("dockerd")}
+            env = {**environment, "PATH": search_path("dockerd", environment)}
             self._process = self.host.namespace.popen(argv, stdout=log, stderr=subprocess.STDOUT, env=env)
         deadline = within(timeout)
         while self._client("version", check=False).returncode != 0:
@@ -59,6 +66,12 @@ class Docker:
                 raise LabError(f"dockerd on {self.host.name} does not answer:\n{self._log_tail()}")
             time.sleep(0.05)
         self._client("import", str(write_image(here / "busybox.tar")), "busybox")
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Which dockerd it is."""
+        said = self._client("version", "--format", "{{.Server.Version}}").stdout
+        return tuple(map(int, re.findall(r"\d+", said)[:3]))
 
     def run(self, name: str, *options: str, network: str = "bridge", command: tuple[str, ...] = WAIT) -> Container:
         """Start a container; its address is the one in `network`, or 0.0.0.0 if it has none of its own."""

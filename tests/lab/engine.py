@@ -56,18 +56,25 @@ ENGINES: dict[str, Callable[[Host, str], Engine]] = {"docker": Docker, "lxc": Lx
 
 @contextmanager
 def ready_hosts(
-    hosts: int = 2, config: Mapping[str, object] | None = None, prepare: Callable[[Lab], None] | None = None
+    hosts: int = 2,
+    config: Mapping[str, object] | None = None,
+    prepare: Callable[[Lab], None] | None = None,
+    *,
+    backend: str = "vxlan",
+    agent_args: tuple[str, ...] = (),
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Lab]:
     """A lab whose agents are ready and masquerade, and whose hosts have no bridge yet: that is the engine's.
 
-    `prepare` is called before the agents start.
+    `prepare` is called before the agents start; `env` is their environment.
     """
-    plan = Plan(hosts=hosts, overlay="none", agent_args=("--ip-masq",), config=config or {})
+    arguments = ("--ip-masq", *agent_args)
+    plan = Plan(hosts=hosts, overlay="none", backend=backend, agent_args=arguments, config=config or {})
     with Lab(plan) as lab:
         if prepare:
             prepare(lab)
         for host in lab.hosts:
-            host.agent.start()
+            host.agent.start(env=env)
         for host in lab.hosts:
             host.agent.wait_ready()
         yield lab

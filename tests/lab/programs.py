@@ -9,6 +9,7 @@ What is not said is found by PATH.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 _BESIDE = {"ETCDCTL": "ETCD", "DOCKER": "DOCKERD"}
@@ -24,7 +25,7 @@ def program(name: str) -> str:
     return str(beside) if beside and beside.exists() else name
 
 
-def search_path(name: str) -> str:
-    """Return a PATH by which a program finds first what is beside it."""
-    found, usual = Path(program(name)), os.environ.get("PATH", os.defpath)
+def search_path(name: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return a PATH by which a program finds first what is beside it; else as the environment has it."""
+    found, usual = Path(program(name)), environment.get("PATH", os.defpath)
     return f"{found.parent}{os.pathsep}{usual}" if found.is_absolute() else usual

@@ -10,55 +10,83 @@ h1 dockerd ── docker0 .1 ── flannel.1 ─ ─ ─ ─ flannel.1 ── d
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Interface
 from pathlib import Path
 
 import pytest
 
 from tests.lab.docker import Docker
 from tests.lab.engine import fetch, measure, ready_hosts
-from tests.lab.host import Container
+from tests.lab.host import Host
 from tests.lab.image import PAGE, SERVE
 from tests.lab.lab import Lab
 from tests.lab.measure import ping
 from tests.lab.namespace import LabError
 from tests.lab.processes import start_time
 from tests.netns.conftest import LEASED
+from tests.netns.docker_site import (
+    QUESTIONS,
+    STRANGER,
+    Site,
+    docker_site,
+    failing,
+    gets,
+    open_to_strangers,
+)
+from tests.netns.ipv6 import underlay6
+from tests.netns.test_agent import until
+from tests.netns.test_raw import OURS
 
 pytestmark = pytest.mark.root
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
-    """Two hosts with their engines, and a container on the default bridge of each, which serves a page on port 80.
-
-    The first had a docker0 with another address before its engine was started.
-    """
-
-    lab: Lab
-    engines: tuple[Docker, Docker]
-    containers: tuple[Container, Container]
-
-
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    with ready_hosts(2, LEASED) as lab, ExitStack() as running:
-        engines = tuple(Docker(host, lab.run.name) for host in lab.hosts)
+    """The first host had a docker0 with another address before its engine was started."""
+
+    def other_address(lab: Lab) -> None:
         lab.hosts[0].namespace.ip("link add docker0 type bridge", "addr add 10.99.0.1/24 dev docker0")
-        for engine in engines:
-            running.callback(engine.close)
-            engine.start()
-        one, other = engines
-        containers = one.run("h1c1", command=SERVE), other.run("h2c1", "--publish", "8080:80", command=SERVE)
-        yield Site(lab, (one, other), containers)
+
+    with docker_site(before_engines=other_address) as site:
+        yield site
+
+
+def prerouting(host: Host, iptables: str = "iptables") -> list[str]:
+    return host.namespace.run([iptables, "-t", "raw", "-S", "PREROUTING"]).stdout.splitlines()[1:]
+
+
+def ours_in_force(site: Site, iptables: str = "iptables") -> bool:
+    """Whether our jump is there, before what Docker of this version drops."""
+    rules = prerouting(site.lab.hosts[1], iptables)
+    drops = [at for at, rule in enumerate(rules) if rule.endswith("! -i docker0 -j DROP")]
+    assert bool(drops) is site.protected
+    return OURS in rules and rules.index(OURS) < min(drops, default=len(rules))
 
 
 def answers(engine: Docker, name: str, address: IPv4Address) -> bool:
     """Whether a container's own ping gets an answer."""
     return engine.execute(name, "ping", "-c", "3", "-A", "-w", "5", str(address)).returncode == 0
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_whatever_version_it_is(site: Site, question: str) -> None:
+    assert QUESTIONS[question](site)
+
+
+def test_strangers_are_kept_out_by_versions_that_do_so(site: Site) -> None:
+    everywhere = ["by another host"]
+    assert open_to_strangers(site) == (everywhere if site.protected else [*STRANGER])
+    assert ours_in_force(site)
+
+
+def test_what_somebody_flushed_is_there_for_the_next_container(site: Site) -> None:
+    site.lab.hosts[1].namespace.run(["iptables", "-t", "raw", "-F"])
+    later = site.engines[1].run("h2later", command=SERVE)
+    assert gets(site.here.namespace, f"http://{later.address}/")
+    assert ours_in_force(site)
 
 
 def test_containers_reach_each_other_both_ways_at_the_overlays_mtu(site: Site) -> None:
@@ -157,6 +185,44 @@ def test_the_agents_restart_is_not_noticed(site: Site) -> None:
     host.agent.restart()
     host.agent.wait_ready()
     assert ping(*site.containers).loss == 0
+
+
+def test_without_a_tunnel() -> None:
+    with docker_site(backend="host-gw") as site:
+        assert failing(site) == []
+        assert open_to_strangers(site) == (["by another host"] if site.protected else [*STRANGER])
+
+
+def test_no_way_through_one_host_to_anothers_containers() -> None:
+    with docker_site(agent_args=("--forward-own-only",)) as site:
+        assert failing(site) == []
+        assert open_to_strangers(site) == ([] if site.protected else ["directly, published"])
+
+
+def test_both_families() -> None:
+    def six(host: Host) -> dict[str, object]:
+        subnet = IPv6Interface(host.agent.subnet_env()["FLANNEL_IPV6_SUBNET"]).network
+        return {"ipv6": True, "fixed-cidr-v6": str(subnet)}
+
+    both = {**LEASED, "EnableIPv6": True, "IPv6Network": "fd42::/48"}
+    with docker_site(config=both, prepare=underlay6, daemon=six) as site:
+        assert failing(site) == []
+        far = site.there.namespace.run(["ip", "-6", "-br", "addr", "show", "eth0", "scope", "global"]).stdout.split()
+        address = IPv6Interface(far[2]).ip
+        assert site.engines[0].execute("h1c1", "ping", "-c", "3", "-w", "10", str(address)).returncode == 0
+        assert gets(site.here.namespace, f"http://[{address}]/")
+
+
+def test_legacy_iptables(tmp_path: Path) -> None:
+    for name in ("iptables", "ip6tables"):
+        for suffix in ("", "-save", "-restore"):
+            (tmp_path / f"{name}{suffix}").symlink_to(shutil.which(f"{name}-legacy{suffix}") or "missing")
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with docker_site(env=env, agent_args=("--iptables-resync", "1")) as site:
+        if site.protected:
+            until(lambda: ours_in_force(site, "iptables-legacy"), "looked at once a second")
+        assert failing(site) == []
+        assert open_to_strangers(site) == (["by another host"] if site.protected else [*STRANGER])
 
 
 def test_an_engine_that_does_not_answer_in_time_does_not_run_on() -> None:
