@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Interface
 from pathlib import Path
@@ -225,7 +226,13 @@ def test_legacy_iptables(tmp_path: Path) -> None:
         assert open_to_strangers(site) == (["by another host"] if site.protected else [*STRANGER])
 
 
-def test_an_engine_that_does_not_answer_in_time_does_not_run_on() -> None:
+def test_an_engine_that_does_not_answer_in_time_does_not_run_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = tmp_path / "dockerd"
+    silent.write_text(f"#!{sys.executable}\nimport signal\nsignal.pause()\n")
+    silent.chmod(0o755)
+    monkeypatch.setenv("DOCKERD", str(silent))
     with ready_hosts(1, LEASED) as lab:
         [host] = lab.hosts
         with pytest.raises(LabError, match="does not answer"):
