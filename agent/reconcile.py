@@ -64,14 +64,10 @@ class Reconciler:
         on_link: OnLinkVerdicts,
         neighbours: Neighbours,
     ) -> None:
-        self._kernel = kernel
-        self._carrier = carrier
-        self._view = view
-        self._clock = clock
-        self._rng = rng
+        self._kernel, self._view, self._carrier = kernel, view, carrier
+        self._clock, self._rng = clock, rng
         self._wake = asyncio.Event()
-        self._on_link = on_link
-        self._neighbours = neighbours
+        self._on_link, self._neighbours = on_link, neighbours
         self._tracker = Tracker(wanted.backend.owns, wanted.backend.device, wanted.backend.parent)
         self._hold = Hold(view, self._tracker, carrier)
         self._link_backoff = Backoff(0.1, 30.0, rng)
