@@ -35,8 +35,10 @@ test: system .venv/ready ## (root) all tests, with real etcd and real kernel dev
 test-unit: .venv/ready ## the tests that need neither root nor etcd
 	$(BIN)/pytest -m 'not root and not etcd'
 
+# make test-boot RELEASE=bookworm boots Debian 12, for which the package is then built.
+RELEASE ?= trixie
 test-boot: system .venv/ready ## (root) package, units and the Vagrant lab on booted Debians; etcd with TLS
-	$(BIN)/pytest tests/boot tests/netns/test_etcd_cluster.py
+	FLANNELD_PY_RELEASE=$(RELEASE) $(BIN)/pytest tests/boot tests/netns/test_etcd_cluster.py
 
 KERNELS ?= bookworm,trixie,sid
 test-kernels: system .venv/ready ## (root) a choice of the tests on Debian's kernels, emulated; KERNELS=trixie, ARGS=--help
@@ -51,8 +53,9 @@ test-releases: system .venv/ready ## (root) lab, engines, a choice of the tests 
 dist: .venv/ready ## the wheel and the source distribution, into dist/
 	$(BIN)/python -m build --outdir dist .
 
+# make deb ARCH=arm64 builds it on amd64 for arm64, and the other way round.
 deb: ## the Debian package, into dist/; on the Debian release that it is for
-	@deploy/debian/build $(VERSION)
+	@deploy/debian/build "$(VERSION)" "$(ARCH)"
 
 # make lab ENGINE=docker, lxc or podman: their real containers; the table, and it ends.
 # make lab HOSTS=5, make lab ARGS='--once --json lab.json'; see python -m tests.lab --help

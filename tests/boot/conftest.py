@@ -5,19 +5,21 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
 import pytest
 
-from tests.boot.machine import ROOT, Machine
+from tests.boot import debian
+from tests.boot.machine import Machine
 from tests.lab.lab import Lab
 from tests.lab.namespace import Namespace
 from tests.netns.conftest import FAILED, make_lab, pytest_runtest_makereport
 from tests.netns.test_agent import until
-from tests.patience import patient
 
 __all__ = ["make_lab", "pytest_runtest_makereport"]
 
@@ -42,33 +44,48 @@ class Subnet:
 
 
 @pytest.fixture(scope="session")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
-    folder = tmp_path_factory.mktemp("packages")
-    done = subprocess.run(
-        [ROOT / "deploy/debian/build"], cwd=ROOT, capture_output=True, text=True, timeout=patient(300), check=False
-    )
-    assert done.returncode == 0, done.stderr
-    first = shutil.copy(ROOT / done.stdout.strip(), folder)
-    tree, second = folder / "tree", folder / "second.deb"
-    subprocess.run(["dpkg-deb", "--raw-extract", first, tree], check=True)
-    control = tree / "DEBIAN/control"
-    control.write_text(control.read_text().replace("\nVersion: ", "\nVersion: 1:"))
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", tree, second], check=True)
-    return Packages(Path(first), second)
+def build_packages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Packages]:
+    """`build_packages(release)`: once for each release, while the Debian that is booted is made."""
+
+    @cache
+    def build(release: str) -> Packages:
+        folder = tmp_path_factory.mktemp(release)
+        with ThreadPoolExecutor() as threads:
+            image, package = threads.submit(debian.booted, release), threads.submit(debian.build, release, folder)
+            image.result()
+            first = package.result()
+        tree, second = folder / "tree", folder / "second.deb"
+        subprocess.run(["dpkg-deb", "--raw-extract", first, tree], check=True)
+        control = tree / "DEBIAN/control"
+        control.write_text(control.read_text().replace("\nVersion: ", "\nVersion: 1:"))
+        subprocess.run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", tree, second], check=True)
+        return Packages(first, second)
+
+    return build
+
+
+@pytest.fixture
+def release(request: pytest.FixtureRequest) -> str:
+    """The Debian that is booted; a test's parameters may name others."""
+    return str(getattr(request, "param", debian.RELEASE))
+
+
+@pytest.fixture
+def packages(release: str, build_packages: Callable[[str], Packages]) -> Packages:
+    return build_packages(release)
 
 
 MakeMachine = Callable[..., Machine]
 
 
 @pytest.fixture
-def make_machine(request: pytest.FixtureRequest, packages: Packages) -> Iterator[MakeMachine]:
+def make_machine(request: pytest.FixtureRequest, release: str, packages: Packages) -> Iterator[MakeMachine]:
     """`make_machine(lab, NAME="value")`: booted, the package installed, its settings written, nothing started."""
     with ExitStack() as machines:
 
         def make(lab: Lab, **settings: str) -> Machine:
-            machine = Machine(
-                f"{lab.run.name}-m1", lab.core, lab.run.directory, lab.plan.underlay[60], lab.plan.gateway
-            )
+            name, address = f"{lab.run.name}-m1", lab.plan.underlay[60]
+            machine = Machine(name, lab.core, lab.run.directory, address, lab.plan.gateway, release)
             machines.callback(machine.close)
             machines.callback(show_if_failed, request.node, machine)
             machine.boot()

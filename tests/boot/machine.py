@@ -1,7 +1,6 @@
 """A Debian that boots, in systemd-nspawn, on the underlay bridge of a lab.
 
-    image:    mmdebstrap, once -> build/boot/<what is in it>, kept for the next run
-    machine:  a copy of it -> network, packages -> boot -> commands inside -> reboot … -> gone
+    a release's folder (debian.py), mounted -> network, packages -> boot -> commands inside -> reboot … -> gone
 
 What is run inside enters the namespaces of the machine's PID 1. Its network namespace is made anew by each boot, so
 what the kernel knew is gone, as on a real host.
@@ -9,9 +8,7 @@ what the kernel knew is gone, as on a real host.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -21,17 +18,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from tests.boot import debian
 from tests.lab.namespace import LabError, Namespace
 from tests.patience import patient, within
 
-ROOT = Path(__file__).parents[2]
 PROPAGATED = Path("/run/systemd/nspawn/propagate")
-IMAGES = ROOT / "build/boot"
-INCLUDED = (
-    "dbus,etcd-client,etcd-server,iproute2,iptables,iputils-ping,nftables,procps,python3,sudo,systemd,systemd-sysv,udev"
-)
-SWITCHED_OFF = 'systemctl --root="$1" --quiet disable etcd'
-"""What Debian's packages enable, and only the machine that wants it should have."""
 BOOT_SECONDS = 60.0
 REBOOTS = 133
 """Exit code of nspawn with --keep-unit when the machine asks for a reboot: whoever started it does so again."""
@@ -47,40 +38,6 @@ NAT_ADDRESS, NAT_GATEWAY = IPv4Address("10.0.2.15"), IPv4Address("10.0.2.2")
 """What VirtualBox gives every machine."""
 
 
-def image() -> Path:
-    """Return the folder of a Debian with what a host needs, made if it is not there. Raises LabError."""
-    place = IMAGES / hashlib.sha256(f"{INCLUDED} {SWITCHED_OFF}".encode()).hexdigest()[:12]
-    if place.exists():
-        return place
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_name(f"{place.name}.{os.getpid()}")
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={INCLUDED}"]
-    command += [f"--customize-hook={SWITCHED_OFF}", "bookworm", str(unfinished)]
-    try:
-        done = subprocess.run([*command, _mirror()], capture_output=True, text=True, timeout=patient(600), check=False)
-        if done.returncode != 0:
-            raise LabError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
-        unfinished.rename(place)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return place
-
-
-def _mirror() -> str:
-    """Find where this machine's own apt gets Debian from. Raises LabError."""
-    shown = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(ORIGIN) $(CODENAME) $(REPO_URI)", "Created-By: Packages"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for line in shown.stdout.splitlines():
-        origin, codename, address = line.split()
-        if (origin, codename) == ("Debian", "bookworm"):
-            return address
-    raise LabError("apt on this machine knows no Debian bookworm: run apt-get update, on Debian 12")
-
-
 @dataclass(slots=True)
 class Machine:
     """One machine; `address` is on the underlay, `core` the namespace with the bridge br0. `boot` it first.
@@ -94,6 +51,7 @@ class Machine:
     directory: Path
     address: IPv4Address
     gateway: IPv4Address | None
+    release: str = debian.RELEASE
     _nspawn: subprocess.Popen[bytes] | None = None
 
     @property
@@ -107,7 +65,7 @@ class Machine:
         return self.directory / f"{self.name}.console"
 
     def boot(self) -> None:
-        """Make it from the image and boot it. Raises LabError."""
+        """Make it and boot it. Raises LabError."""
         self.start()
         self.wait_booted()
 
@@ -117,8 +75,8 @@ class Machine:
         return f"nat-{self.name.rpartition('-')[2]}"
 
     def start(self) -> None:
-        """Make it from the image and let it boot. Raises LabError."""
-        subprocess.run(["cp", "-a", "--reflink=auto", image(), self.root], check=True)
+        """Make it and let it boot. Raises LabError."""
+        debian.mount(self.release, self.root)
         (self.root / "etc/hostname").write_text(f"{self.name}\n")
         # As Debian's installer does; else sudo asks a name server, and there is none.
         (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n")
@@ -208,18 +166,22 @@ class Machine:
 
     def said(self, lines: int = 40) -> str:
         """The end of its console and of the agent's journal."""
-        console = self.console.read_text(errors="replace").splitlines()[-lines:]
+        console = self._console_text().splitlines()[-lines:]
         try:
             journal = self.run("journalctl", "-u", "flanneld-py*", "--no-pager", "-n", str(lines), check=False).stdout
         except LabError:
             journal = ""
         return "\n".join([*console, journal])
 
+    def _console_text(self) -> str:
+        # A machine that could not be made has none.
+        return self.console.read_text(errors="replace") if self.console.exists() else ""
+
     def leader(self) -> int:
         """Its PID 1, as seen from here. Raises LabError if it does not run."""
         # nspawn -> the boot's PID 1; there is none between two boots.
         if self._nspawn is None or self._nspawn.poll() is not None:
-            raise LabError(f"{self.name} does not run; its console:\n{self.console.read_text(errors='replace')}")
+            raise LabError(f"{self.name} does not run; its console:\n{self._console_text()}")
         children = _words(Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children"))
         for child in children:
             if Path(f"/proc/{child}/ns/pid").readlink() != Path("/proc/self/ns/pid").readlink():
@@ -260,8 +222,7 @@ class Machine:
             self._nspawn = None
         with suppress(FileNotFoundError):
             (PROPAGATED / self.name).rmdir()
-        if self.root.exists():
-            subprocess.run(["rm", "-rf", "--one-file-system", self.root], check=True)
+        debian.unmount(self.root)
 
 
 def _words(path: Path) -> Sequence[str]:

@@ -12,10 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.boot.machine import ROOT
+from tests.boot.debian import ROOT
 
 pytestmark = pytest.mark.timeout(300)
 SOURCES = ("agent", "encap", "registry", "pyproject.toml", "README.md", "LICENSE")
+
+
+def test_a_package_for_another_processor_needs_its_compiler_and_says_so() -> None:
+    done = subprocess.run([ROOT / "deploy/debian/build", "", "s390x"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "apt-get install gcc-s390x-linux-gnu libc6-dev-s390x-cross libpython3-dev:s390x" in done.stderr
 
 
 @pytest.mark.parametrize("compiler", [None, "/bin/false"], ids=["with a compiler", "without one"])

@@ -25,7 +25,8 @@ from pathlib import Path
 import pytest
 
 from tests.boot.conftest import SETTINGS, Packages, show_if_failed
-from tests.boot.machine import NAT_ADDRESS, ROOT, Machine
+from tests.boot.debian import ROOT
+from tests.boot.machine import NAT_ADDRESS, Machine
 from tests.lab.lab import Lab
 from tests.netns.conftest import MakeLab
 from tests.netns.test_agent import until

@@ -11,6 +11,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.boot import debian
+from tests.lab.namespace import LabError
+
 ROOT = Path(__file__).parents[2]
 RELEASES = {"bookworm": "Debian 12", "trixie": "Debian 13", "sid": "Debian sid"}
 KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -31,12 +34,10 @@ def command(*argv: str | Path, cwd: Path | None = None, stdin: str = "") -> str:
 
 def mirror() -> str:
     """Find the archive that this machine's apt uses for Debian itself. Raises MatrixError."""
-    shown = command("apt-get", "indextargets", "--format", "$(ORIGIN) $(CODENAME) $(REPO_URI)", "Created-By: Packages")
-    for line in shown.splitlines():
-        origin, codename, address = line.split()
-        if origin == "Debian" and "-" not in codename:  # Not bookworm-security and the like.
-            return address
-    raise MatrixError("apt on this machine knows no Debian archive: run apt-get update, on Debian")
+    try:
+        return debian.mirror()
+    except LabError as error:
+        raise MatrixError(str(error)) from error
 
 
 def kernel(release: str, place: Path) -> Path:
