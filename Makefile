@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEBIAN := busybox-static containernetworking-plugins curl docker-cli? docker.io etcd-client etcd-server ethtool gcc iperf3 iproute2 iptables iputils-ping lxc mmdebstrap nftables openssl podman procps python3-dev python3-venv runc systemd-container tcpdump util-linux vagrant
 
 .DEFAULT_GOAL := help
-.PHONY: help system check format test test-unit test-boot test-kernels test-releases dist deb lab bench interop clean
+.PHONY: help system check format test test-unit test-boot test-kernels test-releases test-image dist deb image lab bench interop clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -50,12 +50,20 @@ test-releases: system .venv/ready ## (root) lab, engines, a choice of the tests 
 	@.ci/packages rsync
 	$(BIN)/python -m tests.matrix releases --in $(RELEASES) $(ARGS)
 
+test-image: system .venv/ready ## (root) the container image in Docker and podman; IMAGE= names one that is made
+	@.ci/packages buildah
+	$(BIN)/pytest tests/image
+
 dist: .venv/ready ## the wheel and the source distribution, into dist/
 	$(BIN)/python -m build --outdir dist .
 
 # make deb ARCH=arm64 builds it on amd64 for arm64, and the other way round.
 deb: ## the Debian package, into dist/; on the Debian release that it is for
 	@deploy/debian/build "$(VERSION)" "$(ARCH)"
+
+image: ## (root) the container image, into dist/, for `docker load` and `podman load`; Debian's packages, no registry
+	@.ci/packages buildah gcc mmdebstrap python3-dev python3-venv
+	@deploy/container/build $(VERSION)
 
 # make lab ENGINE=docker, lxc or podman: their real containers; the table, and it ends.
 # make lab HOSTS=5, make lab ARGS='--once --json lab.json'; see python -m tests.lab --help

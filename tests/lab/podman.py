@@ -60,15 +60,20 @@ class Podman:
     def start(self) -> None:
         """Configure the network and make the image. Raises LabError."""
         here = self.host.directory
-        plugins = [str(install(here / "bin").parent), *REFERENCE_PLUGINS]
-        conf = CONTAINERS_CONF.format(backend=backend(), plugins=json.dumps(plugins), here=here)
-        (here / "containers.conf").write_text(conf)
+        self.configure()
         self.network.parent.mkdir()
         if backend() == "cni":
             self._write_conflist()
         else:
             self.create()
         self.podman("import", str(write_image(here / "busybox.tar")), IMAGE)
+
+    def configure(self) -> None:
+        """Write what `podman` reads. It needs no agent."""
+        here = self.host.directory
+        plugins = [str(install(here / "bin").parent), *REFERENCE_PLUGINS]
+        conf = CONTAINERS_CONF.format(backend=backend(), plugins=json.dumps(plugins), here=here)
+        (here / "containers.conf").write_text(conf)
 
     def create(self, *options: str, name: str = NETWORK) -> None:
         """Make a network of podman 5's. Raises LabError."""
@@ -107,9 +112,9 @@ class Podman:
         for name in list(self._containers):
             self.remove(name)
 
-    def podman(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run podman with what it keeps in the host's directory. Raises LabError."""
+    def podman(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run podman with what it keeps in the host's directory. Raises LabError on a non-zero exit code if `check`."""
         here = self.host.directory
         places = ["--root", f"{here}/podman", "--runroot", f"{here}/podman-run", "--tmpdir", f"{here}/podman-tmp"]
         argv = ["env", f"CONTAINERS_CONF={here}/containers.conf", "podman", *places, "--storage-driver", "vfs", *words]
-        return self.host.namespace.run(argv, timeout=60)
+        return self.host.namespace.run(argv, check=check, timeout=60)
