@@ -50,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MatrixError as error:
         print(f"matrix: {error}", file=sys.stderr)
         return 1
-    said = f"{time.strftime('%Y-%m-%d')}, {(time.monotonic() - began) / 60:.0f} minutes, on Linux {os.uname().release}"
+    used = os.times()
+    minutes = (time.monotonic() - began) / 60
+    said = f"{time.strftime('%Y-%m-%d')}, {minutes:.0f} minutes, "
+    said += f"{(used.children_user + used.children_system) / 60:.0f} of processor time"
     print(f"\n{table.text(head, rows)}\n{said}; as markdown: {build}/table.md")
     (build / "table.md").write_text(f"{said}\n\n{table.markdown(head, rows)}")
     return 0 if good else 1

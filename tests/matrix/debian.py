@@ -41,7 +41,7 @@ def mirror() -> str:
 
 
 def kernel(release: str, place: Path) -> Path:
-    """Return the folder with a release's kernel: boot/vmlinuz-* and lib/modules, not installed. Raises MatrixError."""
+    """Return the folder with a release's kernel: vmlinuz and lib/modules, not installed. Raises MatrixError."""
     if place.exists():
         return place
     unfinished = place.with_name(f"{place.name}.unfinished")

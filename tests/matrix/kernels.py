@@ -1,11 +1,13 @@
 """The tests of what the kernel does, on Debian's kernels. One table: kernel x group of tests.
 
 Emulated, a kernel runs the tests some ten times slower than the machine does, so it is a choice of them, and deadlines
-are eight times as long. What an idle agent uses is compared with the newest kernel of the same run.
+are eight times as long; `FLANNELD_PY_PATIENCE` stretches them further. What an idle agent uses is compared with the
+newest kernel of the same run.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ from tests.matrix import recorder, table
 from tests.matrix.debian import RELEASES, ROOT, command, kernel, version
 from tests.matrix.machine import run
 from tests.matrix.recorder import Outcome
-from tests.patience import VARIABLE
+from tests.patience import VARIABLE, patient
 
 IDLE = "tests/netns/test_idle.py"
 GROUPS: Mapping[str, Sequence[str]] = {
@@ -71,11 +73,20 @@ class Column:
 def test(releases: Sequence[str], names: Sequence[str], build: Path) -> tuple[list[str], list[list[str]], bool]:
     """Run groups of tests on the kernels of releases; return the table's head and rows, and whether all is good."""
     chosen = {name: GROUPS[name] for name in names}
-    tests = [argument for arguments in chosen.values() for argument in arguments]
-    # Here first: a test that is not there any more is named, and pytest compiles here what it only reads there.
-    command(sys.executable, "-m", "pytest", "-q", "--collect-only", *tests, cwd=ROOT)
-    with ThreadPoolExecutor(len(releases)) as machines:
-        columns = list(machines.map(lambda release: _column(release, chosen, build), releases))
+    tests = _collect(chosen)
+    trees = {release: kernel(release, build / release) for release in releases}
+    # A machine has one processor, as a second one gains nothing. So a kernel has as many machines as there is room for.
+    parts = max(1, min(len(tests), (os.cpu_count() or 1) // len(releases)))
+    jobs = [(release, part) for release in releases for part in range(parts)]
+    with ThreadPoolExecutor(len(jobs)) as machines:
+        places = [build / f"{release}.run.{part}" for release, part in jobs]
+        seen = machines.map(
+            _run, (trees[release] for release, _ in jobs), places, (tests[part::parts] for _, part in jobs)
+        )
+    found: dict[str, dict[str, Outcome]] = {release: {} for release in releases}
+    for (release, _), outcomes in zip(jobs, seen, strict=True):
+        found[release].update(outcomes)
+    columns = [Column(release, version(trees[release]), found[release]) for release in releases]
     for column in columns:
         for line in table.failures(column.outcomes):
             print(f"{column.name}: {line}")
@@ -87,17 +98,28 @@ def test(releases: Sequence[str], names: Sequence[str], build: Path) -> tuple[li
     return ["", *(column.name for column in columns)], rows, good
 
 
-def _column(release: str, chosen: Mapping[str, Sequence[str]], build: Path) -> Column:
-    tree, shared = kernel(release, build / release), build / f"{release}.run"
-    print(f"{RELEASES[release]}: {version(tree)}; what it says: {shared}/output", file=sys.stderr)
-    environment = [f"{VARIABLE}={PATIENCE}", "PYTHONDONTWRITEBYTECODE=1", f"{recorder.VARIABLE}=/run/shared/record"]
-    pytest = [sys.executable, "-m", "pytest", "-v", "-m", "root", "--tb=short", "-p", "no:cacheprovider"]
-    tests = [argument for arguments in chosen.values() for argument in arguments]
-    argv = ["env", *environment, *pytest, "-p", "tests.matrix.recorder", *tests]
-    code = run(tree, shared, ROOT, argv, LIMIT)
-    if code is None:
-        print(f"{RELEASES[release]}: the machine did not come to its end, see {shared}/console", file=sys.stderr)
-    return Column(release, version(tree), recorder.read(shared / "record"))
+def _collect(chosen: Mapping[str, Sequence[str]]) -> list[str]:
+    """List the tests, here: one that is not there any more is named, and pytest compiles what it only reads there."""
+    arguments = [argument for group in chosen.values() for argument in group]
+    listed = command(sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "root", *arguments, cwd=ROOT)
+    return [line for line in listed.splitlines() if "::" in line]
+
+
+def _run(tree: Path, shared: Path, tests: Sequence[str]) -> Mapping[str, Outcome]:
+    """Run tests on a machine; return what became of them."""
+    print(f"{version(tree)}: {len(tests)} tests; what they say is in {shared}/output", file=sys.stderr)
+    listed = shared.with_suffix(f"{shared.suffix}.tests")
+    listed.write_text("\n".join(tests))
+    environment = [
+        f"{VARIABLE}={patient(PATIENCE):g}",
+        "PYTHONDONTWRITEBYTECODE=1",
+        f"{recorder.VARIABLE}=/run/shared/record",
+    ]
+    pytest = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
+    argv = ["env", *environment, *pytest, "-p", "tests.matrix.recorder", f"@{listed}"]
+    if run(tree, shared, ROOT, argv, patient(LIMIT)) is None:
+        print(f"{version(tree)}: the machine did not come to its end, see {shared}/console", file=sys.stderr)
+    return {**{test: Outcome(test) for test in tests}, **recorder.read(shared / "record")}
 
 
 def idle_rows(columns: Sequence[Column]) -> list[list[str]]:

@@ -31,7 +31,7 @@ LABS = {
     "lab lxc": "python -m tests.lab.engine lxc",
 }
 TESTS: Mapping[str, Sequence[str]] = {
-    "docker": ["tests/netns/test_docker.py"],
+    "docker": ["tests/netns/test_docker.py", "tests/netns/test_raw.py"],
     "podman": ["tests/netns/test_podman.py", "tests/netns/test_netavark.py"],
     "lxc": ["tests/netns/test_lxc.py"],
     "etcd": ["tests/contract/test_etcd.py", "tests/contract/test_store.py", "tests/contract/test_claims.py"],

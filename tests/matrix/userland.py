@@ -33,7 +33,7 @@ mkdir -p run/lock run/netns run/shared .outside; mount --bind {shared} run/share
 echo {first} >proc/sys/kernel/ns_last_pid
 [ {network} = yes ] || ip link set lo up
 pivot_root . .outside; umount -l .outside
-cd {folder}; exec env -i {environment} sh -ec {script}
+cd {folder}; exec sh -ec {script}
 """
 
 
@@ -74,14 +74,12 @@ class Userland:
     ) -> str:
         """Run a script of sh in the clone and return what it says, also in `<name>.output`. Raises MatrixError."""
         passed_on = {key: value for key, value in os.environ.items() if PASSED_ON.match(key)}
-        settings = {**passed_on, **SETTINGS, **(environment or {})}
         inside = ENTER.format(
-            root=self._place,
-            shared=self._shared,
+            root=shlex.quote(str(self._place)),
+            shared=shlex.quote(str(self._shared)),
             first=20000 + os.getpid() % 10000,
             network="yes" if network else "no",
             folder=CLONE,
-            environment=shlex.join(f"{key}={value}" for key, value in settings.items()),
             script=shlex.quote(script),
         )
         namespaces = ["--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
@@ -94,6 +92,7 @@ class Userland:
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=file,
+                    env={**passed_on, **SETTINGS, **(environment or {})},
                     timeout=seconds,
                     check=False,
                 )
