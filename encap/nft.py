@@ -43,6 +43,9 @@ _EMPTY = re.compile(r"table \w+ \w+ \{ chain (\w+) \{ type \w+ hook \w+ priority
 TableName = tuple[str, str]
 """Family and name, as in `table ip nat`."""
 
+WHILE_FIREWALLD_RELOADS = "firewalld_policy_drop"
+"""What firewalld puts before its own table for the moment in which that is made anew; nobody's to write to."""
+
 
 @dataclass(frozen=True, slots=True)
 class ForwardChain:
@@ -56,7 +59,7 @@ class ForwardChain:
         """Say what makes it let a network's packets through; nothing if it need not be told."""
         family, table = self.table
         version = FAMILIES[network.version]
-        if family not in (version, "inet") or table == dockerbridges.TABLE:
+        if family not in (version, "inet") or table in (dockerbridges.TABLE, WHILE_FIREWALLD_RELOADS):
             return ""
         if table == "firewalld":
             return f"firewall-cmd --permanent --zone=trusted --add-source={network} && firewall-cmd --reload"

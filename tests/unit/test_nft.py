@@ -91,3 +91,17 @@ def test_what_is_dropped_and_what_is_marked_stand_in_chains_of_their_own() -> No
         "}",
     ]
     assert table_text(replace(rules(policy), closed=(), raw=()), "flanneld-py") == ""
+
+
+def test_of_firewalld_its_zones_are_told_and_not_what_it_drops_by_while_it_reloads() -> None:
+    # firewalld 1.3 and 2.3, seen between the two loads of `firewall-cmd --reload`.
+    listed = "".join(
+        f"table inet {table} {{\n\tchain {chain} {{\n\t\ttype filter hook forward {rest};\n\t}}\n}}\n"
+        for table, chain, rest in (
+            ("firewalld", "filter_FORWARD", "priority filter + 10; policy accept"),
+            ("firewalld_policy_drop", "filter_forward", "priority filter + 9; policy drop"),
+        )
+    )
+    network = ip_network("10.42.0.0/16")
+    advice = [chain.advice(network) for chain in read_survey(listed).forward]
+    assert advice == ["firewall-cmd --permanent --zone=trusted --add-source=10.42.0.0/16 && firewall-cmd --reload", ""]
