@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEBIAN := busybox-static containernetworking-plugins curl docker-cli? docker.io etcd-client etcd-server ethtool gcc iperf3 iproute2 iptables iputils-ping lxc mmdebstrap nftables openssl podman procps python3-dev python3-venv runc systemd-container tcpdump util-linux vagrant
 
 .DEFAULT_GOAL := help
-.PHONY: help system check format test test-unit test-boot test-kernels test-releases test-image dist deb image lab bench interop clean
+.PHONY: help system check format test test-unit test-boot test-managers test-kernels test-releases test-image dist deb image lab bench interop clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -30,7 +30,7 @@ format: .venv/ready ## rewrite the sources as `make check` wants them
 	$(BIN)/ruff check --fix .
 
 test: system .venv/ready ## (root) all tests, with real etcd and real kernel devices
-	$(BIN)/pytest
+	$(BIN)/pytest -m 'not managers'
 
 test-unit: .venv/ready ## the tests that need neither root nor etcd
 	$(BIN)/pytest -m 'not root and not etcd'
@@ -38,7 +38,10 @@ test-unit: .venv/ready ## the tests that need neither root nor etcd
 # make test-boot RELEASE=bookworm boots Debian 12, for which the package is then built.
 RELEASE ?= trixie
 test-boot: system .venv/ready ## (root) package, units and the Vagrant lab on booted Debians; etcd with TLS
-	FLANNELD_PY_RELEASE=$(RELEASE) $(BIN)/pytest tests/boot tests/netns/test_etcd_cluster.py
+	FLANNELD_PY_RELEASE=$(RELEASE) $(BIN)/pytest -m 'not managers' tests/boot tests/netns/test_etcd_cluster.py
+
+test-managers: system .venv/ready ## (root) NetworkManager, dhcpcd, firewalld, ufw, networkd on booted Debians beside the agent
+	FLANNELD_PY_RELEASE=$(RELEASE) $(BIN)/pytest tests/boot/test_managers.py
 
 KERNELS ?= bookworm,trixie,sid
 test-kernels: system .venv/ready ## (root) a choice of the tests on Debian's kernels, emulated; KERNELS=trixie, ARGS=--help

@@ -80,12 +80,17 @@ MakeMachine = Callable[..., Machine]
 
 @pytest.fixture
 def make_machine(request: pytest.FixtureRequest, release: str, packages: Packages) -> Iterator[MakeMachine]:
-    """`make_machine(lab, NAME="value")`: booted, the package installed, its settings written, nothing started."""
+    """`make_machine(lab, NAME="value")`: booted, the package installed, its settings written, nothing started.
+
+    `udev` and `managers` are Machine's.
+    """
     with ExitStack() as machines:
 
-        def make(lab: Lab, **settings: str) -> Machine:
+        def make(lab: Lab, *, udev: bool = False, managers: bool = False, **settings: str) -> Machine:
             name, address = f"{lab.run.name}-m1", lab.plan.underlay[60]
-            machine = Machine(name, lab.core, lab.run.directory, address, lab.plan.gateway, release)
+            machine = Machine(
+                name, lab.core, lab.run.directory, address, lab.plan.gateway, release, udev=udev, managers=managers
+            )
             machines.callback(machine.close)
             machines.callback(show_if_failed, request.node, machine)
             machine.boot()

@@ -27,13 +27,18 @@ INCLUDED = (
 )
 SWITCHED_OFF = 'systemctl --root="$1" --quiet disable etcd'
 """What Debian's packages enable, and only the machine that wants it should have."""
+MANAGERS = "dhcpcd,firewalld,network-manager,ufw"
+MANAGERS_OFF = "dhcpcd firewalld NetworkManager NetworkManager-dispatcher NetworkManager-wait-online ufw"
+"""Those who set up interfaces and packet filters beside networkd: packages and units."""
 BUILDING = "gcc,libc6-dev,python3-dev,python3-venv"
 TRUST = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pip.conf"))
 """Whom pip believes, and its settings: this machine's, wherever it has them."""
 
 
-def booted(release: str) -> Path:
+def booted(release: str, managers: bool = False) -> Path:
     """Return the folder of a Debian with what a host needs, made if it is not there. Raises LabError."""
+    if managers:
+        return _root(release, f"{INCLUDED},{MANAGERS}", f"{SWITCHED_OFF} {MANAGERS_OFF}")
     return _root(release, INCLUDED, SWITCHED_OFF)
 
 
@@ -56,9 +61,9 @@ def build(release: str, folder: Path) -> Path:
     return folder / done.stdout.strip()
 
 
-def mount(release: str, place: Path) -> None:
+def mount(image: Path, place: Path) -> None:
     """Make a folder that shows a Debian to boot; what is changed in it is kept beside it. Raises LabError."""
-    image, changes = booted(release), _changes(place)
+    changes = _changes(place)
     for made in (place, changes / "upper", changes / "work"):
         made.mkdir(parents=True)
     options = f"lowerdir={image},upperdir={changes}/upper,workdir={changes}/work"

@@ -52,6 +52,10 @@ class Machine:
     address: IPv4Address
     gateway: IPv4Address | None
     release: str = debian.RELEASE
+    udev: bool = False
+    """Run udev, as a real host does: then /sys and /proc/sys can be written from inside."""
+    managers: bool = False
+    """Have more managers of the host, debian.MANAGERS, none of them enabled."""
     _nspawn: subprocess.Popen[bytes] | None = None
 
     @property
@@ -76,12 +80,14 @@ class Machine:
 
     def start(self) -> None:
         """Make it and let it boot. Raises LabError."""
-        debian.mount(self.release, self.root)
+        debian.mount(debian.booted(self.release, self.managers), self.root)
         (self.root / "etc/hostname").write_text(f"{self.name}\n")
         # As Debian's installer does; else sudo asks a name server, and there is none.
         (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n")
         (self.root / "etc/resolv.conf").unlink(missing_ok=True)
         (self.root / "etc/machine-id").write_text("")
+        for file in (self.root / "usr/lib/sysctl.d").glob("*.conf") if self.udev else ():
+            file.unlink()  # They set what is this machine's, and not only inside.
         networks = self.root / "etc/systemd/network"
         underlay = NETWORK.format(interface="host0", address=self.address)
         if self.gateway is None:
@@ -193,12 +199,10 @@ class Machine:
         command += ["--network-bridge=br0", "--bind=/dev/net/tun", "--register=no", "--keep-unit"]
         command += ["--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=pipe"]
         command += [] if self.gateway else [f"--network-veth-extra={self._outside}:nat0"]
+        own = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_NSPAWN_API_VFS_WRITABLE": str(int(self.udev))}
         with self.console.open("ab") as console:
             self._nspawn = self.core.popen(
-                [str(word) for word in command],
-                stdout=console,
-                stderr=console,
-                env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
+                [str(word) for word in command], stdout=console, stderr=console, env={**os.environ, **own}
             )
         if self.gateway is None:
             deadline = within(BOOT_SECONDS)

@@ -14,7 +14,7 @@ from flanneld_py.agent.flags import FLAGS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-UNITS = sorted(DEPLOY.glob("**/*.service")) + sorted(DEPLOY.glob("**/*.conf"))
+UNITS = sorted(DEPLOY.glob("**/*.service")) + sorted(DEPLOY.glob("**/*.service.d/*.conf"))
 
 
 def settings(unit: Path) -> list[tuple[str, str]]:
