@@ -133,6 +133,8 @@ class EtcdServer:
         """
         cert, key, ca, mutual = self._tls
         command = [*self._inside, program("etcdctl"), f"--endpoints={self.endpoint}"]
+        # etcdctl's own deadlines are 2 and 5 seconds; what `args` say comes later and counts.
+        command += [f"--dial-timeout={patient(2):g}s", f"--command-timeout={patient(5):g}s"]
         command += [f"--cacert={ca}"] if ca else []
         command += [f"--cert={cert}", f"--key={key}"] if mutual else []
         done = subprocess.run(

@@ -20,7 +20,7 @@ from tests.patience import patient
 
 pytestmark = pytest.mark.root
 
-PEERS = 30
+PEERS = 10
 WATCHED = 30
 """Seconds."""
 
