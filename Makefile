@@ -78,9 +78,9 @@ lab: system .venv/ready ## (root) hosts, etcd, agents and containers on this mac
 bench: system .venv/ready ## (root) measure; prints tables and writes tests/bench/results/*.json
 	$(BIN)/python -m tests.bench $(ARGS)
 
-# ARGS='-k takeover' chooses some of it; FLANNELD also as a variable of the environment.
+# ARGS='-k takeover' chooses some of it. FLANNEL_SOURCE=/path/to/checkout: its own functional suite; needs go.
 interop: system .venv/ready ## (root) ours beside flannel's own daemon: make interop FLANNELD=/path/to/flanneld
-	FLANNELD='$(FLANNELD)' $(BIN)/pytest tests/interop $(ARGS)
+	FLANNELD='$(FLANNELD)' FLANNEL_SOURCE='$(FLANNEL_SOURCE)' $(BIN)/pytest tests/interop $(ARGS)
 
 clean: ## remove what was built, and what a crashed lab left
 	-[ ! -x $(BIN)/python ] || [ "$$(id -u)" != 0 ] || $(BIN)/python -m tests.lab --clean

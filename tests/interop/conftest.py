@@ -1,4 +1,7 @@
-"""flannel's daemon by $FLANNELD, and the results: a table at the end, and results/interop.json."""
+"""flannel's daemon by $FLANNELD, its sources by $FLANNEL_SOURCE: what wants the one that is not given is not collected.
+
+And the results: a table at the end, and results/interop.json.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,18 @@ Row = tuple[str, str, str]
 Record = Callable[[str, str, str], None]
 """`record(of, what, outcome)`: a line of the table."""
 
+_WANTS = {
+    "FLANNELD": ("test_mixed.py", "test_questions.py", "test_takeover.py"),
+    "FLANNEL_SOURCE": ("test_functional.py",),
+}
+collect_ignore = [file for variable, files in _WANTS.items() if not os.environ.get(variable) for file in files]
+
 _ROWS = pytest.StashKey[list[Row]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not any(map(os.environ.get, _WANTS)):
+        raise pytest.UsageError("make interop FLANNELD=/path/to/flanneld, or FLANNEL_SOURCE=/path/to/checkout, or both")
     config.stash[_ROWS] = []
 
 
@@ -56,7 +67,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     about = {
         "date": datetime.now(UTC).date().isoformat(),
-        "flannel": _said(os.environ["FLANNELD"], "--version"),
+        "flannel": _said(os.environ["FLANNELD"], "--version") if os.environ.get("FLANNELD") else _described(),
         "etcd": _said(program("etcd"), "--version"),
         "kernel": platform.release(),
     }
@@ -68,6 +79,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     RESULTS.mkdir(exist_ok=True)
     named = [dict(zip(("of", "what", "outcome"), row, strict=True)) for row in rows]
     (RESULTS / "interop.json").write_text(json.dumps({**about, "results": named}, indent=2) + "\n")
+
+
+def _described() -> str:
+    return _said("git", "-C", os.environ["FLANNEL_SOURCE"], "describe", "--tags", "--always")
 
 
 def _said(*command: str) -> str:
