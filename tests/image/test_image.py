@@ -87,11 +87,11 @@ class Site:
         if not self.first.containers:  # The subnet stays from test to test.
             self.lab.attach(self.first)
 
-    def refused(self, options: Sequence[str]) -> tuple[int, str]:
-        """Start it with other options; return exit code and what it says."""
+    def once(self, options: Sequence[str], *arguments: str) -> tuple[int, str]:
+        """Run it to its end, and remove the container; return exit code and what it says."""
         words = [word for word in options if word != "--detach"]
         words[words.index("unless-stopped")] = "no"
-        done = self.engine("run", *words, self.image, check=False)
+        done = self.engine("run", *words, self.image, *arguments, check=False)
         self.engine("rm", "--force", NAME, check=False)
         return done.returncode, done.stdout + done.stderr
 
@@ -145,8 +145,8 @@ def run(site: Site) -> Iterator[Site]:
     logs = site.engine("logs", NAME, check=False)
     print((logs.stdout + logs.stderr)[-4000:])
     site.engine("rm", "--force", NAME, check=False)
-    site.engine("run", *(word for word in site.options() if word != "--detach"), site.image, "--cleanup", check=False)
-    site.engine("rm", "--force", NAME, check=False)
+    code, said = site.once(site.options(), "--cleanup")
+    assert code == 0, said
 
 
 def test_it_is_small(archive: Path) -> None:
@@ -207,7 +207,7 @@ def test_the_hosts_firewall_is_programmed_from_inside(run: Site) -> None:
     ],
 )
 def test_what_it_cannot_do_without_is_said_in_one_sentence(run: Site, option: str, instead: str, sentence: str) -> None:
-    code, said = run.refused([instead if word == option else word for word in run.options()])
+    code, said = run.once([instead if word == option else word for word in run.options()])
     assert code == 1
     assert len(said.strip().splitlines()) == 1, said
     assert sentence in said
