@@ -32,7 +32,7 @@ from typing import NamedTuple
 ROUTE_PROTOCOL = 76
 """Our number in the `proto` field of routes and nexthops (`ip route show proto 76`): the mark of what is ours.
 
-Nobody has it in linux/rtnetlink.h, iproute2's rt_protos, FRR (186 to 198) or Calico (80).
+Nobody has it in linux/rtnetlink.h, iproute2's rt_protos or FRR (186 to 198).
 """
 
 FORMER_PROTOCOL = 84
