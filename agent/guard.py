@@ -65,7 +65,8 @@ class FirewallOptions:
         assert subnet is not None
         switches = (self.masquerade, self.forward, self.random_fully, self.excluded)
         interfaces = (backend.device, backend.parent, neighbours.hosts(backend.family))
-        return Policy(backend.family.network(wanted.config), subnet, *switches, *interfaces, self.own_only)
+        network, host = backend.family.network(wanted.config), wanted.own.address
+        return Policy(network, subnet, *switches, *interfaces, self.own_only, host)
 
 
 Watch = Callable[[Callable[[], None]], AbstractContextManager[None]]

@@ -52,6 +52,6 @@ async def make(
                     "Backend.Type is 'udp', which no kernel carries, and --datapath is 'kernel': "
                     "set --datapath to 'auto' or 'userspace', or Backend.Type to 'vxlan'"
                 )
-            return tuple(udp.Udp(config, underlay, family) for family in families)
+            return tuple(udp.Udp(config, underlay, on_link[family], family) for family in families)
         case other:
             raise ConfigInvalid(f"Backend.Type is {other!r}: supported are 'vxlan', 'host-gw', 'udp' and 'alloc'")

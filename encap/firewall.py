@@ -6,15 +6,16 @@
       from Network to our subnet        leave alone
       from outside to our subnet        leave alone          raw, before anything else; all to our subnet
       from Network to an excluded CIDR  leave alone            by the tunnel's device                  accept
-      from Network, not to multicast    masquerade             from an excluded CIDR                   accept
-      from outside to Network           masquerade             by the underlay, from Network or a
-                                                               host that sends without a tunnel        accept
+      by this host, if inside Network   leave alone            from an excluded CIDR                   accept
+      from Network, not to multicast    masquerade             by the underlay, from Network or a
+      from outside to Network           masquerade             host that sends without a tunnel        accept
 
-The rules and their order are flannel's, but for the excluded CIDRs and raw. Containers see each other's addresses;
-what leaves Network goes with the host's address; what comes from outside to another host's containers goes with ours,
-so that the answer comes back through us. Raw's are for engines that drop there what does not come over their own bridge
-(Docker since 28.0): what the overlay brings is let through, all else is left to them. Not here: how they are written
-(nft.py, chains.py), and where (enforce.py).
+The rules and their order are flannel's, but for the excluded CIDRs, the host's own address and raw. An underlay inside
+Network makes the tunnel's own packets look like containers': masqueraded, each would leave by another port.
+Containers see each other's addresses; what leaves Network goes with the host's address; what comes from outside to
+another host's containers goes with ours, so that the answer comes back through us. Raw's are for engines that drop
+there what does not come over their own bridge (Docker since 28.0): what the overlay brings is let through, all else is
+left to them. Not here: how they are written (nft.py, chains.py), and where (enforce.py).
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Policy:
     `own_only`: forward for this host's own containers only, and be no way to those of other hosts.
 
     `device` is the tunnel's; a network without one has None. `direct` are the hosts, by their underlay addresses, whose
-    packets come without a tunnel, over the interface `underlay`.
+    packets come without a tunnel, over the interface `underlay`. `host` is our own address there.
     """
 
     network: Network
@@ -96,6 +97,7 @@ class Policy:
     underlay: str | None = None
     direct: frozenset[IPAddress] = frozenset()
     own_only: bool = False
+    host: IPAddress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,7 @@ def _masquerade(policy: Policy, multicast: Network) -> tuple[Rule, ...]:
         Rule(Verdict.RETURN, inside, ours),
         Rule(Verdict.RETURN, outside, ours),
         *(Rule(Verdict.RETURN, inside, In(cidr)) for cidr in _excluded(policy)),
+        *([Rule(Verdict.RETURN, In(ip_network(policy.host)))] if policy.host and policy.host in policy.network else []),
         Rule(masquerade, inside, NotIn(multicast)),
         Rule(masquerade, outside, inside),
     )

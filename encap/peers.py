@@ -125,13 +125,15 @@ class Peers:
             raise Unusable(f"{self._family.field} {public_ip} is the broadcast address of the underlay, and no host's")
         if not is_host_address(public_ip):
             raise Unusable(f"{self._family.field} {public_ip} is no address of a host")
-        if (
-            public_ip.version == self._network.version
-            and self._network_span[0] <= int(public_ip) <= self._network_span[1]
-        ):
-            raise Unusable(
-                f"{self._family.field} {public_ip} is inside Network {self._network}: the tunnel would lead into itself"
-            )
+        if self._network_span[0] <= (number := int(public_ip)) <= self._network_span[1]:
+            # The underlay may be in Network, beside what is leased (flannel's own example); not in what a route covers.
+            for whose, (first, last) in (("its own", span), ("our own", self._own_span)):
+                if first <= number <= last:
+                    within = subnet if whose == "its own" else self._own_subnet
+                    raise Unusable(
+                        f"{self._family.field} {public_ip} is inside {whose} subnet {within}: "
+                        "the tunnel would lead into itself"
+                    )
         return self._backend.peer(record)
 
     def _subnet(self, peer: Peer) -> Network:

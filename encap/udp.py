@@ -4,9 +4,10 @@ It matches flannel's (device `flannel0` with `<subnet base>/32` and one route fo
 in UDP; a lease that names no backend), so that hosts with flannel's daemon are peers like any other. The packets are
 carried by the data-plane process, which knows the peers: in the kernel a peer needs nothing.
 
-Three deliberate differences from flannel: the process takes packets from known peers only, it outlives the agent, and
-there is IPv6, which flannel's has not: the same over IPv6, by a device and a process of its own. A host with flannel's
-daemon publishes no IPv6 address, so it is a peer in IPv4 alone.
+Deliberate differences from flannel: the process takes packets from known peers only, it outlives the agent, a host
+inside Network is a peer only if it is on our link (the route for all of Network would lead its packets back), and there
+is IPv6, which flannel's has not: the same over IPv6, by a device and a process of its own. A host with flannel's daemon
+publishes no IPv6 address, so it is a peer in IPv4 alone.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from flanneld_py.encap.backend import Found, Underlay, container_mtu, is_direct, number, plain_attrs
+from flanneld_py.encap.backend import Found, OnLink, Underlay, container_mtu, is_direct, number, plain_attrs
 from flanneld_py.encap.family import IPV4, Family
-from flanneld_py.encap.peers import Own, Peer
+from flanneld_py.encap.peers import Own, Peer, Unusable
 from flanneld_py.encap.state import MARKS, Address, Entry, Route, TunLink
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.model import Lease, LeaseAttrs
@@ -37,15 +38,16 @@ OVERHEAD = {32: 28, 128: 48}
 class Udp:
     """Bare packets in UDP for one network on one host. Raises ConfigInvalid for a Backend section that cannot be."""
 
-    def __init__(self, config: NetworkConfig, underlay: Underlay, family: Family = IPV4) -> None:
+    def __init__(self, config: NetworkConfig, underlay: Underlay, on_link: OnLink, family: Family = IPV4) -> None:
         self.family = family
         self._network = family.network(config)
         self._address, self._public_ip = underlay.addresses(family)
+        self._on_link = on_link
         self._port = number(config.backend.get("port"), "Port", DEFAULT_PORT, 1, 65535)
         self.mtu = container_mtu(config, underlay, family, OVERHEAD[family.bits])
         self.device = DEVICE[family.bits]
         self.parent = underlay.interface
-        self.asks_on_link = False
+        self.asks_on_link = self._address in self._network
         self.userspace = True
         self.why = "the udp backend always is"
 
@@ -90,5 +92,16 @@ class Udp:
                 return False
 
     def peer(self, lease: Lease) -> Peer:
-        """Take any lease: a type in it, which flannel does not look at either, says nothing about the port."""
+        """Take any lease: a type in it, which flannel does not look at either, says nothing about the port.
+
+        Raises Unusable for a host that our route for all of Network would be the way to: only one on our own link has
+        a longer one.
+        """
+        public = self.family.public(lease.attrs)
+        assert public is not None
+        if public in self._network and not (self.asks_on_link and self._on_link(public)):
+            raise Unusable(
+                f"{self.family.field} {public} is inside Network {self._network} and not on the link of {self.parent}: "
+                "the tunnel would lead into itself; choose Backend.Type 'vxlan', or a Network without the hosts"
+            )
         return Peer(lease, None, ())

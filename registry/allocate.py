@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from random import Random
 from typing import Literal
 
@@ -35,6 +35,7 @@ from flanneld_py.registry.model import NO_IPV4, Lease, Subnets
 from flanneld_py.registry.store import RegistryError
 
 Network = IPv4Network | IPv6Network
+IPAddress = IPv4Address | IPv6Address
 
 
 class OutOfSubnets(RegistryError):
@@ -87,6 +88,10 @@ def choose(
     replaces = next((mine.lease for mine in own if mine.lease.lease_id or _extends(config, mine.lease.subnets)), None)
     others = [*(lease.subnets for lease in leases if lease is not replaces), *blocked]
     taken = [subnet for subnets in others for subnet in _leased(config, subnets)]
+    # A subnet with a host's own address in it would lead what is sent to that host into the tunnel.
+    hosts = [claim.public_ip, claim.public_ip6]
+    hosts += [address for lease in leases for address in (lease.attrs.public_ip, lease.attrs.public_ip6)]
+    taken += [ip_network(address) for address in _inside(config, hosts)]
     before = [replaces.subnets] if replaces is not None else []
     before += [claim.owned] if claim.owned is not None else []
     had = [*(subnet for subnets in before for subnet in subnets.families), *claim.previous]
@@ -123,6 +128,14 @@ def _leased(config: NetworkConfig, subnets: Subnets) -> Iterator[Network]:
             continue
         if subnet.network_address in family.network:
             yield subnet
+
+
+def _inside(config: NetworkConfig, addresses: Iterable[IPAddress | None]) -> Iterator[IPAddress]:
+    """Give the addresses that are inside the network."""
+    for address in addresses:
+        for family in (config.ipv4, config.ipv6):
+            if address is not None and family is not None and address in family.network:
+                yield address
 
 
 def _unlike(family: FamilyConfig | None, subnet: Network | None, name: str) -> str | None:

@@ -10,7 +10,8 @@ import pytest
 
 from flanneld_py.agent.agent import Agent
 from flanneld_py.encap.backend import Underlay
-from flanneld_py.encap.state import TunLink, VxlanLink
+from flanneld_py.encap.backends import Choice
+from flanneld_py.encap.state import RTPROT_BOOT, Address, Entry, FdbEntry, Neighbour, Route, TunLink, VxlanLink
 from flanneld_py.registry.model import Lease
 from tests.sim.cluster import DEVICE, Cluster, device, entries, on_device
 
@@ -224,3 +225,49 @@ async def test_an_interface_that_is_renamed_leaves_the_device_in_use(cluster: Cl
         await cluster.clock.run_for(5)
         assert on_device(kernel) == entries(lease(one, "192.0.2.77"))
         assert DEVICE in kernel.links
+
+
+INSIDE = b"""{"Network": "10.0.0.0/8", "SubnetLen": 20, "SubnetMin": "10.10.0.0", "SubnetMax": "10.99.0.0",
+  "Backend": {"Type": "%s"}}"""
+"""flannel's own example (Documentation/configuration.md), whose Network is that of many a data centre as well."""
+
+
+def inside(cluster: Cluster, number: int) -> None:
+    """Let a host be in that data centre."""
+    address = IPv4Address(f"10.240.0.{number}")
+    cluster.underlays[number] = Underlay("eth0", 1500, address, address)
+    entry = Address("eth0", address.packed, 24)
+    cluster.kernel(number).tables[entry.key] = entry
+
+
+@pytest.mark.parametrize(
+    ("backend", "datapath"), [("vxlan", "kernel"), ("vxlan", "userspace"), ("host-gw", "auto"), ("udp", "auto")]
+)
+async def test_hosts_inside_network_are_peers(tmp_path: Path, backend: str, datapath: Choice) -> None:
+    cluster = Cluster(tmp_path)
+    await cluster.configure(INSIDE % backend.encode())
+    inside(cluster, 1)
+    inside(cluster, 2)
+    async with cluster.processes(), cluster.agent(1, datapath) as one, cluster.agent(2, datapath) as two:
+        await cluster.settle(one)
+        await cluster.settle(two)
+        for agent in (one, two):
+            about = await agent.describe()
+            assert (about["peers"], about["rejected_leases"]) == (1, []), backend
+
+
+async def test_at_a_migration_the_entries_of_hosts_inside_network_stay(tmp_path: Path) -> None:
+    cluster, mac, base = Cluster(tmp_path), bytes([2, 0, 0, 0, 0, 2]), bytes([10, 30, 0, 0])
+    await cluster.configure(INSIDE % b"vxlan")
+    await cluster.put("10.20.0.0-20", "10.240.0.1", "02:00:00:00:00:01")
+    await cluster.put("10.30.0.0-20", "10.240.0.2", "02:00:00:00:00:02")
+    inside(cluster, 1)
+    kernel, local = cluster.kernel(1), bytes([10, 240, 0, 1])
+    kernel.meddle_create_link(VxlanLink(DEVICE, 1, 8472, 1450, bytes([2, 0, 0, 0, 0, 1]), "eth0", local, marked=False))
+    route = Route(DEVICE, base, 20, base, RTPROT_BOOT)
+    flannels: list[Entry] = [Neighbour(DEVICE, base, mac), FdbEntry(DEVICE, mac, bytes([10, 240, 0, 2])), route]
+    for entry in flannels:
+        kernel.meddle_set(entry)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert [kernel.tables.get(entry.key) for entry in flannels] == flannels

@@ -137,6 +137,14 @@ def test_all_free_subnets_are_equally_likely() -> None:
     assert all(40 < count < 160 for count in counts.values())
 
 
+def test_no_subnet_with_the_address_of_a_host_is_taken() -> None:
+    us = Claim(IPv4Address("10.3.1.9"), previous=(IPv4Network("10.3.1.0/24"), IPv4Network("10.3.2.0/24")))
+    other = lease("10.3.0.0/24", public_ip=IPv4Address("10.3.2.9"))
+    assert {create(FOUR, [other], us, seed).subnets for seed in range(20)} == {subnets("10.3.3.0/24")}
+    six = Claim(US, public_ip6=IPv6Address("fc00::1:0:0:0:1"), previous=(IPv6Network("fc00:0:0:1::/64"),))
+    assert create(DUAL, [], six).subnets.v6 != IPv6Network("fc00:0:0:1::/64")
+
+
 def test_a_network_of_millions_of_subnets_is_not_enumerated() -> None:
     config = network(Network="10.0.0.0/8", SubnetLen=30, EnableIPv6=True, IPv6Network="fc00::/16", IPv6SubnetLen=126)
     base4, base6 = int(IPv4Address("10.0.0.0")), int(IPv6Network("fc00::/16").network_address)

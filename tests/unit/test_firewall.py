@@ -67,6 +67,26 @@ def test_who_is_masqueraded(policy: Policy, here: str, there: str, outside: str,
     assert verdict(chain, here, outside, marked=True) == leave, "kube-proxy's own business"
 
 
+@pytest.mark.parametrize(
+    ("policy", "here", "there", "host", "other"),
+    [
+        (V4, "10.42.5.2", "10.42.9.2", "10.42.240.1", "10.42.240.2"),
+        (V6, "fd42:0:0:5::2", "fd42:0:0:9::2", "fd42:0:0:f000::1", "fd42:0:0:f000::2"),
+    ],
+    ids=["IPv4", "IPv6"],
+)
+def test_a_host_inside_network_keeps_its_own_packets_as_they_are(
+    policy: Policy, here: str, there: str, host: str, other: str
+) -> None:
+    chain = rules(replace(policy, host=ip_address(host))).masquerade
+    assert verdict(chain, host, other) == Verdict.RETURN, "the tunnel's own packets among them"
+    assert verdict(chain, host, there) == Verdict.RETURN
+    assert verdict(chain, here, other) == Verdict.RETURN
+    assert verdict(chain, here, "192.0.2.9" if policy is V4 else "2001:db8::9") == Verdict.MASQUERADE_RANDOM
+    beside = replace(policy, host=ip_address("192.0.2.1" if policy is V4 else "2001:db8::1"))
+    assert rules(beside).masquerade == rules(policy).masquerade, "flannel's rules where it makes no difference"
+
+
 def test_without_random_ports() -> None:
     chain = rules(replace(V4, random_fully=False)).masquerade
     assert verdict(chain, "10.42.5.2", "198.51.100.1") == Verdict.MASQUERADE

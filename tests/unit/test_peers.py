@@ -71,7 +71,8 @@ GOOD = ("k/10.5.2.0-24", lease("10.5.2.0/24", "192.0.2.2"))
         (lease("10.5.3.0/24", "192.0.2.3", backend_data={"VNI": 1}), "no MAC address"),
         (lease("10.5.3.0/24", "192.0.2.3", mac="aabbccddee 02    "), "no MAC address"),
         (lease("10.5.3.0/24", "192.0.2.3", backend_data={"Vni": 7, "VtepMAC": "02:00:00:00:00:03"}), "VNI is 7"),
-        (lease("10.5.3.0/24", "10.5.9.9"), "inside Network"),
+        (lease("10.5.3.0/24", "10.5.3.9"), "inside its own subnet 10.5.3.0/24: the tunnel would lead into itself"),
+        (lease("10.5.3.0/24", "10.5.1.9"), "inside our own subnet 10.5.1.0/24: the tunnel would lead into itself"),
         (lease("10.5.3.0/24", "192.0.2.100"), "is our own"),
         (lease("10.5.3.0/24", "192.0.2.3", backend_data={"VNI": 7, "VtepMAC": "02:00:00:00:00:03"}), "VNI is 7"),
     ],
@@ -83,6 +84,12 @@ def test_a_bad_record_is_left_out_with_its_reason_and_the_others_work(record: Re
     assert verdicts["k/bad"] == ()
     assert len(verdicts[GOOD[0]]) == 4
     assert peers.used == {GOOD[0]}
+
+
+def test_a_host_inside_network_is_a_peer_where_no_subnet_covers_it() -> None:
+    peers = make_peers()
+    assert len(peers.update([("k", lease("10.5.3.0/24", "10.5.240.3"))])["k"]) == 4
+    assert not peers.rejected
 
 
 def test_keys_in_any_case_and_unknown_fields_are_read_as_flannel_does() -> None:

@@ -57,7 +57,8 @@ def test_a_lease_is_a_peer_with_and_without_ipv4_beside_it(record: Lease) -> Non
         (lease("fd00:5:0:3::/64", "::1"), "PublicIPv6 ::1 is no address of a host"),
         (lease("fd00:5:0:3::/64", "::ffff:192.0.2.3"), "no address of a host"),
         (lease("fd00:5:0:3::/64", "::192.0.2.3"), "no address of a host"),
-        (lease("fd00:5:0:3::/64", "fd00:5:0:7::7"), "inside Network"),
+        (lease("fd00:5:0:3::/64", "fd00:5:0:3::7"), "inside its own subnet"),
+        (lease("fd00:5:0:3::/64", "fd00:5:0:1::7"), "inside our own subnet"),
     ],
 )
 def test_a_bad_record_is_left_out_with_its_reason(record: Lease, reason: str) -> None:
@@ -65,6 +66,11 @@ def test_a_bad_record_is_left_out_with_its_reason(record: Lease, reason: str) ->
     peers.update([("good", GOOD), ("bad", record)])
     assert reason in peers.rejected["bad"]
     assert peers.used == {"good"}
+
+
+def test_a_host_inside_network_is_a_peer_where_no_subnet_covers_it() -> None:
+    peers = Peers(CONFIG, BACKEND, OWN)
+    assert len(peers.update([("k", lease("fd00:5:0:3::/64", "fd00:5:0:f000::3"))])["k"]) == 4
 
 
 def test_rivals_of_any_length_are_found() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from flanneld_py.encap import orders
 from flanneld_py.encap.backend import Found, Underlay
-from flanneld_py.encap.family import IPV6
+from flanneld_py.encap.family import IPV6, IPAddress
 from flanneld_py.encap.peers import Own, Peers
 from flanneld_py.encap.state import (
     ROUTE_PROTOCOL,
@@ -30,9 +30,14 @@ OWN = Own("k/10.5.1.0-24", Subnets(SUBNET), IPv4Address("1.2.3.4"), IPv4Address(
 OWN_LEASE = Lease(Subnets(SUBNET), LeaseAttrs(IPv4Address("1.2.3.4")))
 
 
+def nobody(_: IPAddress) -> bool:
+    """Nobody is on our link."""
+    return False
+
+
 def configured(options: str = "") -> Udp:
     config = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"%s}}' % options.encode())
-    return Udp(config, UNDERLAY)
+    return Udp(config, UNDERLAY, nobody)
 
 
 def test_what_we_publish_is_what_flannel_publishes() -> None:
@@ -43,7 +48,7 @@ def test_over_ipv6_it_is_the_same_with_longer_headers_and_a_device_of_its_own() 
     config = parse_config(b'{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}')
     address, subnet = IPv6Address("2001:db8::1"), IPv6Network("fd00:5:0:1::/64")
     underlay = replace(UNDERLAY, address6=address, public_ip6=IPv6Address("2001:db8::ff"))
-    backend = Udp(config, underlay, IPV6)
+    backend = Udp(config, underlay, nobody, IPV6)
     lease = Lease(Subnets(SUBNET, subnet), LeaseAttrs(IPv4Address("1.2.3.4"), IPv6Address("2001:db8::ff")))
     own = Own("k", lease.subnets, IPv6Address("2001:db8::ff"), address)
     device = "flannel0-v6"
@@ -62,7 +67,7 @@ def test_over_ipv6_it_is_the_same_with_longer_headers_and_a_device_of_its_own() 
 def test_no_backend_section_is_udp_as_in_flannel() -> None:
     config = parse_config(b'{"Network": "10.5.0.0/16"}')
     assert config.backend_type == "udp"
-    assert Udp(config, UNDERLAY).link(OWN_LEASE) == TunLink("flannel0", 1472)
+    assert Udp(config, UNDERLAY, nobody).link(OWN_LEASE) == TunLink("flannel0", 1472)
 
 
 def test_the_data_plane_gets_bare_packets_the_port_and_our_subnet() -> None:
@@ -92,6 +97,25 @@ def test_two_subnets_of_one_host_are_both_used() -> None:
     attrs = LeaseAttrs(IPv4Address("192.0.2.2"))
     peers.update((f"k/{third}", Lease(Subnets(IPv4Network(f"10.5.{third}.0/24")), attrs)) for third in (2, 3))
     assert peers.used == {"k/2", "k/3"}
+
+
+def test_a_host_inside_network_is_a_peer_if_it_is_on_our_link_only() -> None:
+    config, near, far = parse_config(b'{"Network": "10.5.0.0/16"}'), IPv4Address("10.5.240.2"), "10.5.240.130"
+    leases = [
+        (f"k/{third}", Lease(Subnets(IPv4Network(f"10.5.{third}.0/24")), LeaseAttrs(IPv4Address(host))))
+        for third, host in ((2, near), (3, far))
+    ]
+    address = IPv4Address("10.5.240.1")
+    backend = Udp(config, Underlay("eth0", 1500, address, address), lambda asked: asked == near)
+    assert backend.asks_on_link
+    peers = Peers(config, backend, Own(OWN.key, OWN.subnets, address, address))
+    peers.update(leases)
+    assert peers.used == {"k/2"}
+    assert "is inside Network 10.5.0.0/16 and not on the link of eth0" in peers.rejected["k/3"]
+    outside = Peers(config, configured(), OWN)
+    outside.update(leases)
+    assert outside.used == set()
+    assert not configured().asks_on_link
 
 
 @pytest.mark.parametrize(
