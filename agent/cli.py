@@ -1,6 +1,6 @@
 """`flanneld-py`: from the command line to an exit code.
 
-0   stopped by SIGTERM or SIGINT; --help, --version; --cleanup: nothing of ours is left
+0   stopped by SIGTERM, SIGINT or SIGQUIT; --help, --version; --cleanup: nothing of ours is left
 1   cannot go on: a file or port that cannot be used, an unexpected fault; --cleanup: an agent runs, something is left
 2   wrong flags, variables or files named by them: one sentence on stderr says what to change
 """
@@ -21,7 +21,10 @@ from flanneld_py.agent.log import in_journal, log, priority, set_up
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the daemon and return its exit code."""
-    signal.signal(signal.SIGTERM, _leave)  # Until the daemon takes over: it is only being imported.
+    # Until the daemon takes over: it is only being imported.
+    signal.signal(signal.SIGTERM, _leave)
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda *_: None)
     try:
         options = command_line.parse(sys.argv[1:] if arguments is None else arguments, os.environ, _version)
     except command_line.Exit as wanted:

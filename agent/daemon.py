@@ -1,7 +1,7 @@
 """The process around the agent: signals, service manager, health server, and the real collaborators.
 
 health server -> config -> underlay, of the families that are on -> Agent: lease, tasks -> READY=1
-SIGTERM or SIGINT -> STOPPING=1, tasks end, exit 0; device, routes, lease and subnet file stay, traffic flows on
+SIGTERM, SIGINT or SIGQUIT -> STOPPING=1, tasks end, exit 0; device, routes, lease, subnet file stay: traffic flows on
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Never
 
 from flanneld_py.agent.agent import Agent
 from flanneld_py.agent.blackhole import Blackhole
@@ -33,6 +31,7 @@ from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.notify import Notifier
 from flanneld_py.agent.options import Options, UsageError, default_workers
 from flanneld_py.agent.settings import Settings, control_sockets
+from flanneld_py.agent.signals import Stopped, stop_on_signal
 from flanneld_py.agent.status import Document, starting
 from flanneld_py.agent.subnetfile import previous_subnets
 from flanneld_py.agent.wanted import Wanted
@@ -48,10 +47,6 @@ from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import RegistryError, Store
 
 CAP_NET_ADMIN = 12  # linux/capability.h
-
-
-class Stopped(Exception):
-    """A signal asked us to stop."""
 
 
 class Daemon:
@@ -88,7 +83,7 @@ class Daemon:
                 tasks.create_task(keeper.run(wanted=self._options.blackhole), name="blackhole")
                 self._notifier.tell(READY="1")
         except* Stopped:
-            log.info("stopping; device, routes and lease stay, traffic goes on")
+            pass  # That was said when the signal came.
         finally:
             self._notifier.tell(STOPPING="1", STATUS="stopped; traffic goes on")
             health.close()
@@ -237,18 +232,6 @@ def require_capability() -> None:
         name, _, value = line.partition(":")
         if name == "CapEff" and not int(value, 16) >> CAP_NET_ADMIN & 1:
             raise Broken("devices and routes cannot be changed without CAP_NET_ADMIN: run as root, or give it to us")
-
-
-async def stop_on_signal() -> Never:
-    """Raise Stopped at SIGTERM or SIGINT; a second signal ends the process at once, as it does flannel's."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await stop.wait()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.remove_signal_handler(number)
-    raise Stopped
 
 
 def open_store(options: Options) -> Store:

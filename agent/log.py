@@ -92,8 +92,15 @@ def in_journal() -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"
 
 
+REASONS = 5
+"""Reasons of one condition that are logged as they come; of a server that answers garbage each is another one."""
+
+
 class OnChange:
-    """Log a condition when it begins, and each reason for it at most every AGAIN seconds: not at every try."""
+    """Log a condition when it begins, and each reason for it at most every AGAIN seconds: not at every try.
+
+    Of more than REASONS in that time only the first in a minute.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -103,7 +110,7 @@ class OnChange:
         """Log `what` with its reason, unless that was said lately."""
         now, reason = self._clock.now(), str(why)
         lately = {said: at for said, at in self._said.items() if now - at < AGAIN}
-        if reason not in lately:
+        if reason not in lately and (len(lately) < REASONS or now - max(lately.values()) >= 60):
             lately[reason] = now
             log.warning(what, **facts(reason=reason))
         self._said = lately

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Never
 
-from flanneld_py.agent.backoff import Backoff
+from flanneld_py.agent.backoff import Backoff, Pace
 from flanneld_py.agent.carrier import Carrier
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.hold import Hold
@@ -27,6 +27,7 @@ from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.onlink import OnLinkVerdicts
 from flanneld_py.agent.postponed import Postponed, Undone
 from flanneld_py.agent.repairs import Repairs
+from flanneld_py.agent.unused import Unused
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap.delta import Tracker
 from flanneld_py.encap.kernel import Event, Gone, Kernel, KernelError, LinkChanged, Lost, Rerouted, Seen
@@ -45,6 +46,8 @@ DEVICE_GONE = (errno.ENODEV, errno.ENETDOWN)
 
 PORTION = 100
 """How many leases or entries are worked on before other tasks run: a few milliseconds."""
+
+MONITOR_LINK = "find out who it is: ip monitor link"
 
 OWN = "own"
 """The tracker's group for what is there without any peer; no lease key looks like this."""
@@ -71,15 +74,15 @@ class Reconciler:
         self._tracker = Tracker(wanted.backend.owns, wanted.backend.device, wanted.backend.parent)
         self._hold = Hold(view, self._tracker, carrier)
         self._link_backoff = Backoff(0.1, 30.0, rng)
-        self._read_backoff = Backoff(0.02, 30.0, rng)
+        self._read_backoff, self._pace = Backoff(0.02, 30.0, rng), Pace(0.1, 10.0, rng)
         self.postponed = Postponed(self._tracker, rng)
         self._link_undone, self._link_failure = Undone(), ""
         self._lacking, self._awaiting = False, False
-        self._said: dict[str, str] = {}
+        self._unused = Unused()
         self._retry_at = float("inf")
         self._look_at_link, self._meddled = True, False
         self._read_at = 0.0
-        self._repairs = Repairs()
+        self._repairs, self._link_repairs = Repairs(), Repairs("our device")
         self.surveyed = asyncio.Event()
         """Set once every lease of the first listing has been looked at, and told."""
         self.ready = asyncio.Event()
@@ -114,7 +117,7 @@ class Reconciler:
                 case Rerouted() if backend.asks_on_link:
                     self._on_link.mark()
                 case Lost():
-                    self._look_at_link, self._read_at = True, 0.0
+                    self._look_at_link, self._read_at = True, min(self._read_at, self._pace.at(self._clock.now()))
                 case _:
                     continue
             self._wake.set()
@@ -221,7 +224,7 @@ class Reconciler:
             self._read_at = 0.0
             self.postponed.try_again(now)
         self._awaiting = step in (LinkStep.AWAIT, LinkStep.MAKE_ROOM)
-        if step.acts:
+        if step.acts and not self._link_undone.contested and self._link_repairs.seldom(now, do=MONITOR_LINK):
             log.info(f"device: {step.value}", **facts(device=want.name, mtu=want.mtu))
         return not self._awaiting  # Its process makes it; then there is an event.
 
@@ -249,21 +252,12 @@ class Reconciler:
                 self._tracker.want(key, entries)
             self._carrier.update((key, self._peers.peer(key)) for key in verdicts)
             for key in verdicts:
-                self._report(key)
+                unreadable = self._view.unreadable.get(key)
+                reason = unreadable.reason if unreadable else self._peers.rejected.get(key)
+                self._unused.report(key, reason, self._clock.now(), used=key in self._peers.used)
             await self._clock.sleep(0)
             self._hold.look(self._clock.now())
         self.surveyed.set()
-
-    def _report(self, key: str) -> None:
-        """Log a record that is not used, once for each reason."""
-        unreadable = self._view.unreadable.get(key)
-        reason = unreadable.reason if unreadable else self._peers.rejected.get(key)
-        if reason is None:
-            if self._said.pop(key, None) is not None and key in self._peers.used:
-                log.info("lease is usable again", **facts(key=key))
-        elif self._said.get(key) != reason:
-            self._said[key] = reason
-            log.warning("lease is not used", **facts(key=key, reason=reason))
 
     async def _apply(self) -> None:
         applied = 0
@@ -285,7 +279,8 @@ class Reconciler:
         if applied and self._meddled:
             self._repairs.note(applied, self._clock.now())
         elif applied:
-            log.debug("kernel brought up to date", **facts(entries=applied, peers=self.peers))
+            failing = len(self.postponed.refused)
+            log.debug("kernel brought up to date", **facts(entries=applied, peers=self.peers, failing=failing))
         self._meddled = False
 
     def _take(self) -> list[Operation]:

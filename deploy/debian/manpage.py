@@ -40,7 +40,7 @@ With one dash or two. Each can be given as a variable, in brackets.
 TAIL = r""".SH EXIT STATUS
 .TP
 0
-stopped by SIGTERM or SIGINT; --help, --version; --cleanup: nothing of ours is left
+stopped by SIGTERM, SIGINT or SIGQUIT; --help, --version; --cleanup: nothing of ours is left
 .TP
 1
 cannot go on: a file that cannot be written, a health port that is taken; --cleanup: an agent runs, or something is left

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from errno import EINVAL
 from pathlib import Path
@@ -254,6 +254,62 @@ async def test_what_is_undone_now_and_then_is_back_at_once_each_time(
             await cluster.clock.run_until(lambda: len(on_device(kernel)) == 4, 0.02)
             await cluster.clock.run_for(1.5)
         assert WARNING not in caplog.text
+
+
+async def test_who_keeps_setting_the_device_down_is_a_warning_and_no_line_for_each_time(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "flanneld-py")
+    kernel = cluster.kernel(1)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        for _ in range(200):
+            kernel.meddle_down(DEVICE)
+            await cluster.clock.run_until(lambda: device(kernel).up, 0.2)
+            await cluster.clock.run_for(3)
+    about = [record for record in caplog.records if "device" in record.message]
+    assert [record.levelname for record in about].count("WARNING") == 1
+    assert len(about) < 15
+
+
+async def test_events_that_are_lost_again_and_again_do_not_mean_reading_without_pause(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+    kernel, readings = cluster.kernel(1), 0
+    read = kernel.dump
+
+    def dump() -> Iterator[Sequence[Entry]]:
+        nonlocal readings
+        readings += 1
+        return read()
+
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        monkeypatch.setattr(kernel, "dump", dump)
+        for _ in range(6000):
+            kernel.meddle_overflow()
+            await cluster.clock.run_for(0.01)
+        assert 3 < readings < 20
+        await cluster.clock.run_for(60)
+        before, readings = on_device(kernel), 0
+        for key in before:
+            kernel.meddle_silently(key)
+        kernel.meddle_overflow()
+        await cluster.clock.run_until(lambda: on_device(kernel) == before, 0.1)
+        assert readings == 1, "one that comes after a calm is read at once"
+
+
+async def test_an_entry_that_fails_is_counted_where_the_kernel_is_brought_up_to_date(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "flanneld-py")
+    await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+    cluster.kernel(1).fail(lambda operation: isinstance(operation.entry, Route), EINVAL, times=10_000)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+    told = [record for record in caplog.records if record.message == "kernel brought up to date"]
+    assert {getattr(record, "facts")["failing"] for record in told} == {1}  # noqa: B009
 
 
 async def test_a_device_that_cannot_be_made_is_tried_again(cluster: Cluster) -> None:

@@ -74,6 +74,24 @@ async def test_a_peer_is_there_while_it_is_on_the_link(cluster: Cluster, tmp_pat
         await cluster.clock.run_until(lambda: ours(kernel) == set(), 1)
 
 
+async def test_a_link_that_flaps_is_no_flood_in_the_log(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    kernel = cluster.kernel(1)
+    await cluster.configure(HOSTGW)
+    await cluster.put_raw("10.5.9.0-24", LEASE)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        for _ in range(20):
+            kernel.meddle_set(DETOUR)
+            await cluster.clock.run_until(lambda: ours(kernel) == set(), 2)
+            kernel.meddle_remove(DETOUR.key)
+            await cluster.clock.run_until(lambda: ours(kernel) == {ROUTE}, 2)
+        assert [record.message for record in caplog.records] == ["lease is not used"]
+        await cluster.clock.run_for(600)
+        kernel.meddle_set(DETOUR)
+        await cluster.clock.run_until(lambda: ours(kernel) == set(), 2)
+        assert [record.message for record in caplog.records] == ["lease is not used"] * 2, "that was long ago"
+
+
 async def test_what_somebody_else_routes_is_never_touched(cluster: Cluster) -> None:
     kernel = cluster.kernel(1)
     same, other = ROUTE._replace(protocol=STATIC), ROUTE._replace(subnet=bytes([10, 5, 8, 0]), protocol=STATIC)

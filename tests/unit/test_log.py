@@ -59,3 +59,18 @@ async def test_what_lasts_is_said_again_now_and_then(caplog: pytest.LogCaptureFi
     assert not trouble.over()
     trouble.warn("etcd is away", "refused")
     assert len(caplog.records) == 2 * 3600 / AGAIN + 1, "it has come anew"
+
+
+async def test_reasons_without_end_are_no_flood(caplog: pytest.LogCaptureFixture) -> None:
+    """A server that answers random bytes gives another reason at every try."""
+    clock = ManualClock()
+    trouble = OnChange(clock)
+
+    async def an_hour() -> None:
+        for number in range(1200):
+            trouble.warn("etcd is away", f"garbage {number}")
+            await clock.sleep(3)
+
+    async with asyncio.TaskGroup() as tasks:
+        await clock.run_until(tasks.create_task(an_hour()).done, 3601)
+    assert len(caplog.records) <= 60 + 5
