@@ -340,7 +340,7 @@ static int deliver(struct express *express, const struct lane *lane, size_t at, 
         struct iovec parts[] = {{&vnet, sizeof vnet}, {buffer + at + offset, length}};
         Py_INCREF(hop);
         int written = writev(lane->device, parts, 2) >= 0;
-        int wrong = written ? count_one(hop, RECEIVED, length) : failed(express, lane, "in-device", errno, 1);
+        int wrong = written ? count_one(hop, RECEIVED, length) : failed(express, lane, "in-device", errno, segments(&vnet, length));
         Py_DECREF(hop);
         if (wrong)
             return -1;

@@ -186,7 +186,7 @@ class Relay:
     def _failed(self, where: str, number: int, count: int) -> None:
         error = OSError(number, "")
         if where == "in-device":
-            self._refused_by_device("in", error)
+            self._refused_by_device("in", error, count)
         else:
             self._dropped(where, _name(error), count)
 
@@ -225,16 +225,16 @@ class Relay:
         try:
             self.tun.write(parts)
         except OSError as error:
-            self._refused_by_device("in", error)
+            self._refused_by_device("in", error, segments(bytes(parts[0]), len(parts[1])))
             return False
         return True
 
-    def _refused_by_device(self, direction: str, error: OSError) -> None:
+    def _refused_by_device(self, direction: str, error: OSError, count: int = 1) -> None:
         if error.errno == errno.EBADFD:
             raise DeviceGone(
                 f"device {self.tun.device} was deleted while the data plane used it: the agent makes it again"
             ) from error
-        self._dropped(f"{direction}-device", _name(error))
+        self._dropped(f"{direction}-device", _name(error), count)
 
     def _dropped(self, where: str, reason: str, count: int = 1) -> None:
         self._directory.drops[f"{where}-{reason}"] += count

@@ -242,3 +242,17 @@ def test_what_the_device_does_not_take_is_dropped_and_counted() -> None:
         long, express = (world.counted() for world in worlds)
         assert express == long
         assert express[0].keys() == {"in-device-eagain"}
+
+
+def test_what_the_device_does_not_take_is_counted_packet_by_packet() -> None:
+    """A merged one that is lost is as many packets as it stands for."""
+    with ExitStack() as undo:
+        for express in (False, True):
+            world = World(orders.Mode.VXLAN, undo, express=express, udp=True)
+            train = Segment(bytes(50 * 20), protocol=UDP, destination=2)
+            for _ in range(400):
+                world.send("train", 50, train, (0, 0))
+                world.work_off()
+            (written, _), (drops, totals) = world.left(), world.counted()
+            assert drops == {"in-device-eagain": (400 - len(written)) * 20}
+            assert totals[2] == len(written) < 400

@@ -18,6 +18,9 @@ from tests.packets import ACK, CWR, FIN, PSH, SYN, TCP, UDP, Segment, cut, encod
 
 MTU = 1450
 
+UDP_MAX_SEGMENTS = 64
+"""linux/udp.h, before 6.9; TUN devices hold UDP super-packets against it (linux/virtio_net.h)."""
+
 MOST = 20
 """Segments of a packet: the oracle adds up word by word."""
 
@@ -69,6 +72,7 @@ def understood(buffer: memoryview, write: tuple[bytes, int, int], lead: int = 0)
     if not kind:
         return [packet]
     assert sound(packet), "a super-packet that the kernel finishes is a right packet"
+    assert kind != GSO_UDP_L4 or len(packet) - length <= UDP_MAX_SEGMENTS * size, "a TUN device answers EINVAL"
     pieces, payload = [], packet[length:]
     model = decode(packet)
     for number, at in enumerate(range(0, len(payload), size)):
@@ -157,6 +161,27 @@ def test_what_was_cut_merges_into_the_same_packets(
     assert len(writes) == 1
     if len(parts) > 1 and packet.protocol == TCP:
         assert decode(bytes(buffer[len(prefix) : writes[0][2]])).flags == packet.flags
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 300),
+    st.integers(1, 64),
+    st.integers(1, 64),
+    st.sampled_from((4, 6)),
+    st.sampled_from((TCP, UDP)),
+    coalescers,
+)
+def test_a_run_of_any_length_is_what_the_kernel_takes(
+    count: int, size: int, last: int, version: int, protocol: int, coalesce: Coalesce
+) -> None:
+    """Hundreds of little datagrams of one flow: as few writes as the kernel's limit allows, and all are in them."""
+    packet = Segment(bytes(size * (count - 1) + min(last, size)), version, protocol)
+    parts = cut(packet, size)
+    buffer = memoryview(bytearray(b"".join(parts)))
+    writes = coalesce(buffer, len(parts[0]), 0, MTU, True)
+    assert [essence(got) for write in writes for got in understood(buffer, write)] == [essence(part) for part in parts]
+    assert len(writes) == (-(-count // UDP_MAX_SEGMENTS) if protocol == UDP else 1)
 
 
 Change = Callable[[Segment], Segment]

@@ -22,6 +22,7 @@ import pytest
 
 from flanneld_py.encap import orders
 from flanneld_py.encap.frame import vxlan_header
+from tests.bench.packets import parse_datagrams
 from tests.lab.lab import Lab
 from tests.lab.manual import Vtep, program
 from tests.lab.measure import Station, parse_ping, ping, ping_through, throughput
@@ -52,6 +53,36 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
         out.sendto(b"", (sys.argv[1], 9))
 """
 
+SINK = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inlet:
+    inlet.bind((sys.argv[1], 9))
+    print("up", flush=True)
+    while True:
+        inlet.recv(100)
+"""
+
+PLAIN_BURSTS = """
+import socket, sys, time
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+    out.connect((sys.argv[1], 9))
+    for _ in range(int(sys.argv[2])):
+        for _ in range(int(sys.argv[3])):
+            out.send(bytes(64))
+        time.sleep(0.05)
+"""
+
+SEGMENTED_BURSTS = """
+import socket, sys, time
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+    out.connect((sys.argv[1], 9))
+    out.setsockopt(socket.IPPROTO_UDP, 103, 64)
+    for _ in range(int(sys.argv[2])):
+        for _ in range(int(sys.argv[3]) // 50):
+            out.send(bytes(50 * 64))
+        time.sleep(0.05)
+"""
+
 
 @pytest.fixture
 def lab(make_lab: MakeLab) -> Lab:
@@ -79,6 +110,32 @@ def until(condition: Callable[[], object], what: str, timeout: float = 10) -> No
     while not condition():
         assert time.monotonic() < deadline, f"not within {patient(timeout):g} s: {what}"
         time.sleep(0.01)
+
+
+def arrived(lab: Lab, code: str, bursts: int, burst: int) -> int:
+    """Send bursts of datagrams of 64 bytes from the first container; how many come to the second."""
+    a, b = lab.containers
+    with sink(b) as received:
+        a.namespace.run([sys.executable, "-c", code, str(b.address), str(bursts), str(burst)])
+        sent, deadline = bursts * burst, within(5)
+        while received() < sent and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return received()
+
+
+@contextmanager
+def sink(station: Station) -> Iterator[Callable[[], int]]:
+    """Hold a socket at port 9; gives how many datagrams came to it."""
+    process = station.namespace.popen([sys.executable, "-c", SINK, str(station.address)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        counters = Path(f"/proc/{process.pid}/net/snmp")
+        before = parse_datagrams(counters.read_text()).arrived
+        yield lambda: parse_datagrams(counters.read_text()).arrived - before
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def udp_loss(source: Station, target: Station, rate: str) -> float:
@@ -147,6 +204,14 @@ def test_userspace_and_kernel_vxlan_understand_each_other(
         assert min(udp_loss(source, target, "10M") for _ in range(3)) < 0.02
     dropped = {name: count for name, count in one.status().counters.items() if name.startswith(("in-", "out-"))}
     assert not dropped
+
+
+@pytest.mark.parametrize("mode", orders.Mode)
+def test_bursts_of_little_datagrams_arrive(lab: Lab, userspace: Callable[..., Userspace], mode: orders.Mode) -> None:
+    userspace(1, mode), userspace(2, mode)
+    assert ping(*lab.containers).loss == 0
+    for code in (PLAIN_BURSTS, SEGMENTED_BURSTS):
+        assert arrived(lab, code, 10, 300) == 3000
 
 
 def test_an_underlay_narrower_than_assumed_fragments_and_does_not_drop(
