@@ -15,9 +15,15 @@ from sys import byteorder
 
 from flanneld_py.encap import orders
 from flanneld_py.encap.admission import Admission
-from flanneld_py.encap.forward import Own, Remote, Table
+from flanneld_py.encap.forward import MOST, Own, Remote, Table
 from flanneld_py.encap.frame import vxlan_header
 from flanneld_py.encap.tally import Tally
+
+LEAST_MTU = 1280
+"""Bytes that every path carries, if need be in fragments, whatever is told of it: IPv6's least (RFC 8200)."""
+
+PATH_SECONDS = 600.0
+"""How long a path is believed to be narrow, as the kernel believes it (RFC 8201 section 4)."""
 
 # linux/in.h, linux/in6.h; the family is in the machine's byte order. No flow label, no scope.
 _SOCKADDR4, _SOCKADDR6 = Struct("!2sH4s8x"), Struct("!2sH4x16s4x")
@@ -54,6 +60,7 @@ class Directory:
         self._peers: dict[str, orders.Peer] = {}
         self._tallies: dict[str, Tally] = {}
         self._departed = Tally()
+        self._paths: dict[bytes, tuple[int, float]] = {}
         self._vxlan: tuple[int, bytes] | None = None
         self.configure(wanted)
 
@@ -97,6 +104,21 @@ class Directory:
             self._departed.add(self._tallies.pop(key))
             self._forget_source(peer.address)
 
+    def narrow(self, host: str, path_mtu: int, now: float) -> None:
+        """Believe that packets of `path_mtu` bytes are the largest on the way to a host of the underlay."""
+        address = self.sources.get(host, b"")
+        headers = (20 if len(address) == 4 else 40) + 8 + self.admission.offset
+        mtu = max(LEAST_MTU, path_mtu - headers)
+        if address and mtu < min(self.mtu, self._paths.get(address, (self.mtu, now))[0]):
+            self._paths[address] = (mtu, now + PATH_SECONDS)
+            self._reinstall(address)
+
+    def widen(self, now: float) -> None:
+        """Believe no longer what was learned of paths too long ago."""
+        for address in [address for address, (_, until) in self._paths.items() if until <= now]:
+            del self._paths[address]
+            self._reinstall(address)
+
     def total(self) -> Tally:
         """Return what all peers together sent and received."""
         total = Tally()
@@ -114,6 +136,11 @@ class Directory:
         following = first + len(rows)
         return orders.Traffic(following if following < len(self._tallies) else 0, rows)
 
+    def _reinstall(self, address: bytes) -> None:
+        for peer in self._peers.values():
+            if peer.address == address:
+                self._install(peer)
+
     def _install(self, peer: orders.Peer) -> None:
         host = str(ip_address(peer.address))
         prefixes = (b"", b"")
@@ -123,7 +150,8 @@ class Directory:
         endpoint = (host, self.wanted.port)
         tally = self._tallies[peer.key]
         to = _socket_address(peer.address, self.wanted.port)
-        hop = Hop(peer.subnet, peer.prefix_length, peer.address, peer.mac, endpoint, to, *prefixes, tally)
+        mtu, _ = self._paths.get(peer.address, (MOST, 0.0))
+        hop = Hop(peer.subnet, peer.prefix_length, peer.address, peer.mac, endpoint, to, *prefixes, tally, mtu=mtu)
         self.table.set(peer.key, hop)
         self.admission.forget()
         self.sources[host] = peer.address
@@ -131,6 +159,7 @@ class Directory:
     def _forget_source(self, address: bytes) -> None:
         if not self.table.from_address(address):
             self.sources.pop(str(ip_address(address)), None)
+            self._paths.pop(address, None)
 
 
 def _socket_address(address: bytes, port: int) -> bytes:

@@ -31,7 +31,7 @@
 #endif
 
 enum { MOST_LANES = 32, MOST_EVENTS = 16 };
-enum { SHARE = 1 << 18, LITTLE = 1 << 14, MOST = 64, UDP6_HEADERS = 48 }; /* see relay.py */
+enum { SHARE = 1 << 18, LITTLE = 1 << 14, MOST = 64 }; /* see relay.py */
 enum { MAX_SEGMENTS = 64, MAX_PAYLOAD = 65507, RECEIVE_SIZE = 65535 };    /* see wire.py */
 
 /* A lane's descriptors, the buffers of its relay, and what is called there: outward, admit, failed. */
@@ -71,12 +71,12 @@ static int failed(struct express *express, const struct lane *lane, const char *
 }
 
 /* The attributes of directory.Hop and of its Tally, interned: so they are found by their addresses. */
-enum name { SOCKET_ADDRESS, PREFIX4, PREFIX6, TALLY, SENT, SENT_BYTES, RECEIVED, RECEIVED_BYTES, NAMES };
+enum name { SOCKET_ADDRESS, PREFIX4, PREFIX6, MTU, TALLY, SENT, SENT_BYTES, RECEIVED, RECEIVED_BYTES, NAMES };
 static PyObject *names[NAMES];
 
 int express_prepare(void)
 {
-    static const char *texts[NAMES] = {"socket_address", "prefix4",    "prefix6",  "tally",
+    static const char *texts[NAMES] = {"socket_address", "prefix4",    "prefix6",  "mtu",           "tally",
                                        "sent",           "sent_bytes", "received", "received_bytes"};
     for (int name = 0; name < NAMES; name++)
         if (!names[name] && !(names[name] = PyUnicode_InternFromString(texts[name])))
@@ -107,6 +107,7 @@ static int count_one(PyObject *hop, enum name packets, size_t length)
 /* Who a packet from the device goes to, and how: borrowed from directory.Hop as long as `hop` is held. */
 struct route {
     PyObject *hop, *prefix, *to;
+    size_t mtu;
     struct iovec head;
     struct msghdr message;
 };
@@ -125,6 +126,7 @@ static int find_route(struct express *express, const byte *packet, size_t length
     const byte *to = destination(packet, length, &width);
     char *head, *address;
     Py_ssize_t head_length, address_length;
+    PyObject *mtu;
     memset(route, 0, sizeof *route);
     if (!to)
         return 0;
@@ -136,6 +138,11 @@ static int find_route(struct express *express, const byte *packet, size_t length
     Py_INCREF(route->hop);
     route->prefix = PyObject_GetAttr(route->hop, names[width == 4 ? PREFIX4 : PREFIX6]);
     route->to = PyObject_GetAttr(route->hop, names[SOCKET_ADDRESS]);
+    mtu = PyObject_GetAttr(route->hop, names[MTU]);
+    route->mtu = mtu ? PyLong_AsSize_t(mtu) : 0;
+    Py_XDECREF(mtu);
+    if (PyErr_Occurred())
+        return -1;
     if (!route->prefix || !route->to || PyBytes_AsStringAndSize(route->prefix, &head, &head_length) ||
         PyBytes_AsStringAndSize(route->to, &address, &address_length))
         return -1;
@@ -180,19 +187,16 @@ static int send_cut(const struct lane *lane, struct route *route, byte *datagram
 }
 
 /* Cut a super-packet and send it. Returns whether it is done with, -1 with an exception. */
-static int send_super(struct express *express, const struct lane *lane, struct route *route, const struct vnet *vnet, const byte *packet,
-                      size_t length)
+static int send_super(struct express *express, const struct lane *lane, struct route *route, const struct vnet *vnet,
+                      const struct layout *is, const byte *packet, size_t length)
 {
     static byte datagrams[4 * MAX_PACKET];
-    struct layout is;
-    if (!read_super(packet, length, vnet, vnet->type & ~GSO_ECN, &is))
-        return 0;
-    struct cuts cuts = plan_cuts(vnet, &is, length, route->head.iov_len);
+    struct cuts cuts = plan_cuts(vnet, is, length, route->head.iov_len);
     size_t total = cuts.total, size = cuts.size;
     size_t fit = MAX_PAYLOAD / size < MAX_SEGMENTS ? MAX_PAYLOAD / size : MAX_SEGMENTS;
     if (!fit || total > sizeof datagrams)
         return 0;
-    cut_all(datagrams, route->head.iov_base, route->head.iov_len, packet, &is, &cuts);
+    cut_all(datagrams, route->head.iov_base, route->head.iov_len, packet, is, &cuts);
     for (size_t at = 0; at < total; at += fit * size) {
         size_t part = total - at < fit * size ? total - at : fit * size;
         if (send_cut(lane, route, datagrams + at, part, size))
@@ -213,17 +217,26 @@ static int dispatch(struct express *express, const struct lane *lane, size_t siz
     byte *packet = (byte *)lane->from_device.buf + sizeof vnet;
     if (size <= sizeof vnet)
         return 0;
-    size_t length = size - sizeof vnet;
+    size_t length = size - sizeof vnet, largest = length;
+    struct layout is = {0};
     memcpy(&vnet, lane->from_device.buf, sizeof vnet);
     int plain = vnet.type == GSO_NONE;
-    if ((plain ? length : (size_t)vnet.size + UDP6_HEADERS) > (size_t)express->mtu)
-        return 0;
     if (plain ? !first : !express->segmentation)
         return 0; /* Plain packets in a row go together, in few sends. */
+    if (!plain) {
+        if (!read_super(packet, length, &vnet, vnet.type & ~GSO_ECN, &is))
+            return 0;
+        if (is.header + vnet.size < length)
+            largest = is.header + vnet.size;
+    }
+    if (largest > (size_t)express->mtu)
+        return 0;
     int done = find_route(express, packet, length, &route);
+    if (done > 0 && largest > route.mtu)
+        done = 0;
     if (done > 0)
         done = plain ? send_alone(lane, &route, &vnet, packet, length)
-                     : send_super(express, lane, &route, &vnet, packet, length);
+                     : send_super(express, lane, &route, &vnet, &is, packet, length);
     if (done > 0 && count_one(route.hop, SENT, length))
         done = -1;
     leave(&route);

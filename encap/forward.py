@@ -1,6 +1,6 @@
 """Forwarding decisions of the userspace data plane, both directions; once per super-packet, so a few microseconds.
 
-    outward   version, length, TTL -> longest prefix: whose? -> not larger than the MTU -> Send
+    outward   version, length, TTL -> longest prefix: whose? -> not larger than the MTU and the path -> Send
               no peer: ICMP net unreachable (no route), but nothing about multicast and link-local
               too large and not to be fragmented: ICMP with the MTU
     inward    a peer's underlay address -> version, length, TTL -> inner source its own -> destination ours -> Deliver
@@ -17,7 +17,7 @@ Not here: frames (frame.py), how many ICMP replies a second (relay.py), who the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flanneld_py.encap import icmp
 from flanneld_py.encap.checksum import Buffer
@@ -31,14 +31,22 @@ MOST_KNOWN = 8192
 """Destinations that are remembered; when there are more, all are forgotten."""
 
 
+MOST = 65535
+"""Bytes of the largest IP packet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A peer: its subnet (packed base, prefix length), its underlay address (packed), its VTEP's MAC (b"" for RAW)."""
+    """A peer: its subnet (packed base, prefix length), its underlay address (packed), its VTEP's MAC (b"" for RAW).
+
+    `mtu` is the largest packet, in bytes, that the path to it carries in one piece, as far as that is known.
+    """
 
     base: bytes
     length: int
     address: bytes
     mac: bytes
+    mtu: int = field(default=MOST, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +158,12 @@ class Table:
             self._by_length[size] = [entry for entry in lengths if entry[1]]
 
 
-def outbound(table: Table, packet: Buffer, mtu: int, gso_size: int = 0) -> Send | Reply | Drop:
-    """Decide on a packet read from the TUN device; `mtu` in bytes.
+def outbound(table: Table, packet: Buffer, mtu: int, size: int = 0) -> Send | Reply | Drop:
+    """Decide on a packet read from the TUN device; `mtu`, the device's, in bytes.
 
-    `gso_size` is that of its virtio header, 0 for an ordinary packet: a super-packet is as large as its segments. An
-    IPv4 packet that is too large and may be fragmented is dropped: the kernel has done that by the device's MTU.
+    `size` is 0 for an ordinary packet, and for a super-packet the bytes of the largest that it stands for. An IPv4
+    packet that is larger than the MTU and may be fragmented is dropped: the kernel has done that by the device's MTU.
+    What is too large for the path alone, and gets no answer, is sent: the kernel and IPv4's routers fragment it.
     """
     reason = _malformed(packet)
     if reason is not None:
@@ -164,13 +173,15 @@ def outbound(table: Table, packet: Buffer, mtu: int, gso_size: int = 0) -> Send 
     if remote is None:
         if _stays_on_link(packet, v4):
             return Drop(Refused.MULTICAST)
-        return _reply(icmp.Error.NO_ROUTE, Refused.NO_ROUTE, packet, 0)
-    # At least a UDP header goes before the payload of a segment.
-    if (gso_size + (28 if v4 else 48) if gso_size else len(packet)) > mtu:
-        if v4 and not packet[6] & _DF:
-            return Drop(Refused.TOO_BIG)
-        return _reply(icmp.Error.TOO_BIG, Refused.TOO_BIG, packet, mtu)
-    return Send(remote)
+        answer = icmp.error(icmp.Error.NO_ROUTE, packet)
+        return Drop(Refused.NO_ROUTE) if answer is None else Reply(answer, Refused.NO_ROUTE)
+    size = size or len(packet)
+    if size <= min(mtu, remote.mtu):
+        return Send(remote)
+    answer = None if v4 and not packet[6] & _DF else icmp.error(icmp.Error.TOO_BIG, packet, min(mtu, remote.mtu))
+    if answer is not None:
+        return Reply(answer, Refused.TOO_BIG)
+    return Drop(Refused.TOO_BIG) if size > mtu else Send(remote)
 
 
 def inbound(table: Table, source: bytes, packet: Buffer, own: Own) -> Deliver | Drop:
@@ -223,11 +234,6 @@ def _stays_on_link(packet: Buffer, v4: bool) -> bool:
     if v4:
         return packet[16] >= 224 or (packet[16] == 169 and packet[17] == 254)
     return packet[24] == 0xFF or (packet[24] == 0xFE and packet[25] & 0xC0 == 0x80)
-
-
-def _reply(kind: icmp.Error, reason: Refused, packet: Buffer, mtu: int) -> Reply | Drop:
-    reply = icmp.error(kind, packet, mtu)
-    return Drop(reason) if reply is None else Reply(reply, reason)
 
 
 def _inside(address: Buffer, base: bytes, length: int) -> bool:

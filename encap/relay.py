@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import suppress
 
 from flanneld_py.encap.batch import Batch
 from flanneld_py.encap.directory import Directory, Endpoint, Hop
@@ -24,7 +25,7 @@ from flanneld_py.encap.merge import coalesce
 from flanneld_py.encap.offload import segment
 from flanneld_py.encap.tun import Tun
 from flanneld_py.encap.uncut import cut, uncut
-from flanneld_py.encap.virtio import PLAIN, VNET_HEADER, pieces, segments
+from flanneld_py.encap.virtio import PLAIN, VNET_HEADER, largest, pieces, segments
 from flanneld_py.encap.wire import RECEIVE_SIZE, Wire
 
 SHARE = 1 << 18
@@ -38,10 +39,6 @@ While the expectation is wrong, twice as many are taken in each turn: what comes
 
 MOST = 64
 """Packets that are read, and receipts that are taken, in one turn; as many datagrams fit one send."""
-
-UDP6_HEADERS = 48
-"""Bytes; whatever is cut, its segments have headers of this order: if one may not fit, the long way decides exactly."""
-
 
 Lane = tuple[
     int,
@@ -64,13 +61,19 @@ class DeviceGone(Exception):
 
 
 class Relay:
-    """Carry packets among the peers of a directory. `may_answer` is asked before each ICMP error."""
+    """Carry packets among the peers of a directory.
 
-    def __init__(self, directory: Directory, tun: Tun, wire: Wire, may_answer: Callable[[], bool]) -> None:
+    `may_answer` is asked before each ICMP error; `now` tells seconds that only go forward.
+    """
+
+    def __init__(
+        self, directory: Directory, tun: Tun, wire: Wire, may_answer: Callable[[], bool], now: Callable[[], float]
+    ) -> None:
         self.tun = tun
         self.wire = wire
         self._directory = directory
         self._may_answer = may_answer
+        self._now = now
         self._from_tun = memoryview(bytearray(SHARE))
         self._from_wire = memoryview(bytearray(SHARE + 2 * RECEIVE_SIZE))
         self._batch = Batch(wire, self._lost)
@@ -93,18 +96,26 @@ class Relay:
         known, mtu = self._directory.table.known, self._directory.mtu
         for start, stop, each, gso_size, destination in trains:
             train = self._from_tun[start:stop]
-            hop = known.get(destination)
-            if hop is None or (gso_size + UDP6_HEADERS if gso_size else each - VNET_HEADER) > mtu:
+            hop, size = known.get(destination), largest(train) if gso_size else each - VNET_HEADER
+            if hop is None or size > mtu or size > hop.mtu:
                 for at in range(0, stop - start, each):
-                    self._decide(train[at : at + each], gso_size)
+                    self._decide(train[at : at + each], size)
             else:
                 self._send(train, each, hop, alone=len(trains) == 1)
         self._batch.flush()
+        while self.wire.narrow:
+            self._learn(self.wire.narrow.pop())
 
-    def _decide(self, packet: memoryview, gso_size: int) -> None:
+    def _learn(self, to: Endpoint) -> None:
+        """Ask how large packets on the way to a peer may be: a batch to it was too large."""
+        with suppress(OSError):  # No way at the moment: nothing to be learned.
+            self._directory.narrow(to[0], self.wire.path_mtu(to), self._now())
+
+    def _decide(self, packet: memoryview, size: int) -> None:
         """Do with one packet, virtio header in front, what forward.py says: whatever is not the common case."""
         directory = self._directory
-        match outbound(directory.table, packet[VNET_HEADER:], directory.mtu, gso_size):
+        directory.widen(self._now())
+        match outbound(directory.table, packet[VNET_HEADER:], directory.mtu, size):
             case Send(hop):
                 self._send(packet, len(packet), hop)
             case Reply(reply, reason):

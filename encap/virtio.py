@@ -41,6 +41,18 @@ def segments(header: bytes, length: int) -> int:
     return pieces(length - network, size) if gso_type else 1
 
 
+def largest(train: bytes | bytearray | memoryview) -> int:
+    """Return the bytes of the largest packet that a super-packet stands for, its virtio header in front."""
+    size: int
+    start: int
+    _, gso_type, _, size, start, _ = VNET.unpack_from(train)
+    length = len(train) - VNET_HEADER
+    header = start + 8
+    if gso_type != GSO_UDP_L4 and start + 12 < length:
+        header = start + (train[VNET_HEADER + start + 12] >> 4 << 2)
+    return min(header + size, length)
+
+
 def pieces(total: int, size: int) -> int:
     """Return how many pieces of `size` bytes make `total` bytes, the last of them shorter; nothing is one."""
     return -(-total // size) if total and size else 1

@@ -6,10 +6,12 @@ Not what is in the datagrams (frame.py), nor whose they are (forward.py).
   number: a kernel VTEP takes another port for each flow, and we another for each lane, so a flow stays on one lane.
 
 - Out: one buffer of up to 64 segments and a UDP_SEGMENT control message. A device without checksum offload answers EIO,
-  a segment above the interface's MTU EINVAL: then datagram by datagram.
+  a segment that the path does not carry whole EINVAL or EMSGSIZE: then datagram by datagram.
 - In: UDP_GRO coalesces datagrams of one sender; a control message tells the size of each.
-- DF stays clear on the outer packet and path MTUs from ICMP are not believed (IP_PMTUDISC_OMIT): as the kernel's VXLAN
-  does it, a hop with a smaller MTU fragments and does not silently drop; and nobody shrinks our tunnel by forged ICMP.
+- Over IPv4 DF stays clear and path MTUs from ICMP are not believed (IP_PMTUDISC_OMIT): a hop with a smaller MTU
+  fragments, as it does with the kernel's VXLAN, and nobody shrinks our tunnel by forged ICMP. IPv6's routers never
+  fragment, so there they are believed (IPV6_PMTUDISC_DONT): the kernel keeps them, 1280 bytes at the least, and
+  fragments here. `narrow` tells where that happens to batches, so that senders can be told (directory.py).
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 UDP_SEGMENT = 103
 UDP_GRO = 104
 IP_MTU_DISCOVER, IP_PMTUDISC_OMIT = 10, 5
-IPV6_MTU_DISCOVER, IPV6_PMTUDISC_OMIT = 23, 5
+IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT = 23, 0
+IP_MTU, IPV6_MTU = 14, 24
 
 MAX_SEGMENTS = 64
 MAX_PAYLOAD = 65507
@@ -47,6 +50,9 @@ SOURCE_PORT = {4: 20, 6: 40}
 INT = struct.Struct("i")
 SHORT = struct.Struct("H")
 
+
+REFUSED_SENDS = 1000
+"""After so many sends datagram by datagram, for a device that takes no batch, it is asked again: it may be another."""
 
 TRIES = 64
 """Ports that are asked for, for each lane: the kernel offers them at random."""
@@ -124,7 +130,8 @@ def _senders(local: IPv4Address | IPv6Address, count: int, opened: ExitStack) ->
 class Wire:
     """One lane's end at the underlay: a socket to receive and one to send, which may be the same; non-blocking.
 
-    `segmentation` tells whether batches are sent in one call, `coalescing` whether they are received so.
+    `segmentation` tells whether batches are sent in one call, `coalescing` whether they are received so, `narrow` to
+    whom a batch could not be: whoever looks empties it.
     """
 
     def __init__(self, receiver: socket.socket, sender: socket.socket) -> None:
@@ -138,6 +145,8 @@ class Wire:
         # Linux before 4.18 cannot segment, before 5.0 not coalesce: datagram by datagram then.
         self.segmentation = _try(sender, UDP_SEGMENT, 0)
         self.coalescing = _try(receiver, UDP_GRO, 1)
+        self.narrow: set[Endpoint] = set()
+        self._refused = 0
 
     @property
     def receive_buffer(self) -> int:
@@ -176,21 +185,38 @@ class Wire:
         """Send one datagram. Raises OSError: then it is lost."""
         self._sender.sendto(datagram, to)
 
+    def path_mtu(self, to: Endpoint) -> int:
+        """Return the largest packet, in bytes with its IP header, that the kernel knows the way to take whole.
+
+        Raises OSError if there is no way.
+        """
+        with socket.socket(self._sender.family, socket.SOCK_DGRAM) as asked:
+            asked.bind((self._sender.getsockname()[0], 0))
+            asked.connect(to)
+            if asked.family == socket.AF_INET:
+                return asked.getsockopt(socket.IPPROTO_IP, IP_MTU)
+            return asked.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU)
+
     def send(self, parts: Sequence[bytes | memoryview], size: int, to: Endpoint) -> None:
         """Send up to a capacity of datagrams of `size` bytes, back to back in `parts`; the last may be shorter.
 
         Raises OSError, BlockingIOError among them: what was not sent by then is lost.
         """
-        if self.segmentation:
+        if self.segmentation or self._refused >= REFUSED_SENDS:
             control = ((socket.IPPROTO_UDP, UDP_SEGMENT, SHORT.pack(size)),)
             try:
                 self._sender.sendmsg(parts, control, 0, to)
+                self.segmentation = True
                 return
             except OSError as error:
                 if error.errno not in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
                     raise
                 # EIO is a property of the egress device; the others come from this peer's path being too narrow.
                 self.segmentation = error.errno != errno.EIO
+                self._refused = 0
+                if self.segmentation:
+                    self.narrow.add(to)
+        self._refused += not self.segmentation
         whole = b"".join(parts)
         for start in range(0, len(whole), size):
             self._sender.sendto(whole[start : start + size], to)
@@ -205,7 +231,7 @@ def _configure(end: socket.socket) -> None:
     if end.family == socket.AF_INET:
         end.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_OMIT)
     else:
-        end.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_OMIT)
+        end.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT)
 
 
 def _try(end: socket.socket, kind: int, value: int) -> bool:

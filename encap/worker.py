@@ -54,7 +54,7 @@ class Worker:
         self._now = now
         self._answers = Bucket(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE).share(wanted.workers)
         self._directory = Directory(wanted)
-        self._relays = [Relay(self._directory, tun, wire, self._may_answer) for tun, wire in lanes]
+        self._relays = [Relay(self._directory, tun, wire, self._may_answer, now) for tun, wire in lanes]
         self._lanes = tuple(relay.lane for relay in self._relays)
 
     def watched(self) -> Watched:

@@ -20,7 +20,7 @@ from flanneld_py.encap.frame import vxlan_header
 from flanneld_py.encap.relay import Lane, Relay
 from flanneld_py.encap.tun import Tun
 from flanneld_py.encap.turns import Turns
-from flanneld_py.encap.virtio import GSO_TCPV4, GSO_UDP_L4, NEEDS_CSUM, PLAIN, VNET
+from flanneld_py.encap.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, PLAIN, VNET
 from flanneld_py.encap.wire import UDP_SEGMENT, open_wires
 from tests.packets import TCP, UDP, Segment, cut, encode
 
@@ -71,7 +71,7 @@ class DeviceEnd(Tun):
 class World:
     """One lane with its device's and its peers' other ends."""
 
-    def __init__(self, mode: orders.Mode, undo: ExitStack, *, express: bool, udp: bool = False) -> None:
+    def __init__(self, mode: orders.Mode, undo: ExitStack, *, express: bool, udp: bool = False, mtu: int = 400) -> None:
         ours, self.device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undo.enter_context(ours)
         undo.enter_context(self.device)
@@ -91,12 +91,12 @@ class World:
         self.to = (LOCAL, port)
         own = tuple(ip_network(text) for text in ("10.2.0.2/31", "fd02::2/127"))
         address = bytes((127, 0, 0, 1))
-        wanted = orders.Configure(mode, "pair", address, port, 400, own, 1, OWN_MAC)
+        wanted = orders.Configure(mode, "pair", address, port, mtu, own, 1, OWN_MAC)
         self.directory = Directory(wanted)
         subnets = [ip_network(text) for text in ("10.1.0.0/24", "10.2.0.8/29", "fd01::/64", "fd02::8/125")]
         self._put(REMOTE, subnets)
         self._put(UNREACHABLE, [ip_network("10.2.0.16/28")])
-        relay = Relay(self.directory, DeviceEnd(ours, udp=udp), wire, lambda: True)
+        self.relay = relay = Relay(self.directory, DeviceEnd(ours, udp=udp), wire, lambda: True, lambda: 0.0)
         self._turns = Turns()
         undo.callback(self._turns.close)
         self._ends = (ours, wire)
@@ -210,6 +210,35 @@ def test_what_comes_alone_and_is_known_does_not_take_the_long_way(mode: orders.M
             (written,), (sent,) = world.left()
             assert (written[len(PLAIN) :], sent[-len(out) :]) == (into, out)
         assert world.counted() == ({}, (2, 2 * len(out), 2, 2 * len(into)))
+
+
+@pytest.mark.parametrize("path", [1400, 1430])
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_what_just_fits_device_and_path_goes_the_express_way_and_a_byte_more_is_answered(
+    protocol: int, version: int, path: int
+) -> None:
+    """Without options, with the longest, and UDP: a segment counts with its own headers."""
+    with ExitStack() as undo:
+        for express in (False, True):
+            world = World(orders.Mode.RAW, undo, express=express, mtu=1380)
+            world.directory.narrow(REMOTE, path, 0.0)
+            most = min(1380, path - 28)
+            for options in (b"",) if protocol == UDP else (b"", bytes(12), bytes(40)):
+                world.long_way.clear()
+                for more in (0, 0, 1):
+                    packet = Segment(bytes(4000), version, protocol, destination=8, options=options)
+                    size = most - packet.header + more
+                    kind = GSO_UDP_L4 if protocol == UDP else GSO_TCPV4 if version == 4 else GSO_TCPV6
+                    field = 6 if protocol == UDP else 16
+                    vnet = VNET.pack(NEEDS_CSUM, kind, packet.header, size, packet.network, field)
+                    world.send("out", vnet, packet, (0, 0))
+                    world.work_off()
+                    answers, sent = world.left()
+                    assert (len(answers), len(sent)) == ((1, 0) if more else (0, -(-4000 // size)))
+                if express:
+                    assert world.long_way == ["out", "out"][options != b"" and protocol == TCP :], "new, too large"
+            assert world.counted()[0].keys() == {"out-too-big"}
 
 
 @pytest.mark.parametrize("udp", [True, False])

@@ -214,15 +214,18 @@ def test_bursts_of_little_datagrams_arrive(lab: Lab, userspace: Callable[..., Us
         assert arrived(lab, code, 10, 300) == 3000
 
 
-def test_an_underlay_narrower_than_assumed_fragments_and_does_not_drop(
+def test_an_underlay_narrower_than_assumed_fragments_and_tells_who_sends_much(
     lab: Lab, userspace: Callable[..., Userspace]
 ) -> None:
-    userspace(1), userspace(2)
+    one, _two = userspace(1), userspace(2)
     a, b = lab.containers
     for host in lab.hosts:
         host.namespace.ip("link set eth0 mtu 1300")
-    assert ping(a, b, payload=1450 - ICMP_AND_IP).loss == 0
     transfer(a, b, 4 << 20)
+    assert ping(a, b, payload=1450 - ICMP_AND_IP, fragment=True).loss == 0
+    # 1250 would fit; but no lower than 1280, whoever says so.
+    assert "mtu 1280" in a.namespace.run(["ip", "route", "get", str(b.address)]).stdout
+    assert one.count("out-too-big") > 0
 
 
 def test_without_checksum_offload_of_the_underlay_everything_arrives(

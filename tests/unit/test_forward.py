@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -51,8 +52,27 @@ def test_a_packet_for_a_peer_is_sent_to_it(packet: bytes, remote: Remote) -> Non
 
 
 def test_a_super_packet_is_as_large_as_its_segments() -> None:
-    assert outbound(table(), LARGE, MTU, 1398) == Send(R4)
-    assert isinstance(outbound(table(), LARGE, MTU, 1440), Reply)
+    assert outbound(table(), LARGE, MTU, MTU) == Send(R4)
+    assert isinstance(outbound(table(), LARGE, MTU, MTU + 1), Reply)
+
+
+@pytest.mark.parametrize(("remote", "version"), [(R4, 4), (R6, 6)])
+def test_the_path_to_a_peer_may_be_narrower_than_the_device(remote: Remote, version: int) -> None:
+    narrow, path = Table(), replace(remote, mtu=1300)
+    narrow.set("peer", path)
+    small, large = (encode(Segment(bytes(length), version)) for length in (1200, 1300))
+    assert outbound(narrow, small, MTU) == Send(path)
+    for decision in (outbound(narrow, large, MTU), outbound(narrow, small, MTU, 1301)):
+        assert isinstance(decision, Reply)
+        assert decision.reason is Refused.TOO_BIG
+        at = 26 if version == 4 else 46
+        assert int.from_bytes(decision.packet[at : at + 2], "big") == 1300
+    if version == 4:
+        assert outbound(narrow, encode(Segment(bytes(1300), fragment=0)), MTU) == Send(path), "it may be fragmented"
+    error = patched(large, 9 if version == 4 else 6, bytes((1 if version == 4 else 58,)))
+    error = patched(error, 20 if version == 4 else 40, bytes((3 if version == 4 else 1,)))
+    assert outbound(narrow, error, MTU) == Send(path), "what may not be answered is not lost"
+    assert outbound(narrow, error, 1310) == Drop(Refused.TOO_BIG), "but to the device's MTU all have to keep"
 
 
 @pytest.mark.parametrize(

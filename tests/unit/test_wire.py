@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flanneld_py.encap.wire import WireError, open_wires
+from flanneld_py.encap.wire import REFUSED_SENDS, Wire, WireError, open_wires
 
 LOCAL = IPv4Address("127.0.0.1")
 LANES = 64
@@ -58,3 +60,63 @@ def test_no_descriptors_left_is_a_reason_for_the_operator_and_leaves_nothing_ope
     with descriptors_left(LANES), pytest.raises(WireError, match="Too many open files"):
         open_wires(LOCAL, free_port(), LANES, spread=True)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+class Refusing(socket.socket):
+    """A socket whose device or path takes no batch while `refusal` is set."""
+
+    refusal = 0
+
+    def sendmsg(self, *arguments: Any) -> int:
+        if self.refusal:
+            raise OSError(self.refusal, "refused")
+        return super().sendmsg(*arguments)
+
+
+@pytest.fixture
+def refusing() -> Iterator[tuple[Wire, Refusing, socket.socket]]:
+    """A wire, its socket, and who gets what is sent."""
+    with Refusing(socket.AF_INET, socket.SOCK_DGRAM) as end, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        for one in (end, peer):
+            one.bind((str(LOCAL), 0))
+            one.setblocking(False)
+        yield Wire(end, end), end, peer
+
+
+@pytest.mark.parametrize("refusal", [errno.EINVAL, errno.EMSGSIZE])
+def test_a_path_that_takes_no_batch_gets_each_datagram_and_is_told(
+    refusing: tuple[Wire, Refusing, socket.socket], refusal: int
+) -> None:
+    wire, end, peer = refusing
+    end.refusal = refusal
+    wire.send([b"one", b"two", b"3"], 3, peer.getsockname())
+    assert [peer.recv(9) for _ in range(3)] == [b"one", b"two", b"3"]
+    assert (wire.segmentation, wire.narrow) == (True, {peer.getsockname()})
+    assert wire.path_mtu(peer.getsockname()) == 65535, "of the loopback interface, as IPv4 has it"
+
+
+def test_a_device_that_takes_no_batch_is_asked_again_now_and_then(
+    refusing: tuple[Wire, Refusing, socket.socket],
+) -> None:
+    wire, end, peer = refusing
+    end.refusal = errno.EIO
+    wire.send([b"one"], 3, peer.getsockname())
+    assert not wire.segmentation
+    for _ in range(2 * REFUSED_SENDS):
+        wire.send([b"one"], 3, peer.getsockname())
+    assert not wire.segmentation
+    assert not wire.narrow
+    end.refusal = 0
+    for _ in range(REFUSED_SENDS + 1):
+        wire.send([b"one"], 3, peer.getsockname())
+    assert wire.segmentation
+
+
+def test_over_ipv6_path_mtus_are_believed_as_no_router_fragments() -> None:
+    (wire,) = open_wires(IPv6Address("::1"), free_port(), 1, spread=True)
+    try:
+        for fd in (wire.fileno(), wire.sender_fileno()):
+            with socket.socket(fileno=os.dup(fd)) as end:
+                assert end.getsockopt(socket.IPPROTO_IPV6, 23) == 0, "IPV6_MTU_DISCOVER is IPV6_PMTUDISC_DONT"
+    finally:
+        wire.close()
