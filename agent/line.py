@@ -11,13 +11,22 @@ import signal
 import socket
 import struct
 import sys
-from contextlib import closing, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 from flanneld_py.encap import feed, orders
 
 PATIENCE = 10.0
 """Seconds within which a living process answers: it serves its control socket in every turn of its loop."""
+
+START_PATIENCE = 30.0
+"""Seconds within which a process starts and listens, on a slow machine as well."""
+
+SO_SNDBUFFORCE = 32
+BUFFER = 1 << 20
+"""Bytes: a table of ten thousand peers fits, so that feeding it takes few turns of the agent's loop. Of SEQPACKET
+sockets it is the sender's buffer that counts."""
 
 
 class DatapathError(Exception):
@@ -35,7 +44,13 @@ async def start_process(control: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
     )
-    said, _ = await process.communicate()
+    try:
+        async with asyncio.timeout(START_PATIENCE):
+            said, _ = await process.communicate()
+    except TimeoutError as error:
+        process.kill()
+        await process.wait()
+        raise DatapathError(f"the data-plane process does not start within {START_PATIENCE:g} s") from error
     if process.returncode != 0:
         reason = said.decode(errors="replace").strip() or f"exit code {process.returncode}"
         raise DatapathError(f"the data-plane process does not start: {reason}")
@@ -50,18 +65,18 @@ async def stop_process(control: Path) -> bool:
         line = await connect(control)
     except (FileNotFoundError, ConnectionRefusedError):
         return False
-    with closing(line):
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await line.send(feed.encode(orders.Stop()))
-                while True:
-                    await line.receive()
-        except Lost:
-            return True
-        except TimeoutError as error:
-            raise DatapathError(
-                f"the data-plane process {line.pid} at {control} does not end: see its state in /proc/{line.pid}/stack"
-            ) from error
+    with closing(line), suppress(Lost):
+        await line.send(feed.encode(orders.Stop()))
+        for _ in range(2):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    while True:
+                        await line.receive()
+            line.kill()  # It hangs.
+        raise DatapathError(
+            f"the data-plane process {line.pid} at {control} does not end: see its state in /proc/{line.pid}/stack"
+        )
+    return True
 
 
 def clear_away(control: Path) -> list[Path]:
@@ -73,19 +88,31 @@ def clear_away(control: Path) -> list[Path]:
 
 
 class Line:
-    """A connection to the process."""
+    """A connection to the process, which has `patience` seconds to do what it is asked."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, patience: float = PATIENCE) -> None:
         self._socket = connection
+        self._patience = patience
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         self.pid: int = struct.unpack("3i", credentials)[0]
 
     async def send(self, data: bytes) -> None:
         """Send one message. Raises Lost."""
         try:
-            await asyncio.get_running_loop().sock_sendall(self._socket, data)
+            async with self.in_time():
+                await asyncio.get_running_loop().sock_sendall(self._socket, data)
         except OSError as error:
             raise Lost(f"sending failed: {error.strerror}") from error
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Wait for no more than `patience` seconds inside: then the process is ended. Raises Lost."""
+        try:
+            async with asyncio.timeout(self._patience):
+                yield
+        except TimeoutError as error:
+            self.kill()
+            raise Lost(f"process {self.pid} gave no answer within {self._patience:g} s and was killed") from error
 
     async def receive(self) -> orders.Message:
         """Receive one message. Raises Lost at the end, or if it is none."""
@@ -111,13 +138,16 @@ class Line:
         self._socket.close()
 
 
-async def connect(control: Path) -> Line:
+async def connect(control: Path, patience: float = PATIENCE) -> Line:
     """Connect to the process that listens there. Raises OSError."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         connection.setblocking(False)
+        for size in (socket.SO_SNDBUF, SO_SNDBUFFORCE):
+            with suppress(PermissionError):  # The second takes CAP_NET_ADMIN, and goes beyond the system's limit.
+                connection.setsockopt(socket.SOL_SOCKET, size, BUFFER)
         await asyncio.get_running_loop().sock_connect(connection, str(control))
-        return Line(connection)
+        return Line(connection, patience)
     except BaseException:
         connection.close()
         raise

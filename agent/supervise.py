@@ -2,7 +2,7 @@
 
     run:   connect to the living process, else start one  -> Configure -> the whole table -> changes as they come
              ^                                                                                    |
-             +---- backoff ---- the socket ends: it died, at once; no answer in time: killed -----+
+             +---- backoff ---- the socket ends: it died, at once; hangs: killed in time ---------+
 
 The process outlives the agent. A new agent finds it, sends the whole table, and no packet is lost: what is in both
 tables is not touched. What a process cannot change while it runs (encap/feed.py) takes a new process.
@@ -23,6 +23,7 @@ from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.line import PATIENCE, DatapathError, Line, Lost, connect
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.offloads import Offloads
+from flanneld_py.agent.postponed import Undone
 from flanneld_py.agent.roster import Roster
 from flanneld_py.encap import feed, orders
 
@@ -68,6 +69,7 @@ class Supervisor:
         self._patience = patience
         self._probe_every = probe_every
         self._backoff = Backoff(0.05, 5.0, rng)
+        self._undone = Undone()
         self._roster = Roster()
         self._refill = False
         self._reconfigure = False
@@ -100,7 +102,7 @@ class Supervisor:
         self._wake.set()
 
     async def report(self) -> Report | None:
-        """Ask the process how it is and what its peers sent and got; None if it is not served.
+        """Ask the process how it is and what its peers sent and got; None if it is not served, or does not say.
 
         It is `run` that asks, so whoever waits here may go away: answers stay in step with questions.
         """
@@ -109,13 +111,18 @@ class Supervisor:
         inquiry: asyncio.Future[Report | None] = asyncio.get_running_loop().create_future()
         self._inquiries.append(inquiry)
         self._wake.set()
-        return await inquiry
+        try:
+            async with asyncio.timeout(self._patience):
+                return await inquiry
+        except TimeoutError:
+            return None
 
     async def run(self) -> Never:
         """Keep it running for ever."""
+        line: Line | None = None
         while True:
             try:
-                line = await self._reach()
+                line = line or await self._reach()
             except (OSError, DatapathError) as error:
                 await self._wait(f"{error}")
                 continue
@@ -128,9 +135,23 @@ class Supervisor:
                         tasks.create_task(self._serve(line, answers))
                 except* (Lost, DatapathError) as ended:
                     reason = "; ".join(str(error) for error in ended.exceptions)
+            served = self.fed.is_set()
             self.fed.clear()
             self._answer(None)
-            await self._wait(reason)
+            line = await self._again() if served else None
+            if line is None:
+                await self._wait(reason)
+
+    async def _again(self) -> Line | None:
+        """Connect at once to a process that lives on without its device, unless that is deleted all the time."""
+        if self._undone.again(self._clock.now()):
+            return None
+        try:
+            line = await connect(self._control, self._patience)
+        except OSError:
+            return None
+        log.info("the data plane has lost its device, which is made again", **facts(device=self._wanted.device))
+        return line
 
     async def _wait(self, reason: str) -> None:
         if reason != self.trouble:
@@ -143,10 +164,10 @@ class Supervisor:
     async def _reach(self) -> Line:
         """Connect to the process, a new one if there is none. Raises OSError, DatapathError."""
         try:
-            line = await connect(self._control)
+            line = await connect(self._control, self._patience)
         except (FileNotFoundError, ConnectionRefusedError):
             await self._start(self._control)
-            line = await connect(self._control)
+            line = await connect(self._control, self._patience)
             log.info("data-plane process started", **facts(device=self._wanted.device, pid=line.pid))
             return line
         if not self.trouble:  # Else it is one that refuses, met at every try.
@@ -233,13 +254,9 @@ class Supervisor:
 
     async def _ask(self, line: Line, answers: asyncio.Queue[orders.Message], request: orders.Request) -> orders.Message:
         """Send a request and return its answer. Raises Lost; a process that is silent is ended first."""
-        try:
-            async with asyncio.timeout(self._patience):
-                await line.send(feed.encode(request))
-                return await answers.get()
-        except TimeoutError as error:
-            line.kill()
-            raise Lost(f"process {line.pid} gave no answer within {self._patience:g} s and was killed") from error
+        async with line.in_time():
+            await line.send(feed.encode(request))
+            return await answers.get()
 
 
 async def _listen(line: Line, answers: asyncio.Queue[orders.Message]) -> Never:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from flanneld_py.encap import feed, orders
-from flanneld_py.encap.tun import TunError
+from flanneld_py.encap.tun import TunError, TunTaken
 from flanneld_py.encap.wire import WireError
 
 
@@ -51,7 +51,8 @@ class Carrier(Protocol):
 class Clerk:
     """Obey. `make` makes the carrier that a configuration asks for, and raises TunError or WireError.
 
-    `stopped` is set once Stop was ordered.
+    `stopped` is set once Stop was ordered, or the device was found to be another process's: that one is to be sought
+    at this control socket.
     """
 
     def __init__(self, make: Callable[[orders.Configure], Carrier]) -> None:
@@ -135,6 +136,7 @@ class Clerk:
             try:
                 self._carrier = self._make(wanted)
             except (TunError, WireError) as error:
+                self.stopped = isinstance(error, TunTaken)
                 return orders.Refused(str(error))
         self._wanted = wanted
         return orders.Done(len(self._carrier))

@@ -4,7 +4,7 @@
                                      Clerk -> Crew                        Clerk -> Worker
 
 Device and sockets are opened once, and each member gets its lanes of them. Every member has the whole table. A member
-that dies ends the crew, and with it the process: the agent starts all of it anew, which is what one death deserves.
+that dies ends the crew, and the agent has it made anew, which is what one death deserves. The maker's death ends all.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -28,6 +29,8 @@ from flanneld_py.encap.worker import Lane, Watched, Worker
 PATIENCE = 5.0
 """Seconds within which a member answers; the agent's own patience is longer."""
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
 Answer = TypeVar("Answer", bound=orders.Answer)
 
 
@@ -42,11 +45,12 @@ class Crew:
         self._keys: dict[str, None] = {}
         self._members: list[socket.socket] = []
         self._pids: list[int] = []
+        maker = os.getpid()
         for number in range(members):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             pid = os.fork()
             if pid == 0:
-                _live(theirs, wanted, lanes[number::members], now)
+                _live(theirs, wanted, lanes[number::members], now, maker)
             self._pids.append(pid)
             theirs.close()
             ours.settimeout(PATIENCE)
@@ -147,9 +151,35 @@ class Crew:
 
 
 def _live(
-    orders_from: socket.socket, wanted: orders.Configure, lanes: Sequence[Lane], now: Callable[[], float]
+    orders_from: socket.socket, wanted: orders.Configure, lanes: Sequence[Lane], now: Callable[[], float], maker: int
 ) -> Never:
-    """Be a member until the maker of the crew ends."""
+    """Be a member until the maker of the crew ends. Whatever happens ends this process: its stack is the maker's."""
+    code = 1
+    try:
+        _die_with(maker)
+        _work(orders_from, wanted, lanes, now)
+        code = 0
+    except DeviceGone:
+        pass
+    except BaseException:  # noqa: BLE001
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _die_with(maker: int) -> None:
+    """Have the kernel end us when the maker ends, also if we hang: else device and port would stay ours."""
+    import ctypes  # 1 MB, and only members need it.
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != maker:
+        os._exit(1)
+
+
+def _work(
+    orders_from: socket.socket, wanted: orders.Configure, lanes: Sequence[Lane], now: Callable[[], float]
+) -> None:
+    """Move packets and take orders. Raises DeviceGone."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -174,8 +204,4 @@ def _live(
         turns.wait_by(worker.express)
     for fd, serve in watched.items():
         turns.watch(fd, serve)
-    try:
-        turns.run()
-    except DeviceGone:
-        os._exit(1)
-    os._exit(0)
+    turns.run()

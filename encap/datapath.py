@@ -4,11 +4,13 @@ It moves packets (worker.py) and takes orders (clerk.py). It sets no address, ro
 
 1. It listens on the control socket, says on stdout why if it cannot, and goes into the background: its own session,
    no child of the agent's, so that the agent's end is not its own.
-2. The first Configure opens the TUN device and the UDP sockets; with several workers it makes a crew (crew.py).
+2. A Configure opens the TUN device and the UDP sockets; with several workers it makes a crew (crew.py).
 3. One loop waits for TUN, wire, control and signals. In a turn each gets a bounded share, so none waits for another's
    rush, and nothing in it blocks: what cannot be written now is a counted drop.
-4. It ends on Stop, on SIGTERM, or when the device is deleted under it. An agent that goes away changes nothing;
-   the next one connects, and replaces an older connection.
+4. It ends on Stop and on SIGTERM. An agent that goes away changes nothing; the next one connects, and replaces an older
+   connection. When the device is deleted under it, or a worker dies, the agent's connection ends, and the agent comes
+   back and configures it again, which is quicker than to start another. Without an agent it ends.
+5. Now and then it looks whether it can be found, and makes its control socket again if somebody removed it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from flanneld_py.encap import orders
@@ -30,30 +33,66 @@ from flanneld_py.encap.relay import DeviceGone
 from flanneld_py.encap.turns import Turns
 from flanneld_py.encap.worker import LANES, Worker, open_lanes
 
+LOOK_EVERY = 1.0
+"""Seconds between looks at the control socket's file."""
+
+UNUSED = 30.0
+"""Seconds without device and sockets after which it ends: an agent comes back within 5."""
+
 
 class Datapath:
-    """The process's parts put together. `interrupts` becomes readable when a signal asks for the end."""
+    """The process's parts put together. From `interrupts` the numbers of signals are read."""
 
     def __init__(self, doorway: Doorway, interrupts: socket.socket, now: Callable[[], float]) -> None:
         self._doorway = doorway
+        self._interrupts = interrupts
         self._now = now
-        self._turns = Turns()
-        self._turns.watch(doorway.fileno(), self._admit)
-        self._turns.watch(interrupts.fileno(), self._turns.stop)
         self._agent: socket.socket | None = None
-        self._clerk = Clerk(self._make)
         self._carrier: Worker | Crew | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._turns = Turns()
+        self._turns.watch(self._doorway.fileno(), self._admit)
+        self._turns.watch(self._interrupts.fileno(), self._heed)
+        self._clerk = Clerk(self._make)
+        self._unused_since = self._now()
 
     def run(self) -> None:
-        """Move packets until told to end. Raises DeviceGone, MemberLost."""
-        self._turns.run()
+        """Move packets until told to end."""
+        while True:
+            try:
+                self._turns.run()
+                return
+            except (DeviceGone, MemberLost) as error:
+                sys.stderr.write(f"{error}\n")
+                if self._agent is None:  # Nobody would configure it again.
+                    return
+                self.close()
+                self._begin()
 
     def close(self) -> None:
         """Close everything, the control connection last: its end tells the agent that the device is gone."""
         if self._carrier is not None:
             self._carrier.close()
+            self._carrier = None
         self._dismiss()
         self._turns.close()
+
+    def _heed(self) -> None:
+        """Take in the signals: the timer's asks for a look, any other for the end."""
+        if set(self._interrupts.recv(64)) == {signal.SIGALRM}:
+            self._look()
+        else:
+            self._turns.stop()
+
+    def _look(self) -> None:
+        if self._carrier is None and self._now() - self._unused_since > UNUSED:
+            self._turns.stop()
+        if self._doorway.lost():
+            with suppress(DoorwayError):  # Another look comes.
+                self._doorway.come_back()
+                self._turns.watch(self._doorway.fileno(), self._admit)
 
     def _admit(self) -> None:
         connection = self._doorway.accept()
@@ -91,12 +130,13 @@ class Datapath:
 
 
 def serve(doorway: Doorway) -> None:
-    """Run the data plane at a control socket until told to end. Raises DeviceGone, MemberLost."""
+    """Run the data plane at a control socket until told to end."""
     interrupts, interrupted = socket.socketpair()
     interrupted.setblocking(False)
     signal.set_wakeup_fd(interrupted.fileno())
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, LOOK_EVERY, LOOK_EVERY)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     datapath = Datapath(doorway, interrupts, time.monotonic)  # noqa: TID251 -- no agent here, so none of its clocks
     try:
@@ -125,11 +165,7 @@ def _run(control: Path, report: Callable[[str], object]) -> int:
         report(str(error))
         return 1
     report("")
-    try:
-        serve(doorway)
-    except (DeviceGone, MemberLost) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    serve(doorway)
     return 0
 
 

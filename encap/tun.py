@@ -32,6 +32,7 @@ IFF_TUN = 0x0001
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
 IFF_MULTI_QUEUE = 0x0100
+IFF_TUN_EXCL = 0x8000
 F_CSUM, F_TSO4, F_TSO6, F_USO4, F_USO6 = 0x01, 0x02, 0x04, 0x20, 0x40
 
 LADDER = (
@@ -47,10 +48,14 @@ class TunError(Exception):
     """The device cannot be had; the text says why and what to do."""
 
 
-class Tun:
-    """A queue of a TUN device, non-blocking; the first makes the device. Raises TunError if it cannot be had."""
+class TunTaken(TunError):
+    """A device of that name is there already."""
 
-    def __init__(self, device: str) -> None:
+
+class Tun:
+    """A queue of a TUN device, non-blocking: the `first` makes the device. Raises TunError if it cannot be had."""
+
+    def __init__(self, device: str, *, first: bool) -> None:
         try:
             self._fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -59,7 +64,7 @@ class Tun:
                 "the kernel's tun module must be loaded (modprobe tun), and it takes root"
             ) from error
         try:
-            self._attach(device)
+            self._attach(device, IFF_TUN_EXCL if first else 0)
             self.offloads = self._enable_offloads()
         except BaseException:
             os.close(self._fd)
@@ -82,18 +87,18 @@ class Tun:
         """Write one virtio header and packet in parts. Raises OSError: EIO if the device is down, EINVAL if refused."""
         os.writev(self._fd, parts)
 
-    def _attach(self, device: str) -> None:
-        request = struct.pack("16sH22x", device.encode(), IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE)
+    def _attach(self, device: str, exclusive: int) -> None:
+        flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE | exclusive
         try:
-            fcntl.ioctl(self._fd, TUNSETIFF, request)
+            fcntl.ioctl(self._fd, TUNSETIFF, struct.pack("16sH22x", device.encode(), flags))
             fcntl.ioctl(self._fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER))
         except OSError as error:
-            reason = {
-                errno.EBUSY: "another process holds it: stop that one first",
-                errno.EINVAL: "a device of that name exists and is no TUN device of this form: "
-                f"remove it (ip link del {device})",
-            }.get(error.errno or 0, f"{error.strerror}")
-            raise TunError(f"cannot make the TUN device {device}: {reason}") from error
+            if error.errno == errno.EBUSY:  # Without IFF_TUN_EXCL we would share it with the process that has it.
+                raise TunTaken(
+                    f"device {device} exists and is no TUN device of ours: stop the process that holds it, "
+                    f"or remove it (ip link del {device})"
+                ) from error
+            raise TunError(f"cannot make the TUN device {device}: {error.strerror}") from error
 
     def _enable_offloads(self) -> tuple[str, ...]:
         for flags, names in LADDER:

@@ -36,8 +36,8 @@ def open_lanes(wanted: orders.Configure, count: int) -> list[Lane]:
     """Make the device and bind the sockets. Raises TunError, WireError."""
     tuns: list[Tun] = []
     try:
-        for _ in range(count):
-            tuns.append(Tun(wanted.device))
+        for number in range(count):
+            tuns.append(Tun(wanted.device, first=number == 0))
         spread = wanted.mode is orders.Mode.VXLAN
         wires = open_wires(ip_address(wanted.local), wanted.port, len(tuns), spread=spread)
     except BaseException:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from flanneld_py.encap import feed, orders
@@ -14,7 +15,7 @@ from flanneld_py.encap import feed, orders
 class FakeProcess:
     """See the module's docstring. `refusal` is its answer to a configuration.
 
-    `connections` counts the agents that came.
+    `connections` counts the agents that came. One that is `deaf` reads no more, as one that hangs.
     `tell` hears of the first configuration, and None at the end: the life of the device. `fewest` is how few peers it
     had after any order to remove one.
     """
@@ -37,6 +38,7 @@ class FakeProcess:
         self.peers: dict[str, orders.Peer] = {}
         self.fewest = sys.maxsize
         self.stopped = False
+        self.deaf = False
         self.segmentation = False
         self._tell = tell
 
@@ -48,12 +50,27 @@ class FakeProcess:
                 self.connections += 1
                 unnamed: set[str] = set()
                 while not self.stopped and (data := await loop.sock_recv(self._connection, feed.MAX_MESSAGE)):
+                    if self.deaf:
+                        await asyncio.Event().wait()
                     answer = self._answer(feed.decode(data), unnamed)
                     if answer is not None:
-                        await loop.sock_sendall(self._connection, feed.encode(answer))
+                        with suppress(BrokenPipeError):
+                            await loop.sock_sendall(self._connection, feed.encode(answer))
                 self._connection.close()
         finally:
             self.close()
+
+    def has_met(self, agents: int) -> bool:
+        """Whether so many agents have come."""
+        return self.connections == agents
+
+    def lose_device(self) -> None:
+        """Go on without it, as when somebody deletes it."""
+        assert self._connection is not None
+        self.configured = None
+        self._tell(None)
+        self.peers.clear()
+        self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._listener.close()

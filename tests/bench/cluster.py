@@ -71,12 +71,12 @@ class Cluster:
         """How many peers have a route now."""
         return self.routes.read() - self._before - OWN_ROUTES
 
-    def complete(self, peers: int) -> bool:
-        """Whether exactly so many routes, neighbours and forwarding entries are on the device, by `ip` and `bridge`."""
+    def complete(self, peers: int, *, neighbours: bool = True) -> bool:
+        """Whether exactly so many routes are on the device, by `ip` and `bridge`, and as many `neighbours`, or none."""
         routes = self._lines("ip", "-o", "-4", "route", "show", "dev", DEVICE)
-        neighbours = self._lines("ip", "-o", "-4", "neigh", "show", "dev", DEVICE, "nud", "permanent")
+        there = self._lines("ip", "-o", "-4", "neigh", "show", "dev", DEVICE, "nud", "permanent")
         forwarding = [line for line in self._lines("bridge", "fdb", "show", "dev", DEVICE) if " dst " in line]
-        return len(routes) == len(neighbours) == len(forwarding) == peers
+        return len(routes) == peers and len(there) == len(forwarding) == (peers if neighbours else 0)
 
     @contextmanager
     def deletion(self, tool: str) -> Iterator[Callable[[str], float]]:

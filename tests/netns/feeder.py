@@ -1,7 +1,7 @@
 """An agent reduced to its Supervisor, as a process that can be killed: `python -m tests.netns.feeder <json>`.
 
 It sets up the device as the agent would, feeds the peers given, and says on stdout `fed <pid of the process>` whenever
-a process has taken all of it.
+a process has taken all of it, also if it is the same one again, with another device.
 """
 
 from __future__ import annotations
@@ -39,12 +39,14 @@ async def main(arguments: dict[str, Any]) -> None:
     supervisor.update((str(end.subnet), peer(end)) for end in others)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(supervisor.run())
-        told: int | None = None
         while True:
-            await asyncio.sleep(0.01)
-            if supervisor.fed.is_set() and supervisor.status is not None and supervisor.status.pid != told:
-                told = supervisor.status.pid
-                print("fed", told, flush=True)
+            await supervisor.fed.wait()
+            while supervisor.status is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            print("fed", supervisor.status.pid, flush=True)
+            while supervisor.fed.is_set():  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            supervisor.status = None
 
 
 if __name__ == "__main__":

@@ -121,13 +121,31 @@ def test_the_number_of_workers_is_fixed_while_it_runs(crew: Userspace) -> None:
     assert crew.ask(replace(crew.configuration, subnets=())) == orders.Done(1)
 
 
-@pytest.mark.parametrize("victim", ["a member", "who made them"])
-def test_the_death_of_one_is_the_end_of_all(crew: Userspace, victim: str) -> None:
+def test_the_death_of_a_member_ends_all_and_they_are_made_anew(lab: Lab, crew: Userspace, other: Userspace) -> None:
     maker = crew.status().pid
-    member = next(pid for pid in datapath_pids(crew.host) if pid != maker)
-    os.kill(member if victim == "a member" else maker, signal.SIGKILL)
-    until(lambda: not datapath_pids(crew.host), "no process is left")
-    until(lambda: DEVICE not in links(crew), "the device is gone")
+    members = set(datapath_pids(crew.host)) - {maker}
+    os.kill(min(members), signal.SIGKILL)
+    assert crew.hear() is None, "the end of the connection says that the device is gone"
+    assert DEVICE not in links(crew)
+    assert datapath_pids(crew.host) == [maker]
+    crew.hang_up()
+    crew.set_up()
+    assert len(datapath_pids(crew.host)) == 3
+    assert ping(*lab.containers).loss == 0
+
+
+def test_members_end_with_who_made_them_even_if_they_hang(crew: Userspace) -> None:
+    """Left behind they would keep device and port, and no new process could have them."""
+    maker = crew.status().pid
+    members = set(datapath_pids(crew.host)) - {maker}
+    try:
+        os.kill(min(members), signal.SIGSTOP)
+        os.kill(maker, signal.SIGKILL)
+        until(lambda: not datapath_pids(crew.host), "no process is left")
+        until(lambda: DEVICE not in links(crew), "the device is gone")
+    finally:
+        for pid in members & set(datapath_pids(crew.host)):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_stop_ends_all_and_takes_the_device_away(crew: Userspace) -> None:

@@ -423,21 +423,40 @@ def test_a_second_process_at_the_same_socket_is_refused(userspace: Callable[...,
     assert one.status().configured
 
 
-def test_a_taken_port_or_device_is_said(lab: Lab, userspace: Callable[..., Userspace]) -> None:
-    one = Userspace(lab, 1)
-    with pytest.raises(AssertionError, match="exists and is no TUN device"):
-        _start_beside_the_kernels_device(one)
+def test_a_taken_device_is_said_and_left_to_who_has_it(lab: Lab, userspace: Callable[..., Userspace]) -> None:
+    """Whoever joined it would get a part of its packets."""
+    held = userspace(2)  # Host 1 has the kernel's own device.
+    for number, port in ((1, PORT), (2, PORT + 1)):
+        second = Userspace(lab, number)
+        second.control = second.control.with_name("second.sock")
+        command: list[str | Path] = [sys.executable, "-m", "flanneld_py.encap.datapath", "--control", second.control]
+        assert second.host.namespace.popen(command).wait(patient(10)) == 0
+        second.connect()
+        answer = second.ask(replace(second.configuration, port=port))
+        assert isinstance(answer, orders.Refused)
+        assert "exists and is no TUN device of ours" in answer.reason
+        assert second.hear() is None, "it is of no use, and ends"
+        assert not second.control.exists()
+        second.hang_up()
+    assert held.status().configured
 
 
-def _start_beside_the_kernels_device(one: Userspace) -> None:
-    command: list[str | Path] = [sys.executable, "-m", "flanneld_py.encap.datapath", "--control", one.control]
-    assert one.host.namespace.popen(command).wait(patient(10)) == 0
-    one.connect()
-    try:
-        answer = one.ask(one.configuration)
-        raise AssertionError(answer.reason if isinstance(answer, orders.Refused) else answer)
-    finally:
-        one.stop()
+def test_it_is_found_again_though_its_files_were_removed(lab: Lab, userspace: Callable[..., Userspace]) -> None:
+    one, _ = userspace(1), userspace(2)
+    pid = one.status().pid
+    source, target = lab.containers
+    with ping_through(source, target) as stream:
+        stream.wait_replies(5)
+        for file in (one.control, Path(f"{one.control}.lock")):
+            file.unlink()
+        one.hang_up()
+        until(one.control.exists, "the control socket is there again")
+        one.connect()
+        assert one.status().pid == pid
+        stream.wait_replies(5)
+        assert (passage := stream.stop()).received == passage.sent
+    one.stop()
+    assert not one.control.exists()
 
 
 # The agent
@@ -528,7 +547,7 @@ def test_a_deleted_device_comes_back(lab: Lab, userspace: Callable[..., Userspac
     with feeder(lab, 1) as agent:
         pid = fed(agent)
         lab.hosts[0].namespace.run(["ip", "link", "del", DEVICE])
-        assert fed(agent) != pid
+        assert fed(agent) == pid, "it takes less than to start another"
         assert ping(lab.containers[0], lab.containers[1]).loss == 0
 
 

@@ -212,7 +212,7 @@ async def test_a_device_of_another_kind_is_foreign_and_new_ones_are_as_flannels(
 @pytest.mark.root
 async def test_a_tun_device_is_made_silent_before_it_is_up(namespace: str) -> None:
     """Else the kernel gives it a link-local address, and asks through it for routers for ever."""
-    kernel, tun = Netlink(), Tun(DEVICE)
+    kernel, tun = Netlink(), Tun(DEVICE, first=True)
     try:
         found = kernel.link(DEVICE)
         assert found == TunLink(DEVICE, 1500, up=False, silent=False)

@@ -110,12 +110,16 @@ class Userspace:
         self._connection: socket.socket | None = None
 
     def start(self, prefix: Sequence[str | Path] = ()) -> None:
-        """Start the process (by a command before its own), configure, set up the device and feed all peers."""
+        """Start the process (by a command before its own), and set it up."""
         self.host.namespace.run(["ip", "link", "del", self.own.device], check=False)
         with (self.host.directory / "datapath.log").open("ab") as log:
             command: list[str | Path] = [sys.executable, "-m", "flanneld_py.encap.datapath", "--control", self.control]
             starter = self.host.namespace.popen([*prefix, *command], stderr=log)
         assert starter.wait(patient(10)) == 0, (self.host.directory / "datapath.log").read_text()
+        self.set_up()
+
+    def set_up(self) -> None:
+        """Connect to the process, configure it, set up the device and feed all peers."""
         self.connect()
         assert self.ask(self.configuration) == orders.Done(0)
         self.host.namespace.ip(*device_lines(self.own, self.others, self.configuration.mtu))

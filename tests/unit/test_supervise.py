@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
 from random import Random
@@ -14,10 +15,12 @@ from random import Random
 import pytest
 
 from flanneld_py.agent.clock import SystemClock
-from flanneld_py.agent.line import DatapathError, stop_process
+from flanneld_py.agent.line import PATIENCE, DatapathError, Line, connect, start_process, stop_process
+from flanneld_py.agent.postponed import AT_ONCE
 from flanneld_py.agent.supervise import Supervisor
-from flanneld_py.encap import orders
+from flanneld_py.encap import feed, orders
 from tests.fake_datapath import FakeProcess
+from tests.lab.processes import start_time
 
 CONFIGURE = orders.Configure(
     orders.Mode.RAW, "flannel0", bytes([10, 0, 0, 1]), 8285, 1472, (IPv4Network("10.5.1.0/24"),)
@@ -31,15 +34,24 @@ def peer(number: int) -> orders.Peer:
 class World:
     """A control socket, the processes that were started at it, and the agent's supervisor."""
 
-    def __init__(self, directory: Path, tasks: asyncio.TaskGroup, probe_every: float) -> None:
+    def __init__(self, directory: Path, tasks: asyncio.TaskGroup, probe_every: float, patience: float) -> None:
         self.control = directory / "control"
         self.processes: list[FakeProcess] = []
         self.running: list[asyncio.Task[None]] = []
         self.prepared = 0
+        self.stuck = asyncio.Event()
+        self.stuck.set()
         self.failures = 0
         self._tasks = tasks
         self.supervisor = Supervisor(
-            self.control, self.start, self._prepare, CONFIGURE, SystemClock(), Random(1), probe_every=probe_every
+            self.control,
+            self.start,
+            self._prepare,
+            CONFIGURE,
+            SystemClock(),
+            Random(1),
+            patience=patience,
+            probe_every=probe_every,
         )
 
     async def start(self, control: Path, refusal: orders.Refused | None = None) -> None:
@@ -51,6 +63,7 @@ class World:
 
     async def _prepare(self) -> None:
         self.prepared += 1
+        await self.stuck.wait()
 
     def supervise(self) -> asyncio.Task[None]:
         return self._tasks.create_task(self.supervisor.run())
@@ -61,9 +74,9 @@ class World:
 
 
 @asynccontextmanager
-async def world_at(directory: Path, probe_every: float = 0.02) -> AsyncIterator[World]:
+async def world_at(directory: Path, probe_every: float = 0.02, patience: float = PATIENCE) -> AsyncIterator[World]:
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        world = World(directory, tasks, probe_every)
+        world = World(directory, tasks, probe_every, patience)
         agent = world.supervise()
         try:
             yield world
@@ -167,6 +180,67 @@ async def test_one_that_dies_is_replaced_and_gets_everything(tmp_path: Path) -> 
         assert world.prepared == 2
 
 
+@pytest.mark.parametrize("many", [5, 100_000], ids=["a few", "more than its socket takes"])
+async def test_one_that_hangs_is_ended_however_much_it_is_to_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    async with world_at(tmp_path, probe_every=60, patience=0.1) as world:
+        await until(lambda: world.supervisor.status is not None)
+        ended: list[int] = []
+
+        def end(line: Line) -> None:
+            ended.append(line.pid)
+            world.running[-1].cancel()
+
+        monkeypatch.setattr(Line, "kill", end)
+        world.processes[0].deaf = True
+        told = [replace(peer(2), key=str(number)) for number in range(many)]
+        world.supervisor.update((one.key, one) for one in told)
+        assert await world.supervisor.report() is None, "who asks is answered"
+        await until(lambda: len(world.processes) == 2 and world.supervisor.fed.is_set())
+        assert len(ended) == 1
+        assert len(world.processes[1].peers) == many
+
+
+async def test_who_asks_is_answered_though_nobody_serves(tmp_path: Path) -> None:
+    async with world_at(tmp_path, probe_every=60, patience=0.1) as world:
+        await until(lambda: world.supervisor.status is not None)
+        world.stuck = asyncio.Event()
+        world.supervisor.configure(replace(CONFIGURE, mtu=1400))
+        await until(lambda: world.prepared == 2)
+        assert await world.supervisor.report() is None
+        world.stuck.set()
+        await until(lambda: world.processes[0].configured == replace(CONFIGURE, mtu=1400))
+        assert await world.supervisor.report() is not None
+
+
+@pytest.mark.root  # Others get no larger buffer than net.core.wmem_max.
+async def test_a_table_of_ten_thousand_peers_is_taken_at_once(tmp_path: Path) -> None:
+    """So that feeding it takes few turns of the agent's loop: the sender's buffer counts, not the receiver's."""
+    table = [replace(peer(2), key=f"10.{n // 256}.{n % 256}.0-24&fd00:10:{n:x}::-64") for n in range(10_000)]
+    with closing(FakeProcess(tmp_path / "control")), closing(await connect(tmp_path / "control")) as line:
+        async with asyncio.timeout(5):
+            for message in feed.encode_peers(table):
+                await line.send(message)
+
+
+async def test_one_that_lost_its_device_is_configured_again_at_once_but_not_all_the_time(tmp_path: Path) -> None:
+    async with world_at(tmp_path, probe_every=60) as world:
+        world.supervisor.update([(peer(2).key, peer(2))])
+        await world.supervisor.fed.wait()
+        process = world.processes[0]
+        for times in range(AT_ONCE):
+            process.lose_device()
+            await until(partial(process.has_met, times + 2))
+            await world.supervisor.fed.wait()
+            assert process.peers == {peer(2).key: peer(2)}
+            assert world.supervisor.trouble == "", "nothing to speak of"
+        process.lose_device()
+        await until(lambda: world.supervisor.trouble == "it ended")
+        await world.supervisor.fed.wait()
+        assert len(world.processes) == 1
+
+
 async def test_one_that_cannot_start_is_tried_again(tmp_path: Path) -> None:
     async with world_at(tmp_path) as world:
         world.failures = 2
@@ -238,6 +312,28 @@ async def test_who_asks_a_process_that_dies_is_answered(tmp_path: Path) -> None:
         await asked
         await until(lambda: len(world.processes) == 2 and world.supervisor.fed.is_set())
         assert await world.supervisor.report() is not None
+
+
+async def test_one_that_hangs_ends_when_it_is_stopped_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        process = FakeProcess(tmp_path / "control")
+        process.deaf = True
+        running = tasks.create_task(process.run())
+        monkeypatch.setattr("flanneld_py.agent.line.PATIENCE", 0.1)
+        monkeypatch.setattr(Line, "kill", lambda _: running.cancel())
+        assert await stop_process(tmp_path / "control")
+
+
+async def test_one_that_does_not_come_to_listen_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 60\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    monkeypatch.setattr("flanneld_py.agent.line.START_PATIENCE", 1, raising=False)
+    async with asyncio.timeout(10):
+        with pytest.raises(DatapathError, match="does not start within 1 s"):
+            await start_process(tmp_path / "control")
+    assert start_time(int((tmp_path / "pid").read_text())) is None, "it is left behind"
 
 
 @pytest.mark.parametrize("there", [True, False])
