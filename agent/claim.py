@@ -24,9 +24,9 @@ from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.log import OnChange, facts, log
-from flanneld_py.registry.allocate import Claim, Create, Network, Reuse, choose, overlapping
+from flanneld_py.registry.allocate import Claim, Create, Network, Reuse, choose, has_address, overlapping
 from flanneld_py.registry.config import NetworkConfig
-from flanneld_py.registry.lifetime import PERIOD, looks_alive
+from flanneld_py.registry.lifetime import PERIOD, YOUTH, looks_alive
 from flanneld_py.registry.model import Lease, LeaseAttrs, Owner, Subnets
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import Conflict, HistoryLost, LeaseGone, RegistryError
@@ -59,10 +59,18 @@ class Claimer:
         self._identity = identity
         self._public_ip = public_ip
         self._public_ip6 = public_ip6
+        self._served = False
+        """Whether we have had a lease, in this run."""
+        self._made = 0
+        """When our lease was made, by the clock, which goes on over restarts; 0: unknown."""
 
     def move(self, public_ip: IPv4Address | None, public_ip6: IPv6Address | None) -> None:
         """Take in that the others reach this host at other addresses now."""
         self._public_ip, self._public_ip6 = public_ip, public_ip6
+
+    @property
+    def _addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        return tuple(address for address in (self._public_ip, self._public_ip6) if address is not None)
 
     async def claim(
         self,
@@ -70,8 +78,8 @@ class Claimer:
         attrs: Callable[[Lease | None], LeaseAttrs],
         previous: tuple[Network, ...],
         contested: Subnets | None = None,
-    ) -> tuple[Lease, bool]:
-        """Claim a lease, however long it takes; says what it waits for. Returns it, and whether it was made just now.
+    ) -> Lease:
+        """Claim a lease, however long it takes; says what it waits for.
 
         `contested` are the subnets of a lease of ours that has to give way to another one.
         """
@@ -85,8 +93,7 @@ class Claimer:
                 listed = self._view.revision
                 began = listed if began is None else began
                 lease, how = await self._claim(config, attrs, previous, contested)
-                made = lease.create_revision > began
-                if made:
+                if lease.create_revision > began:
                     others = await self._registry.written_since(listed)
                     if (rival := await self.rival(lease, others, config)) is not None:
                         contested = lease.subnets
@@ -101,7 +108,8 @@ class Claimer:
             else:
                 reservation = facts(subnet=lease.subnets, how=how, reservation=lease.lease_id == 0)
                 log.info("lease acquired", **reservation)
-                return lease, made
+                self._served = True
+                return lease
 
     async def rival(self, lease: Lease, others: Iterable[Lease], config: NetworkConfig) -> Lease | None:
         """Return a lease that ours, made a while ago, overlaps and has to give way to. Raises RegistryError."""
@@ -131,32 +139,45 @@ class Claimer:
             contested = None
         claim = Claim(self._public_ip, owned, previous, self._public_ip6, contested)
         choice = choose(config, list(leases.values()), claim, self._rng, blocked)
+        known = [lease for lease in leases.values() if has_address(lease, claim)]
+        dead = None
+        if isinstance(choice, Create) or choice.lease.subnets != owned:
+            for lease in known:
+                if lease.subnets != owned:
+                    await self._check_address(lease)
+            dead = known
         match choice:
             case Reuse(lease, by):
-                if by == "public-ip":
-                    await self._check_address(lease)
+                written_here = owner is not None and owner.subnets == lease.subnets and self._is_here(owner)
+                self._made = owner.made if owner is not None and written_here else 0
                 wanted = attrs(lease)
                 believed = not any(_outwrites(other, lease) for other in leases.values())
                 if lease.attrs == wanted and owner == self.owner(lease.subnets) and believed:
                     return lease, f"kept by {by}"
                 wanted = replace(wanted, extra=lease.attrs.extra)
-                return await self._registry.update(lease, wanted, self.owner(lease.subnets)), f"kept by {by}"
+                return await self._registry.update(lease, wanted, self.owner(lease.subnets), dead), f"kept by {by}"
             case Create(subnets, replaces):
                 if previous and owner is None and replaces is None:
                     # This host had a subnet, and the registry knows nothing of it: it may have lost others as well.
                     self._view.doubt()
                 how = "previous subnet" if any(subnet in previous for subnet in subnets.families) else "new subnet"
-                lease = await self._registry.create(subnets, attrs(replaces), self.owner(subnets), replaces)
-                return lease, how
+                attributes, ours = attrs(replaces), self.owner(subnets, made=True)
+                return await self._registry.create(subnets, attributes, ours, replaces, dead=dead or ()), how
 
     async def _ours(self, owner: Owner, leases: dict[str, Lease]) -> Subnets | None:
         """Return the subnets that the owner record of our identity gives us, unless a living clone wrote it."""
-        addresses = (self._public_ip, self._public_ip6)
-        same_machine = owner.boot_id == self._identity.boot_id or owner.public_ip in addresses
         lease = leases.get(self._registry.key(owner.subnets))
-        if lease is not None and lease.address not in (owner.public_ip, *addresses):
+        if lease is None:
+            return owner.subnets
+        if lease.address not in (owner.public_ip, *self._addresses):
             return None  # Our record has outlived our lease, and somebody else has the subnet now.
-        if same_machine or lease is None or not await self._alive(lease):
+        if lease.mod_revision != owner.mod_revision:
+            holder = await self._registry.owner_of(owner.subnets)
+            if holder is not None and holder.identity != owner.identity:
+                return None  # The same, and it has our address.
+        # A clone may have all but the boot; so has this host after a reboot, but not while it runs.
+        at_home = owner.public_ip in self._addresses and owner.hostname == self._identity.hostname and not self._served
+        if at_home or self._is_here(owner) or not await self._alive(lease, owner):
             return owner.subnets
         raise DuplicateHost(
             f"host {owner.hostname!r} at {owner.public_ip} is alive, holds {owner.subnets} and has our identity: "
@@ -164,38 +185,55 @@ class Claimer:
         )
 
     async def _check_address(self, lease: Lease) -> None:
-        """Make sure that no other living host of ours holds the lease with our public address."""
+        """Make sure that no other living host of ours holds the lease with our public address. Raises DuplicateHost."""
         owner = await self._registry.owner_of(lease.subnets)
-        if owner is None or owner.identity == self._identity.name or not await self._alive(lease):
+        if owner is None or owner.identity == self._identity.name or self._is_here(owner):
             return
-        raise DuplicateHost(
-            f"host {owner.hostname!r} is alive and advertises our address {lease.address} with {lease.subnets}; "
-            f"choose another address on one of them with --iface, --public-ip or --public-ipv6"
-        )
+        if await self._alive(lease, owner):
+            raise DuplicateHost(
+                f"host {owner.hostname!r} is alive and advertises our address {lease.address} with {lease.subnets}; "
+                f"choose another address on one of them with --iface, --public-ip or --public-ipv6"
+            )
 
-    async def _alive(self, lease: Lease) -> bool:
+    def _is_here(self, owner: Owner) -> bool:
+        """Tell whether we wrote that, under whichever identity: it was this boot of this host, at our address.
+
+        An identity changes with the network card's MAC, and where the machine id cannot be read any more.
+        """
+        same_boot = bool(owner.boot_id) and owner.boot_id == self._identity.boot_id
+        return same_boot and (owner.identity == self._identity.name or owner.public_ip in self._addresses)
+
+    async def holds(self, lease: Lease) -> bool:
+        """Tell whether the last host of ours that wrote to a lease is this one, in this boot. Raises RegistryError."""
+        holder = await self._registry.owner_of(lease.subnets)
+        return holder is None or (holder.identity, holder.boot_id) == (self._identity.name, self._identity.boot_id)
+
+    async def _alive(self, lease: Lease, holder: Owner) -> bool:
         """Find out whether somebody keeps a lease alive; where the TTL leaves it open, wait for the next renewal."""
-        if lease.lease_id == 0:
-            return False
         try:
-            before, granted = await self._registry.time_to_live(lease)
+            before, granted = await self._registry.time_to_live(lease, holder)
             if not looks_alive(before, granted):
                 return False
             log.info(
                 "a lease that may be ours was renewed lately; watching who renews it", **facts(subnet=lease.subnets)
             )
             await self._clock.sleep(PERIOD * 1.5)
-            after, _ = await self._registry.time_to_live(lease)
+            after, _ = await self._registry.time_to_live(lease, holder)
         except LeaseGone:
             return False
         return after > before - PERIOD
 
-    def owner(self, subnets: Subnets) -> Owner:
-        """Return what we write of ourselves beside a lease of these subnets."""
+    @property
+    def just_made(self) -> bool:
+        """Whether our lease was made lately: in this run of the agent, or in one before it since the host's boot."""
+        return self._made > 0 and self._clock.now() - self._made < YOUTH
+
+    def owner(self, subnets: Subnets, *, made: bool = False) -> Owner:
+        """Return what we write of ourselves beside a lease of these subnets; `made` says that it is made now."""
         who = self._identity
-        address = self._public_ip or self._public_ip6
-        assert address is not None
-        return Owner(who.name, subnets, address, who.hostname, who.boot_id)
+        if made:
+            self._made = int(self._clock.now())
+        return Owner(who.name, subnets, self._addresses[0], who.hostname, who.boot_id, self._made)
 
 
 def _outwrites(other: Lease, lease: Lease) -> bool:

@@ -20,6 +20,7 @@ from flanneld_py.registry.allocate import Network, overlapping
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.lifetime import (
     PERIOD,
+    RETRY,
     Adopt,
     GiveUp,
     Held,
@@ -31,7 +32,7 @@ from flanneld_py.registry.lifetime import (
     remaining,
 )
 from flanneld_py.registry.model import Lease, LeaseAttrs, Record, Rejected, Subnets
-from flanneld_py.registry.registry import Registry
+from flanneld_py.registry.registry import AddressTaken, Registry
 from flanneld_py.registry.store import Conflict, LeaseGone, RegistryError
 from flanneld_py.registry.view import LeaseView
 
@@ -97,9 +98,9 @@ class Keeper:
     ) -> Lease:
         """Claim a lease, however long it takes, and hold it from then on."""
         self._revised, self._config = None, config
-        lease, made = await self._claimer.claim(config, attrs, previous, self._contested)
+        lease = await self._claimer.claim(config, attrs, previous, self._contested)
         self._contested = None
-        self._hold(lease, made=made)
+        self._hold(lease, look=True)
         return lease
 
     async def keep(self, lost: Callable[[Lease], Awaitable[None]]) -> Never:
@@ -125,7 +126,9 @@ class Keeper:
                 self._hold(shown)  # Written, and the answer was lost.
                 continue
             try:
-                if now >= self._second_look and await self._contest(lease):
+                if current and now >= self._second_look and await self._contest(lease, now):
+                    step = GiveUp(lease)
+                if isinstance(step, Adopt | Restore) and not await self._claimer.holds(lease):
                     step = GiveUp(lease)
                 match step:
                     case Wait() | Renew() if wanted.attrs != lease.attrs:
@@ -134,7 +137,7 @@ class Keeper:
                         backoff.reset()
                         continue
                     case Wait(until):
-                        await self._clock.wait(self._wake, min(until, self._second_look))
+                        await self._clock.wait(self._wake, min(until, self._second_look) if current else until)
                         continue
                     case Renew():
                         await self._renew(lease, now)
@@ -145,6 +148,9 @@ class Keeper:
                         log.info(
                             f"our lease was written again as {kind}; going on with it", **facts(subnet=lease.subnets)
                         )
+                        if shown_lease.lease_id != lease.lease_id:  # What is beside it has to live as long.
+                            owner = self._claimer.owner(lease.subnets)
+                            shown_lease = await self._registry.update(shown_lease, wanted.attrs, owner)
                         self._hold(shown_lease)
                         continue
                     case Restore(over):
@@ -157,26 +163,42 @@ class Keeper:
                         await self._reclaim(wanted)
                     case GiveUp():
                         await lost(lease)
+            except AddressTaken:
+                await lost(lease)
             except Conflict:
                 pass  # The view is about to show why.
             except RegistryError as error:
                 self._trouble.warn("cannot write our lease, trying again", error)
             await self._clock.sleep(backoff.next())
 
-    async def _contest(self, lease: Lease) -> bool:
-        """Look once more at a lease made a while ago: flannel's daemons take what they found free some seconds earlier.
+    async def _contest(self, lease: Lease, now: float) -> bool:
+        """Look at our lease once more, a minute after the start: does another one overlap it after all?
 
-        Returns whether it has to give way. Raises RegistryError.
+        Flannel's daemons take what they found free some seconds earlier. Returns whether ours has to give way: only
+        one that was made just now does, before or since a restart.
         """
-        rival = await self._claimer.rival(lease, self._view.leases().values(), self._config)
         self._second_look = float("inf")
-        self._contested = lease.subnets if rival is not None else None
-        return rival is not None
+        try:
+            rival = await self._claimer.rival(lease, self._view.leases().values(), self._config)
+        except RegistryError as error:
+            self._trouble.warn("cannot find out whether our lease overlaps another, trying again", error)
+            self._second_look = now + RETRY
+            return False
+        if rival is None:
+            return False
+        if self._claimer.just_made:
+            self._contested = lease.subnets
+            return True
+        log.error(
+            "our subnet overlaps another lease: two hosts use the same addresses, delete one of the two leases",
+            **facts(subnet=lease.subnets, other=rival.subnets, address=rival.address),
+        )
+        return False
 
     async def _renew(self, lease: Lease, now: float) -> None:
         assert self._held is not None
         try:
-            await self._registry.keepalive(lease)
+            await self._registry.keepalive(lease, self._claimer.owner(lease.subnets))
         except LeaseGone:
             await self._find_out(lease, now)
         except RegistryError as error:
@@ -219,9 +241,10 @@ class Keeper:
         log.warning(
             "our lease is gone from the registry, claiming the same subnet again", **facts(subnet=lease.subnets)
         )
-        again = await self._registry.create(lease.subnets, lease.attrs, self._claimer.owner(lease.subnets))
+        owner = self._claimer.owner(lease.subnets, made=True)
+        again = await self._registry.create(lease.subnets, lease.attrs, owner)
         log.info("lease claimed again", **facts(subnet=again.subnets))
-        self._hold(again, made=True)
+        self._hold(again, look=True)
 
     def _as_revised(self, lease: Lease) -> Lease:
         """Return our lease with what it is to say now; fields that are not ours stay."""
@@ -229,9 +252,9 @@ class Keeper:
             return lease
         return replace(lease, attrs=replace(self._revised, extra=lease.attrs.extra))
 
-    def _hold(self, lease: Lease, *, made: bool = False) -> None:
+    def _hold(self, lease: Lease, *, look: bool = False) -> None:
         now = self._clock.now()
-        if made:
+        if look:
             self._second_look = now + PERIOD
         self._generation = self._view.generation
         # A lease that is only reused may be near its end: renew at once.

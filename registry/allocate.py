@@ -120,6 +120,13 @@ def overlapping(subnets: Subnets, leases: Iterable[Lease], config: NetworkConfig
     ]
 
 
+def has_address(lease: Lease, claim: Claim) -> bool:
+    """Tell whether a lease has the address by which the host is known."""
+    if claim.public_ip is None or lease.subnets.v4 == NO_IPV4:
+        return claim.public_ip6 is not None and lease.attrs.public_ip6 == claim.public_ip6
+    return lease.attrs.public_ip == claim.public_ip
+
+
 def _leased(config: NetworkConfig, subnets: Subnets) -> Iterator[Network]:
     """Give what a lease takes of this network. A subnet that reaches beyond it is no host's: nobody routes there."""
     for subnet in subnets.families:
@@ -159,15 +166,9 @@ def _own(leases: Collection[Lease], claim: Claim) -> Iterator[Reuse]:
     for lease in leases:
         if lease.subnets == claim.owned:
             yield Reuse(lease, "identity")
-    ours = [lease for lease in leases if _has_our_address(lease, claim)]
+    ours = [lease for lease in leases if has_address(lease, claim)]
     for lease in sorted(ours, key=lambda lease: (lease.lease_id == 0, lease.mod_revision), reverse=True):
         yield Reuse(lease, "public-ip")
-
-
-def _has_our_address(lease: Lease, claim: Claim) -> bool:
-    if claim.public_ip is None or lease.subnets.v4 == NO_IPV4:
-        return claim.public_ip6 is not None and lease.attrs.public_ip6 == claim.public_ip6
-    return lease.attrs.public_ip == claim.public_ip
 
 
 def _misfit(family: FamilyConfig, subnet: Network) -> str | None:

@@ -81,6 +81,16 @@ def _join(prefix: str, rest: str) -> str:
     return "/" * rooted + "/".join(parts)
 
 
+def address_key(prefix: str, address: IPv4Address | IPv6Address) -> str:
+    """Return the key that two leases cannot both be created with: one for each address that a host is known by."""
+    return _join(prefix, "ext/addresses") + "/" + str(address)
+
+
+def alive_key(prefix: str, identity: str) -> str:
+    """Return the key that is there as long as the host lives, if it holds a reservation."""
+    return _join(prefix, "ext/alive") + "/" + identity
+
+
 def _lease_name(subnets: Subnets) -> str:
     name = _subnet_name(subnets.v4)
     return name if subnets.v6 is None else f"{name}&{_subnet_name(subnets.v6)}"
@@ -198,6 +208,7 @@ def encode_owner(owner: Owner) -> bytes:
             "PublicIP": str(owner.public_ip),
             "Hostname": owner.hostname,
             "BootID": owner.boot_id,
+            "Made": owner.made,
         }
     )
 
@@ -211,6 +222,7 @@ def decode_owner(identity: str, value: bytes) -> Owner:
         _address(document.get("PublicIP"), "PublicIP"),
         _text(document.get("Hostname"), "Hostname"),
         _text(document.get("BootID"), "BootID"),
+        _number(document.get("Made"), "Made"),
     )
 
 
@@ -236,6 +248,14 @@ def _ipv6(value: Json, field: str) -> IPv6Address | None:
     except ValueError:
         pass
     raise ValueError(f"{field} is {show(value)}: expected an IPv6 address or null")
+
+
+def _number(value: Json, field: str) -> int:
+    if value is None:
+        return 0
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{field} is {show(value)}: expected a whole number")
+    return value
 
 
 def _text(value: Json, field: str) -> str:

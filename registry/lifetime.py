@@ -1,6 +1,6 @@
 """The life of our own lease, decided: what we hold, what the registry shows and the time go in, one step comes out.
 
-    Renew        keep it alive: a keepalive, seen by nobody else
+    Renew        keep it alive: a keepalive, seen by nobody else; of a reservation the sign that its holder lives
     Wait(until)  nothing to do before then
     Restore      our key is there with somebody else's value: write ours again
     Adopt        our key is as it should be, and only its bookkeeping changed (an operator made it a reservation)
@@ -22,6 +22,9 @@ TTL = 86_400
 
 PERIOD = 60.0
 """Seconds between keepalives. Far more often than the TTL asks for: so the remaining TTL tells who is alive."""
+
+YOUTH = 300
+"""Seconds for which a lease counts as just made: long enough for a restart and the look a minute after it."""
 
 RETRY = 5.0
 """Seconds until a failed keepalive is tried again."""
@@ -94,8 +97,6 @@ def next_step(
             return GiveUp(shown) if _belongs_to_another(shown, lease, replaced) else Restore(shown)
         if isinstance(shown, Lease) and _bookkeeping(shown) != _bookkeeping(lease):
             return Adopt(shown)
-    if lease.lease_id == 0:
-        return Wait(now + PERIOD)
     due = held.renewed + PERIOD
     if held.attempted > held.renewed:
         due = held.attempted + RETRY

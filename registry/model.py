@@ -135,6 +135,8 @@ class Owner:
 
     `identity` is stable over restarts, reboots and address changes; `boot_id` tells one boot of a
     machine from the next and from a clone. `public_ip` is IPv6 where the lease has no IPv4.
+    `made` is when the lease was, in seconds since that boot (0: unknown). `mod_revision` is that of the
+    lease as well, as long as nobody else has written to it.
     """
 
     identity: str
@@ -142,3 +144,5 @@ class Owner:
     public_ip: IPv4Address | IPv6Address
     hostname: str = ""
     boot_id: str = ""
+    made: int = field(default=0, compare=False)
+    mod_revision: int = field(default=0, compare=False)

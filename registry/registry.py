@@ -6,6 +6,8 @@ On etcd, under the prefix (`/coreos.com/network` unless told otherwise):
     subnets/<subnet>        leases, and nothing else ever: one other key there makes flannel drop all its peers
     ext/hosts/<identity>    who holds a lease: ours alone, written in the same transaction and with the same TTL
     ext/subnets/<subnet>    for each family the lease that took the subnet: two different lease keys can share a subnet
+    ext/addresses/<address> the lease of the host that is known by it: two hosts may advertise one
+    ext/alive/<identity>    that the holder of a reservation lives: with a TTL, which the reservation itself has not
 
 Nothing here waits, retries or decides; the store's errors pass through.
 """
@@ -13,25 +15,28 @@ Nothing here waits, retries or decides; the store's errors pass through.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection
-from contextlib import aclosing, suppress
-from ipaddress import IPv4Network, IPv6Network
+from contextlib import aclosing
+from dataclasses import replace
 
 from flanneld_py.registry import codec
 from flanneld_py.registry.config import NetworkConfig, parse_config
 from flanneld_py.registry.lifetime import TTL
 from flanneld_py.registry.model import Delta, Lease, LeaseAttrs, Owner, Page, Record, Subnets
 from flanneld_py.registry.store import (
+    Conflict,
     Delete,
     Deleted,
-    Denied,
     Expect,
     KeyValue,
     LeaseGone,
     Put,
     RegistryError,
     Store,
-    Unavailable,
 )
+
+
+class AddressTaken(Conflict):
+    """Another lease has the address that this one would have."""
 
 
 class ConfigMissing(RegistryError):
@@ -44,6 +49,8 @@ class Registry:
     def __init__(self, store: Store, prefix: str) -> None:
         self._store = store
         self._prefix = prefix
+        self._granted = 0
+        """The etcd lease that was made for a write that failed, or whose answer was lost."""
         self.subnets_prefix = codec.subnets_prefix(prefix)
 
     def key(self, subnets: Subnets) -> str:
@@ -89,12 +96,19 @@ class Registry:
         return event.key, codec.decode_record(self._prefix, event)
 
     async def create(
-        self, subnets: Subnets, attrs: LeaseAttrs, owner: Owner, replaces: Lease | None = None, over: int = 0
+        self,
+        subnets: Subnets,
+        attrs: LeaseAttrs,
+        owner: Owner,
+        replaces: Lease | None = None,
+        over: int = 0,
+        dead: Collection[Lease] = (),
     ) -> Lease:
         """Take a lease for TTL seconds, if nobody has that key, in place of another lease of ours if given.
 
-        `over` is the revision of something unreadable at our own key, to be written over. In place of a reservation
-        there will be one again. Raises Conflict if somebody was first in either family or `replaces` has changed.
+        `over` is the revision of something unreadable at our own key, to be written over; `dead` are leases with our
+        address that count for nothing. In place of a reservation there will be one again. Raises Conflict if somebody
+        was first in either family or `replaces` has changed, AddressTaken if another lease has our address.
         """
         key = self.key(subnets)
         expect = [Expect(key, over)]
@@ -106,44 +120,63 @@ class Registry:
             operations.append(Delete(old))
             ours.append(old)
         for subnet in subnets.families:
-            expect += await self._unclaimed(subnet, ours)
-        lease_id = 0 if replaces is not None and replaces.lease_id == 0 else await self._store.grant(TTL)
-        for subnet in subnets.families:
-            claim = codec.claim_key(self._prefix, subnet)
-            operations.append(Put(claim, key.removeprefix(self.subnets_prefix).encode(), lease_id))
-        try:
-            revision = await self._store.commit(expect, [*operations, *self._puts(key, attrs, owner, lease_id)])
-        except RegistryError as error:
-            if lease_id:
-                await self._let_go(lease_id, error)
-            raise
+            expect += await self._unclaimed(codec.claim_key(self._prefix, subnet), ours)
+        expect += await self._known(subnets, attrs, ours, dead)
+        lease_id = 0 if replaces is not None and replaces.lease_id == 0 else await self._grant()
+        operations += await self._puts(subnets, attrs, owner, lease_id)
+        revision = await self._commit(expect, operations)
         return Lease(subnets, attrs, revision, revision, lease_id)
 
-    async def _unclaimed(self, subnet: IPv4Network | IPv6Network, ours: Collection[str]) -> list[Expect]:
-        """Return what has to hold for a subnet to be free: no claim on it, or one with a lease that is ours or gone."""
-        claim = codec.claim_key(self._prefix, subnet)
+    async def _unclaimed(self, claim: str, ours: Collection[str]) -> list[Expect]:
+        """Return what has to hold for a claim to be had: there is none, or one of a lease that is ours or gone."""
         entry = await self._store.get(claim)
         if entry is None:
             return [Expect(claim, 0)]
-        holder = self.subnets_prefix + entry.value.decode(errors="replace")
+        holder = self._holder(entry)
         unchanged = Expect(claim, entry.mod_revision)
         return [unchanged] if holder in ours else [unchanged, Expect(holder, 0)]
 
-    async def update(self, lease: Lease, attrs: LeaseAttrs, owner: Owner) -> Lease:
+    async def _known(
+        self, subnets: Subnets, attrs: LeaseAttrs, ours: Collection[str], dead: Collection[Lease]
+    ) -> list[Expect]:
+        """Return what has to hold for no other host to be known by an address. Raises AddressTaken."""
+        address = Lease(subnets, attrs).address
+        claim = codec.address_key(self._prefix, address)
+        entry = await self._store.get(claim)
+        if entry is None or (holder := self._holder(entry)) in ours:
+            return [Expect(claim, entry.mod_revision if entry is not None else 0)]
+        unchanged = Expect(claim, entry.mod_revision)
+        for lease in dead:
+            if (
+                self.key(lease.subnets) == holder
+            ):  # And it must be dead still, which may have taken a while to find out.
+                return [unchanged, Expect(holder, lease.mod_revision)]
+        held = await self._store.get(holder)
+        if held is None:
+            return [unchanged, Expect(holder, 0)]
+        record = codec.decode_record(self._prefix, held)
+        if isinstance(record, Lease) and record.address == address:
+            raise AddressTaken(f"{record.subnets} has our address {address}")
+        return [unchanged, Expect(holder, held.mod_revision)]  # That host has another one by now.
+
+    def _holder(self, claim: KeyValue) -> str:
+        return self.subnets_prefix + claim.value.decode(errors="replace")
+
+    async def update(
+        self, lease: Lease, attrs: LeaseAttrs, owner: Owner, dead: Collection[Lease] | None = None
+    ) -> Lease:
         """Write new attributes to a lease of ours, if nobody changed it since it was read.
 
-        Its etcd lease stays if it still lives, else it gets a new one; a reservation stays a reservation.
-        Raises Conflict.
+        It becomes ours by that if `dead` are given: leases with our address that count for nothing. Its etcd lease
+        stays if it still lives, else it gets a new one; a reservation stays a reservation. Raises Conflict.
         """
         key = self.key(lease.subnets)
-        lease_id = await self._living(lease.lease_id)
         expect = [Expect(key, lease.mod_revision)]
-        try:
-            revision = await self._store.commit(expect, self._puts(key, attrs, owner, lease_id))
-        except RegistryError as error:
-            if lease_id != lease.lease_id:
-                await self._let_go(lease_id, error)
-            raise
+        if dead is not None:
+            expect += await self._known(lease.subnets, attrs, [key], dead)
+        lease_id = await self._living(lease.lease_id)
+        operations = await self._puts(lease.subnets, attrs, owner, lease_id)
+        revision = await self._commit(expect, operations)
         return Lease(lease.subnets, attrs, lease.create_revision, revision, lease_id)
 
     async def overwrite(self, lease: Lease, over: Record, owner: Owner) -> Lease:
@@ -155,32 +188,40 @@ class Registry:
     async def owner(self, identity: str) -> Owner | None:
         """Read who a host said it is; None if unknown or unreadable."""
         entry = await self._store.get(codec.owner_key(self._prefix, identity))
-        try:
-            return codec.decode_owner(identity, entry.value) if entry is not None else None
-        except ValueError:
-            return None
+        return _owner(identity, entry) if entry is not None else None
 
     async def owner_of(self, subnets: Subnets) -> Owner | None:
-        """Find the host that holds a lease, by reading all owners; for the rare case that it may not be us."""
+        """Find the host that holds a lease, by reading all owners; for the rare case that it may not be us.
+
+        Of several that say so the last one does: the record of a host whose lease another one took over may still be
+        there.
+        """
         prefix = codec.owners_prefix(self._prefix)
+        found: Owner | None = None
         async with aclosing(self._store.pages(prefix)) as listings:
             async for listing in listings:
                 for entry in listing.entries:
-                    try:
-                        owner = codec.decode_owner(entry.key.removeprefix(prefix), entry.value)
-                    except ValueError:
-                        continue
-                    if owner.subnets == subnets:
-                        return owner
-        return None
+                    owner = _owner(entry.key.removeprefix(prefix), entry)
+                    if owner is not None and owner.subnets == subnets:
+                        found = max(found or owner, owner, key=lambda each: each.mod_revision)
+        return found
 
-    async def keepalive(self, lease: Lease) -> None:
-        """Give a lease its full TTL again, without an event to anybody. Raises LeaseGone."""
-        await self._store.keepalive(lease.lease_id)
+    async def keepalive(self, lease: Lease, owner: Owner) -> None:
+        """Give a lease its full TTL again, without an event to anybody. Raises LeaseGone.
 
-    async def time_to_live(self, lease: Lease) -> tuple[int, int]:
-        """Return (remaining, granted) seconds of a lease. Raises LeaseGone."""
-        return await self._store.time_to_live(lease.lease_id)
+        A reservation has none: what is renewed then is the sign that its holder lives.
+        """
+        if lease.lease_id:
+            await self._store.keepalive(lease.lease_id)
+            return
+        try:
+            await self._store.keepalive(await self._alive(owner))
+        except LeaseGone:
+            await self._commit([], await self._sign_of_life(owner))
+
+    async def time_to_live(self, lease: Lease, holder: Owner) -> tuple[int, int]:
+        """Return (remaining, granted) seconds of a lease, or of its holder's sign of life. Raises LeaseGone."""
+        return await self._store.time_to_live(lease.lease_id or await self._alive(holder))
 
     async def reconnect(self) -> None:
         """Go on over new connections: the host has another address."""
@@ -190,11 +231,33 @@ class Registry:
         """Let go of the store's connections."""
         await self._store.close()
 
-    def _puts(self, key: str, attrs: LeaseAttrs, owner: Owner, lease_id: int) -> list[Put]:
+    async def _puts(self, subnets: Subnets, attrs: LeaseAttrs, owner: Owner, lease_id: int) -> list[Put | Delete]:
+        """Return what there is of a lease: itself, whose it is, and its claims."""
+        key = self.key(subnets)
+        claims = [codec.claim_key(self._prefix, subnet) for subnet in subnets.families]
+        claims.append(codec.address_key(self._prefix, Lease(subnets, attrs).address))
+        name = key.removeprefix(self.subnets_prefix).encode()
         return [
             Put(key, codec.encode_attrs(attrs), lease_id),
             Put(codec.owner_key(self._prefix, owner.identity), codec.encode_owner(owner), lease_id),
+            *(Put(claim, name, lease_id) for claim in claims),
+            *(await self._sign_of_life(owner) if not lease_id else ()),
         ]
+
+    async def _sign_of_life(self, owner: Owner) -> list[Put | Delete]:
+        """Return what has to be written so that the holder of a reservation is seen to live."""
+        try:
+            alive = await self._living(await self._alive(owner))
+        except LeaseGone:
+            alive = await self._grant()
+        return [Put(codec.alive_key(self._prefix, owner.identity), b"", alive)]
+
+    async def _alive(self, holder: Owner) -> int:
+        """Return the etcd lease that a reservation's holder renews. Raises LeaseGone if there is none."""
+        entry = await self._store.get(codec.alive_key(self._prefix, holder.identity))
+        if entry is None or not entry.lease_id:
+            raise LeaseGone(f"host {holder.hostname!r} gives no sign of life")
+        return entry.lease_id
 
     async def _living(self, lease_id: int) -> int:
         """Return the etcd lease if it lives with our TTL, or is none; else a new one."""
@@ -204,11 +267,30 @@ class Registry:
             _, granted = await self._store.time_to_live(lease_id)
         except LeaseGone:
             granted = 0
-        return lease_id if granted == TTL else await self._store.grant(TTL)
+        return lease_id if granted == TTL else await self._grant()
 
-    async def _let_go(self, lease_id: int, error: RegistryError) -> None:
-        """Revoke a lease that was granted in vain. After Unavailable it may be in use, so it is left to expire."""
-        if isinstance(error, Unavailable):
-            return
-        with suppress(Unavailable, Denied):  # It holds no key and expires by itself.
-            await self._store.revoke(lease_id)
+    async def _grant(self) -> int:
+        """Return an etcd lease to write with: what an attempt before was given, if that failed, else a new one.
+
+        Otherwise an etcd that answers too late would be given one more at every attempt, to keep for a day. If the
+        answer alone was lost it is in use already; then by us, for this.
+        """
+        self._granted = self._granted or await self._store.grant(TTL)
+        return self._granted
+
+    async def _commit(self, expect: list[Expect], operations: list[Put | Delete]) -> int:
+        """Write, and be done with the etcd lease that was made for it. Raises what Store.commit does."""
+        try:
+            revision = await self._store.commit(expect, operations)
+        except LeaseGone:
+            self._granted = 0
+            raise
+        self._granted = 0
+        return revision
+
+
+def _owner(identity: str, entry: KeyValue) -> Owner | None:
+    try:
+        return replace(codec.decode_owner(identity, entry.value), mod_revision=entry.mod_revision)
+    except ValueError:
+        return None

@@ -54,10 +54,11 @@ def test_a_subnet_that_another_host_took_is_given_up() -> None:
     assert next_step(HELD, other, 1000.0, current=True) == GiveUp(other)
 
 
-def test_a_reservation_is_adopted_and_never_renewed() -> None:
+def test_a_reservation_is_adopted_and_never_ends() -> None:
+    """What is renewed for it is the sign that its holder lives."""
     reserved = replace(LEASE, mod_revision=9, lease_id=0)
     assert next_step(HELD, reserved, 1000.0, current=True) == Adopt(reserved)
-    assert isinstance(next_step(replace(HELD, lease=reserved), reserved, 1000.0 + TTL, current=True), Wait)
+    assert next_step(replace(HELD, lease=reserved), reserved, 1000.0 + PERIOD, current=True) == Renew()
     assert remaining(replace(HELD, lease=reserved), 9e9) == float("inf")
 
 
