@@ -98,26 +98,30 @@ static int same_fate(const byte *a, const byte *b, size_t size)
     return to && too && !memcmp(to, too, width);
 }
 
+static size_t segment_size(const byte *at, size_t size)
+{
+    struct vnet vnet;
+    if (size <= sizeof vnet)
+        return 0;
+    memcpy(&vnet, at, sizeof vnet);
+    return vnet.type == GSO_NONE ? 0 : vnet.size;
+}
+
 static PyObject *train(const byte *buffer, size_t start, size_t stop, size_t each)
 {
     const size_t lead = sizeof(struct vnet);
-    struct vnet vnet;
     size_t width = 0;
-    const byte *to = NULL;
-    if (each > lead) {
-        memcpy(&vnet, buffer + start, lead);
-        to = destination(buffer + start + lead, each - lead, &width);
-    }
+    const byte *to = each > lead ? destination(buffer + start + lead, each - lead, &width) : NULL;
     return Py_BuildValue("(nnniy#)", (Py_ssize_t)start, (Py_ssize_t)stop, (Py_ssize_t)each,
-                         each > lead && vnet.type != GSO_NONE ? (int)vnet.size : 0, to ? (const char *)to : "",
+                         (int)segment_size(buffer + start, each), to ? (const char *)to : "",
                          (Py_ssize_t)(to ? width : 0));
 }
 
 static PyObject *gather_all(int fd, byte *buffer, size_t room, Py_ssize_t most, size_t have)
 {
     PyObject *trains = PyList_New(0);
-    size_t start = 0, at = 0, each = 0;
-    while (trains && most-- > 0 && room - at >= sizeof(struct vnet) + MAX_PACKET) {
+    size_t start = 0, at = 0, each = 0, charged = 0;
+    while (trains && most-- > 0 && room - at >= sizeof(struct vnet) + MAX_PACKET && charged < room) {
         ssize_t size = have ? (ssize_t)have : read(fd, buffer + at, sizeof(struct vnet) + MAX_PACKET);
         have = 0;
         if (size <= 0) {
@@ -132,6 +136,7 @@ static PyObject *gather_all(int fd, byte *buffer, size_t room, Py_ssize_t most, 
             start = at;
             each = (size_t)size;
         }
+        charged += cost((size_t)size, segment_size(buffer + at, (size_t)size));
         at += (size_t)size;
     }
     if (trains && at != start)
@@ -198,7 +203,7 @@ static PyMethodDef methods[] = {
     {"segment", segment, METH_VARARGS, "segment(train, each, prefix) -> (datagrams, size): see offload.py."},
     {"gather", gather, METH_VARARGS, "gather(fd, buffer, most, have) -> trains: see gather.py."},
     {"coalesce", coalesce, METH_VARARGS, "coalesce(buffer, size, offset, mtu, udp) -> writes: see merge.py."},
-    {"wait", express_wait, METH_VARARGS, "wait(epoll, lanes, known, admitted, offset, mtu, segmentation) -> ready: see express.c."},
+    {"wait", express_wait, METH_VARARGS, "wait(epoll, lanes, from_device, from_wire, known, admitted, offset, mtu, segmentation) -> ready: see express.c."},
     {NULL, NULL, 0, NULL},
 };
 

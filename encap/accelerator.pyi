@@ -10,6 +10,8 @@ def coalesce(buffer: memoryview, size: int, offset: int, mtu: int, udp: bool, /)
 def wait(
     epoll: int,
     lanes: tuple[Lane, ...],
+    from_device: memoryview,
+    from_wire: memoryview,
     known: dict[bytes, Remote],
     admitted: dict[tuple[bytes, bytes, bytes], Remote],
     offset: int,

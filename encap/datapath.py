@@ -31,7 +31,7 @@ from flanneld_py.encap.crew import Crew, MemberLost
 from flanneld_py.encap.doorway import Doorway, DoorwayError
 from flanneld_py.encap.relay import DeviceGone
 from flanneld_py.encap.turns import Turns
-from flanneld_py.encap.worker import LANES, Worker, open_lanes
+from flanneld_py.encap.worker import Worker, open_lanes
 
 LOOK_EVERY = 1.0
 """Seconds between looks at the control socket's file."""
@@ -117,7 +117,7 @@ class Datapath:
             self._turns.stop()
 
     def _make(self, wanted: orders.Configure) -> Worker | Crew:
-        lanes = open_lanes(wanted, LANES * wanted.workers)
+        lanes = open_lanes(wanted)
         if wanted.workers == 1:
             self._carrier = worker = Worker(wanted, lanes, self._now)
             if worker.express is not None:

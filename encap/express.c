@@ -30,14 +30,13 @@
 #define UDP_GRO 104
 #endif
 
-enum { MOST_LANES = 32, MOST_EVENTS = 16 };
+enum { MOST_LANES = 32, MOST_EVENTS = 2 * MOST_LANES + 4 }; /* device and wire of each, and what is not ours */
 enum { SHARE = 1 << 18, LITTLE = 1 << 14, MOST = 64 }; /* see relay.py */
 enum { MAX_SEGMENTS = 64, MAX_PAYLOAD = 65507, RECEIVE_SIZE = 65535 };    /* see wire.py */
 
-/* A lane's descriptors, the buffers of its relay, and what is called there: outward, admit, failed. */
+/* A lane's descriptors, and what is called there: outward, admit, failed. */
 struct lane {
     int device, wire, sender, udp;
-    Py_buffer from_device, from_wire;
     PyObject *outward, *admit, *failed;
 };
 
@@ -48,9 +47,11 @@ struct receipt {
     struct sockaddr_in6 from; /* or a sockaddr_in, which is smaller */
 };
 
-/* All lanes. `asked` is whether relay.py was called: what was handed in may have changed. */
+/* All lanes, and the buffers that they share. `asked` is whether relay.py was called: what was handed in may have
+   changed. */
 struct express {
     int epoll, segmentation, asked;
+    byte *from_device, *from_wire;
     Py_ssize_t count;
     struct lane lanes[MOST_LANES];
     PyObject *known, *admitted;
@@ -159,7 +160,7 @@ static int send_alone(const struct lane *lane, struct route *route, const struct
         if (field + 2 > length)
             return 0;
         finish(packet + field, add(0, packet + vnet->start, length - vnet->start), 1);
-        memset(lane->from_device.buf, 0, sizeof *vnet); /* Should it go the long way after all: it is finished. */
+        memset(packet - sizeof *vnet, 0, sizeof *vnet); /* Should it go the long way after all: it is finished. */
     }
     struct iovec parts[] = {route->head, {packet, length}};
     route->message.msg_iov = parts;
@@ -209,18 +210,19 @@ static int send_super(struct express *express, const struct lane *lane, struct r
     return 1;
 }
 
-/* Send the packet at the beginning of the buffer. Returns whether it is done with, -1 with an exception. */
-static int dispatch(struct express *express, const struct lane *lane, size_t size, int first)
+/* Send the packet at the beginning of the buffer, and charge it. Returns whether it is done with, -1 with an exception. */
+static int dispatch(struct express *express, const struct lane *lane, size_t size, int first, size_t *charged)
 {
     struct vnet vnet;
     struct route route;
-    byte *packet = (byte *)lane->from_device.buf + sizeof vnet;
+    byte *packet = express->from_device + sizeof vnet;
     if (size <= sizeof vnet)
         return 0;
     size_t length = size - sizeof vnet, largest = length;
     struct layout is = {0};
-    memcpy(&vnet, lane->from_device.buf, sizeof vnet);
+    memcpy(&vnet, express->from_device, sizeof vnet);
     int plain = vnet.type == GSO_NONE;
+    *charged += cost(size, plain ? 0 : vnet.size);
     if (plain ? !first : !express->segmentation)
         return 0; /* Plain packets in a row go together, in few sends. */
     if (!plain) {
@@ -245,30 +247,29 @@ static int dispatch(struct express *express, const struct lane *lane, size_t siz
 
 static int serve_device(struct express *express, const struct lane *lane)
 {
-    size_t passed = 0;
-    for (int taken = 0; taken < MOST && passed < SHARE; taken++) {
-        ssize_t size = read(lane->device, lane->from_device.buf, sizeof(struct vnet) + MAX_PACKET);
+    size_t charged = 0;
+    for (int taken = 0; taken < MOST && charged < SHARE; taken++) {
+        ssize_t size = read(lane->device, express->from_device, sizeof(struct vnet) + MAX_PACKET);
         if (size < 0 && errno == EAGAIN)
             return 0;
-        int done = size > 0 ? dispatch(express, lane, (size_t)size, !taken) : 0;
+        int done = size > 0 ? dispatch(express, lane, (size_t)size, !taken, &charged) : 0;
         if (done < 0)
             return -1;
         if (!done)
             return asked(express, PyObject_CallFunction(lane->outward, "n", (Py_ssize_t)(size > 0 ? size : 0)));
-        passed += (size_t)size;
     }
     return 0;
 }
 
 /* Inward */
 
-static ssize_t receive(const struct lane *lane, size_t at, struct receipt *receipt)
+static ssize_t receive(struct express *express, const struct lane *lane, size_t at, struct receipt *receipt)
 {
     union {
         char room[CMSG_SPACE(sizeof(int))];
         struct cmsghdr aligned;
     } control;
-    struct iovec whole = {(byte *)lane->from_wire.buf + at, RECEIVE_SIZE};
+    struct iovec whole = {express->from_wire + at, RECEIVE_SIZE};
     struct msghdr message = {
         .msg_name = &receipt->from,
         .msg_namelen = sizeof receipt->from,
@@ -337,7 +338,7 @@ static int perhaps_uncut(struct express *express, const byte *datagram, size_t w
 static int deliver(struct express *express, const struct lane *lane, size_t at, size_t end,
                    const struct receipt *run)
 {
-    byte *buffer = lane->from_wire.buf;
+    byte *buffer = express->from_wire;
     size_t size = (size_t)run->each, offset = (size_t)express->offset;
     int closer = end - at > size && perhaps_uncut(express, buffer + at, end - at);
     do {
@@ -374,13 +375,14 @@ static int continues(struct express *express, const struct receipt *run, size_t 
 static int serve_wire(struct express *express, const struct lane *lane)
 {
     struct receipt run, next;
-    size_t begin = 0, at = 0;
-    for (int taken = 0; taken < MOST && at <= SHARE; taken++) {
-        if (receive(lane, at, &next) < 0) {
+    size_t begin = 0, at = 0, charged = 0;
+    for (int taken = 0; taken < MOST && charged <= SHARE; taken++) {
+        if (receive(express, lane, at, &next) < 0) {
             if (errno != EAGAIN && failed(express, lane, "in-wire", errno, 1))
                 return -1;
             break;
         }
+        charged += cost((size_t)next.total, (size_t)next.each);
         if (at > begin && !(next.total && continues(express, &run, at - begin, &next))) {
             if (deliver(express, lane, begin, at, &run))
                 return -1;
@@ -449,39 +451,34 @@ static PyObject *wait_all(struct express *express)
 
 static int take_lane(PyObject *described, struct lane *lane)
 {
-    if (!PyArg_ParseTuple(described, "iiipw*w*OOO", &lane->device, &lane->wire, &lane->sender, &lane->udp,
-                          &lane->from_device, &lane->from_wire, &lane->outward, &lane->admit, &lane->failed))
-        return 0;
-    if (lane->from_device.len >= (Py_ssize_t)sizeof(struct vnet) + MAX_PACKET &&
-        lane->from_wire.len >= SHARE + 2 * RECEIVE_SIZE)
-        return 1;
-    PyBuffer_Release(&lane->from_device);
-    PyBuffer_Release(&lane->from_wire);
-    PyErr_SetString(PyExc_ValueError, "a lane's buffers are too small");
-    return 0;
+    return PyArg_ParseTuple(described, "iiipOOO", &lane->device, &lane->wire, &lane->sender, &lane->udp,
+                            &lane->outward, &lane->admit, &lane->failed);
 }
 
 PyObject *express_wait(PyObject *self, PyObject *args)
 {
     struct express express = {.count = 0};
+    Py_buffer from_device, from_wire;
     PyObject *lanes, *ready = NULL;
     Py_ssize_t wanted;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iO!O!O!nnp", &express.epoll, &PyTuple_Type, &lanes, &PyDict_Type, &express.known,
-                          &PyDict_Type, &express.admitted, &express.offset, &express.mtu, &express.segmentation))
+    if (!PyArg_ParseTuple(args, "iO!w*w*O!O!nnp", &express.epoll, &PyTuple_Type, &lanes, &from_device, &from_wire,
+                          &PyDict_Type, &express.known, &PyDict_Type, &express.admitted, &express.offset, &express.mtu,
+                          &express.segmentation))
         return NULL;
+    express.from_device = from_device.buf;
+    express.from_wire = from_wire.buf;
     wanted = PyTuple_Size(lanes);
-    if (wanted > MOST_LANES || express.offset < 0 || express.mtu < 0) {
+    if (wanted > MOST_LANES || express.offset < 0 || express.mtu < 0)
         PyErr_SetString(PyExc_ValueError, "expected at most 32 lanes, and sizes that are positive");
-        return NULL;
-    }
-    while (express.count < wanted && take_lane(PyTuple_GetItem(lanes, express.count), &express.lanes[express.count]))
-        express.count++;
-    if (express.count == wanted)
+    else if (from_device.len < (Py_ssize_t)sizeof(struct vnet) + MAX_PACKET || from_wire.len < SHARE + 2 * RECEIVE_SIZE)
+        PyErr_SetString(PyExc_ValueError, "the buffers are too small");
+    else
+        while (express.count < wanted && take_lane(PyTuple_GetItem(lanes, express.count), &express.lanes[express.count]))
+            express.count++;
+    if (!PyErr_Occurred())
         ready = wait_all(&express);
-    while (express.count--) {
-        PyBuffer_Release(&express.lanes[express.count].from_device);
-        PyBuffer_Release(&express.lanes[express.count].from_wire);
-    }
+    PyBuffer_Release(&from_device);
+    PyBuffer_Release(&from_wire);
     return ready;
 }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from flanneld_py.encap.virtio import GSO_NONE, VNET, VNET_HEADER
+from flanneld_py.encap.virtio import GSO_NONE, VNET, VNET_HEADER, cost
 
 try:
     from flanneld_py.encap import accelerator
@@ -30,12 +30,13 @@ a super-packet, else 0; the destination, packed, if the IP headers are sound, el
 def gather_in_python(fd: int, buffer: memoryview, most: int, have: int) -> list[Train]:
     """Read up to `most` packets, as long as the buffer has room for the largest. Raises OSError if it read none.
 
+    And no more than a turn's share, which is as large as the buffer: little datagrams count for more (virtio.py).
     `have` bytes are the first packet, read before, 0 if there is none. Nothing waiting is no error: there is no train.
     """
     trains: list[Train] = []
-    at = 0
+    at = charged = 0
     for _ in range(most):
-        if len(buffer) - at < LARGEST:
+        if len(buffer) - at < LARGEST or charged >= len(buffer):
             break
         try:
             size = have or os.readv(fd, (buffer[at : at + LARGEST],))
@@ -54,6 +55,7 @@ def gather_in_python(fd: int, buffer: memoryview, most: int, have: int) -> list[
             trains[-1] = (start, at + size, each, 0, to)
         else:
             trains.append((at, at + size, size, _gso_size(packet), _destination(packet)))
+        charged += cost(size, _gso_size(packet))
         at += size
     return trains
 

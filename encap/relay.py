@@ -25,11 +25,11 @@ from flanneld_py.encap.merge import coalesce
 from flanneld_py.encap.offload import segment
 from flanneld_py.encap.tun import Tun
 from flanneld_py.encap.uncut import cut, uncut
-from flanneld_py.encap.virtio import PLAIN, VNET_HEADER, largest, pieces, segments
+from flanneld_py.encap.virtio import PLAIN, VNET_HEADER, cost, largest, pieces, segments
 from flanneld_py.encap.wire import RECEIVE_SIZE, Wire
 
 SHARE = 1 << 18
-"""Bytes per direction in one turn of the loop: some super-packets, some hundred microseconds."""
+"""Bytes per direction in one turn of the loop: some super-packets, some hundred microseconds. See virtio.cost."""
 
 LITTLE = 1 << 14
 """Bytes of a receipt after which no other is expected at once: to ask in vain would hold up a lone packet.
@@ -45,15 +45,20 @@ Lane = tuple[
     int,
     int,
     bool,
-    memoryview,
-    memoryview,
     Callable[[int], None],
     Callable[[int, int, int, Endpoint], None],
     Callable[[str, int, int], None],
 ]
-"""A lane as express.c takes it: the descriptors of device, wire and sender; whether UDP is merged; the buffers for what
-comes from the device and from the wire; what it calls: outward(have), received(start, stop, size, sender) and
-failed(where, errno, count)."""
+"""A lane as express.c takes it: the descriptors of device, wire and sender; whether UDP is merged; what it calls:
+outward(have), received(start, stop, size, sender) and failed(where, errno, count)."""
+
+
+class Room:
+    """The buffers for what comes from the device and from the wire; all lanes', as nothing stays from turn to turn."""
+
+    def __init__(self) -> None:
+        self.from_device = memoryview(bytearray(SHARE))
+        self.from_wire = memoryview(bytearray(SHARE + 2 * RECEIVE_SIZE))
 
 
 class DeviceGone(Exception):
@@ -67,15 +72,20 @@ class Relay:
     """
 
     def __init__(
-        self, directory: Directory, tun: Tun, wire: Wire, may_answer: Callable[[], bool], now: Callable[[], float]
+        self,
+        directory: Directory,
+        tun: Tun,
+        wire: Wire,
+        room: Room,
+        may_answer: Callable[[], bool],
+        now: Callable[[], float],
     ) -> None:
         self.tun = tun
         self.wire = wire
         self._directory = directory
         self._may_answer = may_answer
         self._now = now
-        self._from_tun = memoryview(bytearray(SHARE))
-        self._from_wire = memoryview(bytearray(SHARE + 2 * RECEIVE_SIZE))
+        self._from_tun, self._from_wire = room.from_device, room.from_wire
         self._batch = Batch(wire, self._lost)
         self._udp = "uso4" in tun.offloads
         self._expected = 1
@@ -84,7 +94,7 @@ class Relay:
     def lane(self) -> Lane:
         """What express.c works with."""
         descriptors = self.tun.fileno(), self.wire.fileno(), self.wire.sender_fileno()
-        return (*descriptors, self._udp, self._from_tun, self._from_wire, self.outward, self._received, self._failed)
+        return (*descriptors, self._udp, self.outward, self._received, self._failed)
 
     def outward(self, have: int = 0) -> None:
         """Send what waits in the TUN device, up to a share; `have` bytes of it are read. Raises DeviceGone."""
@@ -155,7 +165,7 @@ class Relay:
 
         A sender's super-packet can take it two sends; what was received in a row is merged as if it were one receipt.
         """
-        begin = at = size = little = 0
+        begin = at = size = little = charged = 0
         sender: Endpoint = ("", 0)
         for _ in range(MOST):
             try:
@@ -166,6 +176,7 @@ class Relay:
             except OSError as error:
                 self._dropped("in-wire", _name(error))
                 break
+            charged += cost(total, each)
             if not total:
                 self._admit(self._from_wire[:0], each, source)
             elif at > begin and not (source == sender and self._continues(at - begin, size, total, each)):
@@ -178,7 +189,7 @@ class Relay:
             if little == self._expected:
                 self._expected = min(2 * little, MOST)
                 break
-            if at > SHARE:
+            if charged > SHARE:
                 break
         if at > begin:
             self._admit(self._from_wire[begin:at], size, sender)

@@ -1,7 +1,7 @@
 """The TUN device of the userspace data plane: opened, its offloads switched on, packets read and written.
 
-Not its address, routes, MTU or state: those the agent sets through netlink. The device lives as long as its file
-descriptors: when the process ends, device and routes are gone.
+Also how many packets wait in it at most. Not its address, routes, MTU or state: those the agent sets through netlink.
+The device lives as long as its file descriptors: when the process ends, device and routes are gone.
 
 A device has queues, a descriptor each. The kernel gives all packets of a flow to the queue into which the flow's
 packets of the other direction were written last, and goes by a hash as long as there are none.
@@ -18,11 +18,20 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 
 from flanneld_py.encap.gather import Train, gather
 from flanneld_py.encap.virtio import VNET_HEADER
+
+SIOCSIFTXQLEN = 0x8943  # linux/sockios.h
+TX_DROPPED = 11
+"""Where that is among the numbers of a device in /proc/net/dev."""
+
+QUEUE_LENGTH = 2000
+"""Packets that wait in each queue at most: bursts of a thousand, and what else comes meanwhile. The kernel's is 500."""
 
 # linux/if_tun.h
 TUNSETIFF = 0x400454CA
@@ -70,6 +79,7 @@ class Tun:
             os.close(self._fd)
             raise
         self.device = device
+        self.first = first
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""
@@ -78,6 +88,15 @@ class Tun:
     def close(self) -> None:
         """Close it: with its last queue the device disappears."""
         os.close(self._fd)
+
+    @property
+    def overflowed(self) -> int:
+        """Return how many packets were lost as their queue was full, of all queues of the device; 0 if it is gone."""
+        for line in Path("/proc/self/net/dev").read_text().splitlines():
+            name, _, numbers = line.partition(":")
+            if name.strip() == self.device:
+                return int(numbers.split()[TX_DROPPED])
+        return 0
 
     def gather(self, buffer: memoryview, most: int, have: int) -> list[Train]:
         """Read up to `most` packets with their virtio headers, after `have` bytes (gather.py). Raises OSError."""
@@ -92,6 +111,8 @@ class Tun:
         try:
             fcntl.ioctl(self._fd, TUNSETIFF, struct.pack("16sH22x", device.encode(), flags))
             fcntl.ioctl(self._fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER))
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+                fcntl.ioctl(asked, SIOCSIFTXQLEN, struct.pack("16si20x", device.encode(), QUEUE_LENGTH))
         except OSError as error:
             if error.errno == errno.EBUSY:  # Without IFF_TUN_EXCL we would share it with the process that has it.
                 raise TunTaken(

@@ -53,6 +53,15 @@ def largest(train: bytes | bytearray | memoryview) -> int:
     return min(header + size, length)
 
 
+CELL = 1 << 10
+"""Bytes: a datagram takes at least as long as so many bytes do."""
+
+
+def cost(length: int, size: int) -> int:
+    """Return what `length` bytes of packets of `size` bytes count against a turn's share, in bytes; size 0: one."""
+    return max(length, CELL * pieces(length, size))
+
+
 def pieces(total: int, size: int) -> int:
     """Return how many pieces of `size` bytes make `total` bytes, the last of them shorter; nothing is one."""
     return -(-total // size) if total and size else 1

@@ -28,6 +28,7 @@ from flanneld_py.encap.directory import Endpoint
 
 # asm-generic/socket.h, linux/udp.h, linux/in.h, linux/in6.h; not in Python 3.11's socket module.
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+SO_MEMINFO, SK_MEMINFO_DROPS, SK_MEMINFO_VARS = 55, 8, 9  # linux/sock_diag.h
 UDP_SEGMENT = 103
 UDP_GRO = 104
 IP_MTU_DISCOVER, IP_PMTUDISC_OMIT = 10, 5
@@ -47,7 +48,7 @@ SKF_NET_OFF = 0x100000000 - 0x100000
 SOURCE_PORT = {4: 20, 6: 40}
 """Where it is behind an IP header without options. With options another lane is chosen, and that is all."""
 
-INT = struct.Struct("i")
+INT = struct.Struct("I")
 SHORT = struct.Struct("H")
 
 
@@ -152,6 +153,15 @@ class Wire:
     def receive_buffer(self) -> int:
         """Return how many bytes of kernel memory wait for us at most."""
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+    @property
+    def overflowed(self) -> int:
+        """Return how many datagrams were lost as that memory was full; 0 where Linux (before 4.12) does not tell."""
+        try:
+            told = self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4 * SK_MEMINFO_VARS)
+        except OSError:
+            return 0
+        return INT.unpack_from(told, 4 * SK_MEMINFO_DROPS)[0] if len(told) == 4 * SK_MEMINFO_VARS else 0
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""

@@ -16,13 +16,13 @@ from flanneld_py.encap import orders
 from flanneld_py.encap.bucket import Bucket
 from flanneld_py.encap.directory import Directory
 from flanneld_py.encap.offload import accelerator
-from flanneld_py.encap.relay import Relay
+from flanneld_py.encap.relay import Relay, Room
 from flanneld_py.encap.tun import Tun
 from flanneld_py.encap.turns import Wait
 from flanneld_py.encap.wire import Wire, open_wires
 
-LANES = 4
-"""Lanes of each worker."""
+LANES, LEAST_LANES = 16, 4
+"""Lanes of all workers, and of each at the least: a flow that takes too much is felt on its own lane only."""
 
 ANSWERS_PER_SECOND, ANSWERS_AT_ONCE = 100, 50
 """ICMP errors, by all workers: enough for whoever probes a path, and no work to speak of for packets into nowhere."""
@@ -32,12 +32,12 @@ Watched = Iterable[tuple[int, Callable[[], None]]]
 """File descriptors, and what to call when one is readable."""
 
 
-def open_lanes(wanted: orders.Configure, count: int) -> list[Lane]:
-    """Make the device and bind the sockets. Raises TunError, WireError."""
+def open_lanes(wanted: orders.Configure) -> list[Lane]:
+    """Make the device and bind the sockets, so that each worker gets as many lanes. Raises TunError, WireError."""
     tuns: list[Tun] = []
     try:
-        for number in range(count):
-            tuns.append(Tun(wanted.device, first=number == 0))
+        for _ in range(wanted.workers * max(LANES // wanted.workers, LEAST_LANES)):
+            tuns.append(Tun(wanted.device, first=not tuns))
         spread = wanted.mode is orders.Mode.VXLAN
         wires = open_wires(ip_address(wanted.local), wanted.port, len(tuns), spread=spread)
     except BaseException:
@@ -54,7 +54,8 @@ class Worker:
         self._now = now
         self._answers = Bucket(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE).share(wanted.workers)
         self._directory = Directory(wanted)
-        self._relays = [Relay(self._directory, tun, wire, self._may_answer, now) for tun, wire in lanes]
+        self._room = Room()
+        self._relays = [Relay(self._directory, tun, wire, self._room, self._may_answer, now) for tun, wire in lanes]
         self._lanes = tuple(relay.lane for relay in self._relays)
 
     def watched(self) -> Watched:
@@ -71,7 +72,10 @@ class Worker:
     def _wait(self, epoll: int) -> Iterable[int]:
         known, admission, mtu = self._directory.table.known, self._directory.admission, self._directory.mtu
         segmentation = all(relay.wire.segmentation for relay in self._relays)
-        return accelerator.wait(epoll, self._lanes, known, admission.admitted, admission.offset, mtu, segmentation)
+        room = self._room.from_device, self._room.from_wire
+        return accelerator.wait(
+            epoll, self._lanes, *room, known, admission.admitted, admission.offset, mtu, segmentation
+        )
 
     def close(self) -> None:
         """Close device and sockets."""
@@ -109,6 +113,11 @@ class Worker:
             **self._directory.drops,
         }
         first = self._relays[0]
+        overflowed = {
+            "in-wire-overflow": sum(relay.wire.overflowed for relay in self._relays),
+            "out-device-overflow": first.tun.overflowed if first.tun.first else 0,
+        }
+        counters.update({name: count for name, count in overflowed.items() if count})
         return orders.Status(
             pid=os.getpid(),
             configured=True,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from flanneld_py.encap import accelerator, orders
 from flanneld_py.encap.directory import Directory
 from flanneld_py.encap.frame import vxlan_header
-from flanneld_py.encap.relay import Lane, Relay
+from flanneld_py.encap.relay import Lane, Relay, Room
 from flanneld_py.encap.tun import Tun
 from flanneld_py.encap.turns import Turns
 from flanneld_py.encap.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, PLAIN, VNET
@@ -96,7 +96,8 @@ class World:
         subnets = [ip_network(text) for text in ("10.1.0.0/24", "10.2.0.8/29", "fd01::/64", "fd02::8/125")]
         self._put(REMOTE, subnets)
         self._put(UNREACHABLE, [ip_network("10.2.0.16/28")])
-        self.relay = relay = Relay(self.directory, DeviceEnd(ours, udp=udp), wire, lambda: True, lambda: 0.0)
+        self._room = Room()
+        relay = Relay(self.directory, DeviceEnd(ours, udp=udp), wire, self._room, lambda: True, lambda: 0.0)
         self._turns = Turns()
         undo.callback(self._turns.close)
         self._ends = (ours, wire)
@@ -125,7 +126,8 @@ class World:
     def _wait(self, epoll: int) -> list[int]:
         directory, admission = self.directory, self.directory.admission
         known, admitted = directory.table.known, admission.admitted
-        return accelerator.wait(epoll, (self._lane,), known, admitted, admission.offset, directory.mtu, True)
+        room = self._room.from_device, self._room.from_wire
+        return accelerator.wait(epoll, (self._lane,), *room, known, admitted, admission.offset, directory.mtu, True)
 
     def _rest(self, rung: socket.socket) -> None:
         rung.recv(1)
@@ -155,9 +157,13 @@ class World:
     def work_off(self) -> None:
         """Let everything go that waits."""
         while select.select(self._ends, [], [], 0)[0]:
-            self._turns._running = True
-            self.bell.send(b".")
-            self._turns.run()
+            self.turn()
+
+    def turn(self) -> None:
+        """Let each direction have one turn."""
+        self._turns._running = True
+        self.bell.send(b".")
+        self._turns.run()
 
     def left(self) -> tuple[list[bytes], list[bytes]]:
         """What came out at the device and at the peer."""
@@ -285,3 +291,29 @@ def test_what_the_device_does_not_take_is_counted_packet_by_packet() -> None:
             (written, _), (drops, totals) = world.left(), world.counted()
             assert drops == {"in-device-eagain": (400 - len(written)) * 20}
             assert totals[2] == len(written) < 400
+
+
+@pytest.mark.parametrize("direction", ["out", "in"])
+def test_a_turn_is_bounded_in_datagrams(direction: str) -> None:
+    """However many little ones of one flow wait: the others' packets do not wait for more than some hundred of them."""
+    with ExitStack() as undo:
+        for express in (False, True):
+            world = World(orders.Mode.VXLAN, undo, express=express, udp=True, mtu=1450)
+            packet = Segment(bytes(60 * 20), protocol=UDP, destination=8 if direction == "out" else 2)
+            vnet = VNET.pack(NEEDS_CSUM, GSO_UDP_L4, packet.header, 20, 20, 6)
+
+            item = ("out", vnet, packet, (0, 0)) if direction == "out" else ("train", 20, packet, (0, 0))
+            world.send(*item)
+            world.work_off()
+            world.left()
+            for _ in range(30):
+                world.send(*item)
+            world.turn()
+            done = world.directory.total()
+            datagrams = 60 * done.sent if direction == "out" else (done.received_bytes - 28 * done.received) // 20
+            assert 60 < datagrams <= 60 + 256 + 60, "256 KiB, of which a datagram counts for one"
+            world.work_off()
+            done = world.directory.total()
+            assert (done.sent, done.received_bytes - 28 * done.received)[direction == "in"] == (31, 31 * 60 * 20)[
+                direction == "in"
+            ]

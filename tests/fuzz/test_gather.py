@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flanneld_py.encap.forward import Remote, Send, Table, outbound
 from flanneld_py.encap.gather import LARGEST
-from flanneld_py.encap.virtio import NEEDS_CSUM, PLAIN, VNET, VNET_HEADER
+from flanneld_py.encap.virtio import GSO_UDP_L4, NEEDS_CSUM, PLAIN, VNET, VNET_HEADER
 from tests.engines import CUTTERS, GATHERERS, alone
 from tests.packets import UDP, Segment, encode
 
@@ -98,3 +98,19 @@ def test_what_cannot_be_read_is_an_error(gather: object) -> None:
     os.close(other)
     with pytest.raises(OSError, match="Bad file descriptor"):
         gather(closed, memoryview(bytearray(LARGEST)), 1, 0)
+
+
+@pytest.mark.parametrize("gather", GATHERERS)
+def test_a_turn_takes_no_more_datagrams_than_large_packets_would_be(gather: object) -> None:
+    """A super-packet of a hundred bytes may be a hundred datagrams: each counts as a kibibyte at the least."""
+    assert callable(gather)
+    little = VNET.pack(NEEDS_CSUM, GSO_UDP_L4, 28, 1, 20, 6) + encode(Segment(bytes(100), protocol=UDP))
+    reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with reader, writer:
+        reader.setblocking(False)
+        for _ in range(30):
+            writer.send(little)
+        buffer = memoryview(bytearray(4 * LARGEST))
+        turns = [len(gather(reader.fileno(), buffer, 64, 0)) for _ in range(16)]
+        assert turns[:2] == [2, 2]
+        assert sum(turns) == 30

@@ -214,6 +214,22 @@ def test_bursts_of_little_datagrams_arrive(lab: Lab, userspace: Callable[..., Us
         assert arrived(lab, code, 10, 300) == 3000
 
 
+def test_what_finds_a_queue_full_is_counted(lab: Lab, userspace: Callable[..., Userspace]) -> None:
+    one, two = userspace(1), userspace(2)
+    a, b = lab.containers
+    assert ping(a, b).loss == 0
+    pids = [plane.status().pid for plane in (one, two)]
+    burst = [sys.executable, "-c", PLAIN_BURSTS, str(b.address), "1", "4000"]
+    os.kill(pids[0], signal.SIGSTOP)
+    try:
+        a.namespace.run(burst)
+    finally:
+        os.kill(pids[0], signal.SIGCONT)
+    one.wait_count("out-device-overflow", 1900)
+    assert one.count("out-device-overflow") <= 2100, "2000 wait"
+    assert "in-wire-overflow" not in two.status().counters
+
+
 def test_an_underlay_narrower_than_assumed_fragments_and_tells_who_sends_much(
     lab: Lab, userspace: Callable[..., Userspace]
 ) -> None:

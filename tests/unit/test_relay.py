@@ -13,7 +13,7 @@ from flanneld_py.encap import orders
 from flanneld_py.encap.directory import Directory
 from flanneld_py.encap.frame import vxlan_header
 from flanneld_py.encap.gather import Train
-from flanneld_py.encap.relay import Relay
+from flanneld_py.encap.relay import Relay, Room
 from flanneld_py.encap.tun import Tun
 from flanneld_py.encap.virtio import PLAIN
 from flanneld_py.encap.wire import Wire, open_wires
@@ -62,7 +62,7 @@ def test_a_flood_into_nowhere_does_not_starve_what_comes_in(wire: Wire) -> None:
     directory = Directory(wanted)
     directory.put([orders.Peer("peer", bytes((10, 1, 0, 0)), 24, IPv4Address(REMOTE).packed, MAC)])
     device = Flood()
-    relay = Relay(directory, device, wire, lambda: False, lambda: 0.0)
+    relay = Relay(directory, device, wire, Room(), lambda: False, lambda: 0.0)
     head = vxlan_header(1, OWN_MAC, MAC, 4)
     sent = [encode(Segment(bytes(number), protocol=UDP, source=1, destination=2)) for number in range(1, 641)]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:

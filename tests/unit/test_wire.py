@@ -7,7 +7,7 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address
 from itertools import islice
 from pathlib import Path
@@ -110,6 +110,21 @@ def test_a_device_that_takes_no_batch_is_asked_again_now_and_then(
     for _ in range(REFUSED_SENDS + 1):
         wire.send([b"one"], 3, peer.getsockname())
     assert wire.segmentation
+
+
+def test_what_finds_the_receive_buffer_full_is_told() -> None:
+    (wire,) = open_wires(LOCAL, free_port(), 1, spread=True)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer, socket.socket(fileno=os.dup(wire.fileno())) as end:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+        for _ in range(50):
+            peer.sendto(bytes(1000), end.getsockname())
+        arrived = 0
+        with suppress(BlockingIOError):
+            while wire.receive_into(memoryview(bytearray(2000))):
+                arrived += 1
+        assert 0 < arrived < 50
+        assert wire.overflowed == 50 - arrived
+    wire.close()
 
 
 def test_over_ipv6_path_mtus_are_believed_as_no_router_fragments() -> None:
