@@ -21,6 +21,7 @@ from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.log import OnChange, facts, log
 from flanneld_py.agent.neighbours import Neighbours
+from flanneld_py.agent.obstacles import Looks, Obstacles
 from flanneld_py.agent.repairs import Repairs
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap import dockerbridges
@@ -28,6 +29,7 @@ from flanneld_py.encap.chains import DOCKERS, RAW, forward_part, masquerade_part
 from flanneld_py.encap.command import FirewallError
 from flanneld_py.encap.enforce import Asked, Choice, Outcome
 from flanneld_py.encap.firewall import Network, Policy
+from flanneld_py.encap.kinds import Obstacle
 from flanneld_py.encap.nft import FLANNELS, HOOKS, OURS
 
 SETTLE = 0.01
@@ -66,14 +68,14 @@ class FirewallOptions:
         switches = (self.masquerade, self.forward, self.random_fully, self.excluded)
         interfaces = (backend.device, backend.parent, neighbours.hosts(backend.family))
         network, host = backend.family.network(wanted.config), wanted.own.address
-        return Policy(network, subnet, *switches, *interfaces, self.own_only, host)
+        return Policy(network, subnet, *switches, *interfaces, self.own_only, host, backend.port, backend.userspace)
 
 
-Watch = Callable[[Callable[[], None]], AbstractContextManager[None]]
-"""Calls what it is given at every change in nftables, as long as the context lasts."""
+Watch = Callable[[Callable[[], None], Callable[[], None]], AbstractContextManager[None]]
+"""Calls what it is given at every change in nftables that may be about our rules, and at every other; see nftwatch."""
 
 
-class Enforces(Protocol):
+class Enforces(Looks, Protocol):
     """What brings rules to the host: enforce.Enforcer."""
 
     async def choose(self) -> Choice | None:
@@ -102,7 +104,7 @@ class Report:
     repaired_ago: float | None
     error: str | None
     failed_ago: float | None
-    obstacles: tuple[str, ...]
+    obstacles: tuple[Obstacle, ...]
     lacking: tuple[str, ...] = ()
 
 
@@ -150,7 +152,7 @@ class Guard:
         neighbours.changed = self._wake.set
         self._backoff = Backoff(0.1, 60.0, rng)
         self._trouble = OnChange(clock)
-        self._obstacles: frozenset[str] = frozenset()
+        self._obstacles = Obstacles(enforcer, clock)
         self._lacking: frozenset[str] = frozenset()
         self._repairs = Repairs("the host's firewall rules")
         self._retry_at = float("inf")
@@ -173,6 +175,12 @@ class Guard:
     def mark(self) -> None:
         """Look again: something has changed in the packet filter."""
         self._urgent = True
+        self._obstacles.told()
+        self._wake.set()
+
+    def mark_others(self) -> None:
+        """Look soon for what drops our packets: somebody has changed rules of his own."""
+        self._look_at = min(self._look_at, self._obstacles.told())
         self._wake.set()
 
     def want(self, wanted: tuple[Wanted, ...]) -> None:
@@ -185,8 +193,9 @@ class Guard:
         now, never = self._clock.now(), float("-inf")
         repaired, failed = (None if at == never else round(now - at, 1) for at in (self._repaired_at, self._failed_at))
         in_force = self._in_force and self._retry_at == float("inf")
-        others = tuple(sorted(self._obstacles)), tuple(sorted(self._lacking))
-        return Report(self._choice, in_force, self._times_repaired, repaired, self._error, failed, *others)
+        lacking = tuple(sorted(self._lacking))
+        state = (self._choice, in_force, self._times_repaired, repaired, self._error, failed)
+        return Report(*state, self._obstacles.found, lacking)
 
     async def run(self) -> Never:
         """Keep the rules for good."""
@@ -196,10 +205,11 @@ class Guard:
             await self._clock.wait(asyncio.Event(), float("inf"))
             raise AssertionError("unreachable")
         await self._neighbours.known()  # Rules for hosts that are only not known yet are not to be removed.
-        with self._watch(self.mark):
+        with self._watch(self.mark, self.mark_others):
             while True:
                 await self._enforce(choice)
                 self.looked.set()
+                self._look_at = min(self._look_at, await self._obstacles.look(self._policies))
                 await self._next()
 
     async def _choose(self) -> Choice | None:
@@ -232,10 +242,6 @@ class Guard:
         outcome = await self._enforcer.enforce(choice, policies)
         now = self._clock.now()
         self._look_at = now + LOOK_EVERY * self._rng.uniform(0.75, 1.25)
-        for obstacle in outcome.obstacles:
-            if obstacle not in self._obstacles:
-                log.warning("forwarded packets of the overlay are dropped by others", **facts(do=obstacle))
-        self._obstacles = frozenset(outcome.obstacles)
         for reason in outcome.lacking:
             if reason not in self._lacking:
                 log.warning("iptables' raw table is left as it is; everything else goes on", **facts(reason=reason))

@@ -93,7 +93,7 @@ def firewall(guard: Guard | None) -> Document:
             "last_repair_seconds_ago": report.repaired_ago,
             "last_error": report.error,
             "last_error_seconds_ago": report.failed_ago,
-            "dropped_by_others": list(report.obstacles),
+            "dropped_by_others": [{"by": each.by, "do": each.do} for each in report.obstacles],
             "raw_table": list(report.lacking),
         }
     }

@@ -99,6 +99,11 @@ class Backend(Protocol):
         """See above."""
         ...
 
+    @property
+    def port(self) -> int | None:
+        """The UDP port that the tunnel's datagrams go to; None without a tunnel."""
+        ...
+
     def attrs(self, found: Found) -> LeaseAttrs:
         """Return what we publish with our lease."""
         ...
@@ -132,6 +137,7 @@ class Deviceless:
         _, self._public = underlay.addresses(family)
         self.family = family
         self.device = None
+        self.port = None
         self.parent = underlay.interface
         self.mtu = underlay.mtu
         self.userspace = False

@@ -38,10 +38,14 @@ _ENDS = ("ACCEPT", "DROP", "REJECT", "RETURN", "MASQUERADE", "SNAT", "NETMAP")
 
 @dataclass(slots=True)
 class Table:
-    """A table as saved: chain -> its rules, each without `-A <chain>`. `readable` False: not in this tool's terms."""
+    """A table as saved: chain -> its rules, each without `-A <chain>`. `readable` False: not in this tool's terms.
+
+    `policies` are those of the chains that the kernel sends packets through.
+    """
 
     chains: dict[str, list[str]] = field(default_factory=dict)
     readable: bool = True
+    policies: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +86,12 @@ def read_save(text: str) -> dict[str, Table]:
         if line.startswith("*"):
             table = tables.setdefault(line[1:], Table())
         elif line.startswith(":"):
-            table.chains[line[1:].partition(" ")[0]] = []
+            chain, policy, *_ = [*line[1:].split(" "), ""]
+            table.chains[chain] = []
+            table.policies[chain] = policy
         elif line.startswith("-A "):
-            _, chain, rule = line.split(" ", 2)
-            table.chains.setdefault(chain, []).append(rule)
+            _, chain, *rule = line.split(" ", 2)  # One that asks nothing and does nothing is its chain alone.
+            table.chains.setdefault(chain, []).append("".join(rule))
         elif found := re.match(r"# Table `(\w+)' is incompatible", line):
             tables[found[1]] = Table(readable=False)
     return tables

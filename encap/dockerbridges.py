@@ -24,6 +24,8 @@ MARK = 0x100000
 
 SETTINGS = f'"allow-direct-routing": true and "bridge-accept-fwmark": "0x{MARK:x}/0x{MARK:x}"'
 
+REMEDY = f"put {SETTINGS} into /etc/docker/daemon.json, and restart Docker: its nftables backend needs them"
+
 
 def advice(listed: str, subnet: Network) -> str:
     """Say what to set, given the table as nft lists it; nothing if Docker lets what we mark pass to our subnet."""
@@ -33,7 +35,7 @@ def advice(listed: str, subnet: Network) -> str:
     marked = any("ALLOW FW MARK" in line and re.search(rf"0x0*{MARK:x}\b", line) for line in lines)
     if not dropped and (marked or not unpublished):
         return ""
-    return f"put {SETTINGS} into /etc/docker/daemon.json, and restart Docker: its nftables backend needs them"
+    return REMEDY
 
 
 def _concerns(line: str, subnet: Network) -> bool:

@@ -7,8 +7,8 @@
 
     enforce:  survey -> ours in force -> then only: what is left in the other one, and flannel's, removed
 
-An iptables is in use if its tables exist; one that is not is left so. What drops forwarded packets in nftables outside
-iptables cannot be overruled by any rule of ours: it is named in `Outcome.obstacles`, with what to do.
+An iptables is in use if its tables exist; one that is not is left so. What drops our packets elsewhere cannot be
+overruled by any rule of ours: `obstacles` names it (dropped.py), with what to do.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from typing import Literal
 
 from flanneld_py.encap.chains import RAW
 from flanneld_py.encap.command import FirewallError, Tools
+from flanneld_py.encap.dropped import Dropped
 from flanneld_py.encap.firewall import Network, Policy, Rule, Rules, rules
 from flanneld_py.encap.iptables import COMMANDS, Iptables, is_legacy
+from flanneld_py.encap.kinds import Obstacle
 from flanneld_py.encap.nft import FAMILIES, Nft, Survey
 
 Asked = Literal["auto", "nftables", "iptables", "none"]
@@ -45,7 +47,6 @@ class Outcome:
 
     changed: bool
     failures: tuple[str, ...] = ()
-    obstacles: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
 
 
@@ -73,6 +74,7 @@ class Enforcer:
         self._prefer_nft = prefer_nft
         self._proc = proc
         self._nft = Nft(tools, suffix) if tools.has("nft") else None
+        self._dropped = Dropped(tools)
         self._variants: tuple[_Variant, ...] = ()
         self._iptables: dict[tuple[int, str], Iptables] = {}
 
@@ -118,8 +120,21 @@ class Enforcer:
         await self._sweep({each.family for each in wanted}, survey, work)
         if choice.kind == "iptables" and self._nft is not None and not work.failures:
             await work.attempt(self._nft.ensure(in_nft, survey))
-        obstacles = await self._obstacles([policy for policy in policies if policy.forward], survey)
-        return Outcome(work.changed, tuple(work.failures), obstacles, tuple(work.lacking))
+        return Outcome(work.changed, tuple(work.failures), tuple(work.lacking))
+
+    async def obstacles(self, policies: Sequence[Policy]) -> tuple[Obstacle, ...]:
+        """Name what drops packets of ours and is not ours to change."""
+        try:
+            survey = await self._survey()
+        except FirewallError:
+            return ()
+        in_use = [
+            (family, COMMANDS[family] + variant.infix, variant.legacy)
+            for family in {policy.network.version for policy in policies}
+            for variant in self._variants
+            if self._has_any(family, variant, survey) and self._tools.has(f"{COMMANDS[family]}{variant.infix}-save")
+        ]
+        return await self._dropped.look(policies, survey, in_use)
 
     async def remove(self) -> Outcome:
         """Remove our tables and chains, of every network, from every packet filter that the host has; nothing else."""
@@ -171,6 +186,12 @@ class Enforcer:
         there = self._tables(family, variant, survey) or (not variant.legacy and survey.has_raw(family))
         return bool(there) and self._tools.has(f"{COMMANDS[family]}{variant.infix}-save")
 
+    def _has_any(self, family: int, variant: _Variant, survey: Survey) -> bool:
+        """Tell whether a kind of iptables has any table at all, and asking for its rules makes none."""
+        if variant.legacy or self._nft is None:
+            return bool(self._tables(family, variant, survey))
+        return any(kind == FAMILIES[family] for kind, _ in survey.of_iptables)
+
     def _tables(self, family: int, variant: _Variant, survey: Survey) -> frozenset[str]:
         """Name the tables that a kind of iptables has: it is in use if there are any."""
         return self._legacy(family) if variant.legacy else self._in_nft(family, survey)
@@ -203,31 +224,6 @@ class Enforcer:
     def _in_nft(self, family: int, survey: Survey) -> frozenset[str]:
         # Without nft nobody can tell, but then iptables is all that can be there.
         return frozenset(("filter", "nat")) if self._nft is None else survey.iptables(family)
-
-    async def _obstacles(self, policies: Sequence[Policy], survey: Survey) -> tuple[str, ...]:
-        """Say what to do about chains that drop our forwarded packets and are not ours to change."""
-        found = []
-        for policy in policies:
-            try:
-                if self._nft and (advice := await self._nft.docker(policy.network.version, policy.subnet, survey)):
-                    found.append(advice)
-            except FirewallError:  # Docker is just writing it: there is an event.
-                continue
-        with_iptables = any(not variant.legacy for variant in self._variants)
-        for chain in survey.forward:
-            managed = with_iptables and chain.table in (("ip", "filter"), ("ip6", "filter")) and chain.name == "FORWARD"
-            for network in [policy.network for policy in policies]:
-                advice = "" if managed else chain.advice(network)
-                if advice and not await self._mentioned(network, chain.table):
-                    found.append(advice)
-        return tuple(dict.fromkeys(found))
-
-    async def _mentioned(self, network: Network, table: tuple[str, str]) -> bool:
-        """Tell whether a table of others has rules about a network: then somebody has followed the advice."""
-        try:
-            return str(network) in await self._tools.run("nft", "list", "table", *table)
-        except FirewallError:  # It is gone again.
-            return True
 
 
 def _in_nft_table(wanted: Rules, survey: Survey, *, alone: bool) -> Rules:

@@ -85,6 +85,9 @@ class Policy:
 
     `device` is the tunnel's; a network without one has None. `direct` are the hosts, by their underlay addresses, whose
     packets come without a tunnel, over the interface `underlay`. `host` is our own address there.
+
+    `port` is where the tunnel's datagrams go, None without a tunnel; `answered`: one may be the answer to one of ours,
+    as to conntrack, since both ends use one port.
     """
 
     network: Network
@@ -98,6 +101,8 @@ class Policy:
     direct: frozenset[IPAddress] = frozenset()
     own_only: bool = False
     host: IPAddress | None = None
+    port: int | None = None
+    answered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

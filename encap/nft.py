@@ -5,7 +5,7 @@
       chain forward         what is to be dropped, where it is no iptables that does it
       chain docker-mark     what Docker's nftables backend is to let pass (dockerbridges.py)
 
-    survey    nft list chains               which tables there are, and who else has a say on forwarded packets
+    survey    nft list chains               which tables there are, and whose chains packets go through
     ensure    nft list table -> compare -> nft -f -: old table out, new one in, at once -> leftovers out
 
 Nothing outside our tables is written, and flannel's two (flannel-ipv4, flannel-ipv6) are removed once ours are in
@@ -16,12 +16,13 @@ they go where the drop is (iptables.py).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from flanneld_py.encap import dockerbridges
 from flanneld_py.encap.command import FirewallError, Tools
-from flanneld_py.encap.firewall import KUBE_MARK, In, Match, Network, NotIn, Rule, Rules, Verdict
+from flanneld_py.encap.drops import Base
+from flanneld_py.encap.firewall import KUBE_MARK, In, Match, NotIn, Rule, Rules, Verdict
 
 FAMILIES = {4: "ip", 6: "ip6"}
 OURS = "flanneld-py"
@@ -48,31 +49,11 @@ WHILE_FIREWALLD_RELOADS = "firewalld_policy_drop"
 
 
 @dataclass(frozen=True, slots=True)
-class ForwardChain:
-    """A chain that every forwarded packet goes through; `drops` by policy."""
-
-    table: TableName
-    name: str
-    drops: bool
-
-    def advice(self, network: Network) -> str:
-        """Say what makes it let a network's packets through; nothing if it need not be told."""
-        family, table = self.table
-        version = FAMILIES[network.version]
-        if family not in (version, "inet") or table in (dockerbridges.TABLE, WHILE_FIREWALLD_RELOADS):
-            return ""
-        if table == "firewalld":
-            return f"firewall-cmd --permanent --zone=trusted --add-source={network} && firewall-cmd --reload"
-        insert = f"nft insert rule {family} {table} {self.name} {version}"
-        return f"{insert} saddr {network} accept; {insert} daddr {network} accept" if self.drops else ""
-
-
-@dataclass(frozen=True, slots=True)
 class Survey:
     """What there is in nftables, ours and everybody's."""
 
     tables: frozenset[TableName] = frozenset()
-    forward: tuple[ForwardChain, ...] = ()
+    bases: Mapping[TableName, tuple[Base, ...]] = field(default_factory=dict)
     of_iptables: frozenset[TableName] = frozenset()
     with_nat: frozenset[TableName] = frozenset()
 
@@ -95,7 +76,7 @@ def read_survey(text: str) -> Survey:
     tables: list[TableName] = []
     of_iptables: set[TableName] = set()
     with_nat: set[TableName] = set()
-    forward: list[ForwardChain] = []
+    bases: dict[TableName, tuple[Base, ...]] = {}
     chain = ""
     for line in text.splitlines():
         match line.split():
@@ -107,9 +88,12 @@ def read_survey(text: str) -> Survey:
                     of_iptables.add(tables[-1])
             case ["type", "nat", "hook", "postrouting", *_]:
                 with_nat.add(tables[-1])
-            case ["type", "filter", "hook", "forward", *rest]:
-                forward.append(ForwardChain(tables[-1], chain, "policy drop" in " ".join(rest)))
-    return Survey(frozenset(tables), tuple(forward), frozenset(of_iptables), frozenset(with_nat))
+            case ["type", "filter" | "route", "hook", hook, *_]:
+                devices = re.search(r"devices? (?:= )?(\{[^}]*\}|\S+) priority", line)
+                names = frozenset(re.findall(r'[^\s{},"]+', devices[1])) if devices else frozenset()
+                base = Base(chain, hook, "policy drop" in line, names)
+                bases[tables[-1]] = (*bases.get(tables[-1], ()), base)
+    return Survey(frozenset(tables), bases, frozenset(of_iptables), frozenset(with_nat))
 
 
 HOOKS = {
@@ -227,13 +211,6 @@ class Nft:
             # If somebody writes into the chain meanwhile, it cannot be deleted, and so the table is not.
             script = f"delete chain {kind} {table} {found[1]}\ndelete table {kind} {table}\n"
             await self._tools.run("nft", "-f", "-", stdin=script)
-
-    async def docker(self, family: int, subnet: Network, survey: Survey) -> str:
-        """Say what Docker lacks to let pass what we mark, if it has a table of its own. Raises FirewallError."""
-        if not survey.has_docker(family):
-            return ""
-        listed = await self._tools.run("nft", "list", "table", FAMILIES[family], dockerbridges.TABLE)
-        return dockerbridges.advice(listed, subnet)
 
     async def _list(self, family: str, table: str = "") -> str:
         try:

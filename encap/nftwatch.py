@@ -13,6 +13,7 @@ import errno
 import socket
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from struct import Struct
 
 SOL_NETLINK = 270
@@ -27,6 +28,9 @@ _NAME_OF = {0: 1, 2: 1, 3: 3, 5: 3, 6: 2, 8: 2}
 
 NFT_MSG_NEWTABLE, DELTABLE; NEWCHAIN, DELCHAIN; NEWRULE, DELRULE."""
 
+_ELEMENTS = (12, 14)
+"""NFT_MSG_NEWSETELEM, DELSETELEM: a map's elements may be verdicts."""
+
 _NEW_CHAIN, _CHAIN_HOOK = 3, 4
 """A chain with a hook sees every packet, whatever its name."""
 
@@ -36,10 +40,11 @@ _TYPE_MASK = 0x3FFF
 
 
 @contextmanager
-def watch(names: Collection[str], changed: Callable[[], None]) -> Iterator[None]:
+def watch(names: Collection[str], changed: Callable[[], None], others: Callable[[], None]) -> Iterator[None]:
     """Call `changed` whenever a table or chain of these names is made, changed or deleted, or a rule in such a chain.
 
-    And whenever somebody makes a chain that the kernel sends packets through.
+    And whenever somebody makes a chain that the kernel sends packets through. At any other change of tables, chains,
+    rules or the elements of a map call `others`.
     The socket belongs to the network namespace of the thread that calls, inside a running event loop. A kernel without
     nftables tells nothing.
     """
@@ -60,8 +65,11 @@ def watch(names: Collection[str], changed: Callable[[], None]) -> Iterator[None]
                 raise
             changed()  # Events were lost: one of them may have been about us.
             return
-        if concerns(buffer, names):
-            changed()
+        match concerns(buffer, names):
+            case Concern.OURS:
+                changed()
+            case Concern.OTHERS:
+                others()
 
     loop = asyncio.get_running_loop()
     try:
@@ -74,21 +82,32 @@ def watch(names: Collection[str], changed: Callable[[], None]) -> Iterator[None]
         monitor.close()
 
 
-def concerns(buffer: bytes, names: Collection[str]) -> bool:
+class Concern(Enum):
+    """What a message is about, the more so the higher."""
+
+    NOTHING = 0
+    OTHERS = 1
+    OURS = 2
+
+
+def concerns(buffer: bytes, names: Collection[str]) -> Concern:
     """Tell whether a message in the buffer is about a table or chain of these names, or a new chain with a hook."""
-    at = 0
+    at, found = 0, Concern.NOTHING
     while at + _HEADER.size + 4 <= len(buffer):
         length, kind, *_ = _HEADER.unpack_from(buffer, at)
         if length < _HEADER.size:
-            return True  # Not understood: look.
+            return Concern.OURS  # Not understood: look.
         subsystem, what = divmod(kind, 256)
         if subsystem == NFNL_SUBSYS_NFTABLES and what in _NAME_OF:
             attributes = dict(_attributes(buffer[at + _HEADER.size + 4 : at + length]))
             name = attributes.get(_NAME_OF[what], b"").rstrip(b"\0").decode(errors="replace")
             if name in names or (what == _NEW_CHAIN and _CHAIN_HOOK in attributes):
-                return True
+                return Concern.OURS
+            found = Concern.OTHERS
+        elif subsystem == NFNL_SUBSYS_NFTABLES and what in _ELEMENTS:
+            found = Concern.OTHERS
         at += (length + 3) & ~3
-    return False
+    return found
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -43,7 +43,7 @@ class Udp:
         self._network = family.network(config)
         self._address, self._public_ip = underlay.addresses(family)
         self._on_link = on_link
-        self._port = number(config.backend.get("port"), "Port", DEFAULT_PORT, 1, 65535)
+        self.port = number(config.backend.get("port"), "Port", DEFAULT_PORT, 1, 65535)
         self.mtu = container_mtu(config, underlay, family, OVERHEAD[family.bits])
         self.device = DEVICE[family.bits]
         self.parent = underlay.interface
@@ -65,7 +65,7 @@ class Udp:
 
         subnet = self.family.subnet(lease.subnets)
         assert subnet is not None
-        return orders.Configure(orders.Mode.RAW, self.device, self._address.packed, self._port, self.mtu, (subnet,))
+        return orders.Configure(orders.Mode.RAW, self.device, self._address.packed, self.port, self.mtu, (subnet,))
 
     def own_entries(self, own: Own) -> tuple[Entry, ...]:
         """Return our base address and the route to everybody: what no peer has, the data plane answers with ICMP."""

@@ -237,7 +237,13 @@ def test_forwarding_without_docker_passes_a_chain_that_ends_in_reject(make_lab: 
     assert 'go to iptables because="the host has iptables rules"' in lab.hosts[0].agent.log_tail()
 
 
-def test_a_chain_that_cannot_be_overruled_is_named(make_lab: MakeLab) -> None:
+def dropped(host: Host) -> list[dict[str, str]]:
+    found = shown(host)["firewall"]["dropped_by_others"]
+    assert isinstance(found, list)
+    return found
+
+
+def test_what_cannot_be_overruled_is_named_and_passes_by_what_is_said(make_lab: MakeLab) -> None:
     lab = connected(make_lab)
     host = lab.hosts[0]
     sh(host, "nft add table inet filter")
@@ -245,6 +251,19 @@ def test_a_chain_that_cannot_be_overruled_is_named(make_lab: MakeLab) -> None:
     until(lambda: "nft insert rule inet filter forward ip saddr 10.42.0.0/16 accept" in host.agent.log_tail(), "a hint")
     sh(host, "nft insert rule inet filter forward ip saddr 10.42.0.0/16 accept")
     sh(host, "nft insert rule inet filter forward ip daddr 10.42.0.0/16 accept")
+    assert lab.wait_connected() == []
+    # Rules, not policies; and in the tunnel's way as well.
+    other = lab.hosts[1]
+    sh(other, "nft add table inet early")
+    sh(other, "nft add chain inet early input '{ type filter hook input priority -10; }'")
+    sh(other, "nft add rule inet early input udp dport 8472 counter drop")
+    sh(other, "iptables -t mangle -A FORWARD -d 10.42.0.0/16 -i flannel.1 -j DROP")
+    until(lambda: len(dropped(other)) == 2, "both are named")
+    assert ping(*lab.pairs()[0], count=2, patience=0.3).received == 0
+    for obstacle in dropped(other):
+        assert obstacle["do"] in other.agent.log_tail().replace('\\"', '"')
+        sh(other, obstacle["do"])
+    until(lambda: dropped(other) == [], "it is over")
     assert lab.wait_connected() == []
 
 

@@ -195,3 +195,10 @@ def test_only_what_is_ours_and_about_a_subnet_is_removed() -> None:
     assert "FLANNEL-RAW-8" in removal(Table(chains), raw_part(""))
     assert "FLANNEL-RAW-9" not in removal(Table(chains), raw_part(""))
     assert removal(Table({}), raw_part("")) == ""
+
+
+def test_a_rule_that_asks_and_does_nothing_is_a_rule() -> None:
+    """`iptables -A FORWARD` makes one."""
+    saved = read_save("*filter\n:FORWARD DROP [0:0]\n-A FORWARD\n-A FORWARD -j X\nCOMMIT\n")
+    assert saved["filter"].chains == {"FORWARD": ["", "-j X"]}
+    assert saved["filter"].policies == {"FORWARD": "DROP"}

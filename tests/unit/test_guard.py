@@ -20,6 +20,7 @@ from flanneld_py.encap.command import FirewallError
 from flanneld_py.encap.enforce import Choice, Outcome
 from flanneld_py.encap.family import IPV4, IPAddress
 from flanneld_py.encap.firewall import Policy
+from flanneld_py.encap.kinds import Obstacle
 from flanneld_py.encap.peers import Own
 from flanneld_py.encap.state import TunLink
 from flanneld_py.encap.vxlan import Vxlan
@@ -31,6 +32,7 @@ CONFIG = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", 
 ADDRESS = IPv4Address("192.0.2.1")
 BACKEND = Vxlan(CONFIG, Underlay("eth0", 1500, ADDRESS, ADDRESS), nexthop_objects=True, on_link=lambda _: False)
 OPTIONS = FirewallOptions(masquerade=True, resync=5)
+TABLE_MINE = Obstacle("nft, table inet mine, chain input: its policy, drop", "nft insert rule inet mine input ...")
 NFTABLES = Choice("nftables", "a test says so")
 
 
@@ -46,7 +48,8 @@ class Filter:
         self.choice = choice
         self.there: tuple[Policy, ...] = ()
         self.failures: tuple[str, ...] = ()
-        self.obstacles: tuple[str, ...] = ()
+        self.in_the_way: tuple[Obstacle, ...] = ()
+        self.looks = 0
         self.lacking: tuple[str, ...] = ()
         self.direct: set[IPAddress] = set()
         self.neighbours = Neighbours(wanted())
@@ -54,12 +57,17 @@ class Filter:
         self.legacy = False
         self.tries = 0
         self.changed: Callable[[], None] | None = None
+        self.others_changed: Callable[[], None] = lambda: None
 
     @contextmanager
-    def watch(self, changed: Callable[[], None]) -> Iterator[None]:
-        self.changed = changed
+    def watch(self, changed: Callable[[], None], others: Callable[[], None]) -> Iterator[None]:
+        self.changed, self.others_changed = changed, others
         yield
         self.changed = None
+
+    async def obstacles(self, policies: tuple[Policy, ...]) -> tuple[Obstacle, ...]:
+        self.looks += 1
+        return self.in_the_way
 
     def flush(self) -> None:
         self.there = ()
@@ -77,9 +85,9 @@ class Filter:
     async def enforce(self, choice: Choice, policies: tuple[Policy, ...]) -> Outcome:
         self.tries += 1
         if self.failures:
-            return Outcome(False, self.failures, self.obstacles)
+            return Outcome(False, self.failures)
         changed, self.there = self.there != policies, policies
-        return Outcome(changed, (), self.obstacles, self.lacking)
+        return Outcome(changed, (), self.lacking)
 
 
 @asynccontextmanager
@@ -139,11 +147,11 @@ async def test_its_report_tells_repairs_errors_and_who_drops(clock: ManualClock)
         host.flush()
         await clock.run_for(30)
         assert guard.report() == Report(NFTABLES, True, 1, 30.0, None, None, ())
-        host.failures, host.obstacles = ("`nft -f -` failed: no memory",), ("nft insert rule ...",)
+        host.failures, host.in_the_way = ("`nft -f -` failed: no memory",), (TABLE_MINE,)
         host.flush()
         await clock.run_for(1)
         assert (guard.report().in_force, guard.report().error) == (False, "`nft -f -` failed: no memory")
-        assert guard.report().obstacles == ("nft insert rule ...",)
+        assert guard.report().obstacles == (TABLE_MINE,)
         host.failures = ()
         await clock.run_for(100)
         report = guard.report()
@@ -217,12 +225,51 @@ async def test_what_nobody_but_the_operator_can_mend_is_said_once(
     clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     host = Filter()
-    host.obstacles = ("add it to the trusted zone",)
+    host.in_the_way = (TABLE_MINE,)
     async with guarded(host, clock):
-        for _ in range(3):
+        for _ in range(30):
             host.flush()
-            await clock.run_until(lambda: host.there != (), 1)
-    assert said(caplog).count("add it to the trusted zone") == 1
+            await clock.run_for(1)
+        assert 5 < host.looks < 15
+        host.in_the_way = (Obstacle("table mine, another rule of many alike", TABLE_MINE.do),)
+        host.others_changed()
+        await clock.run_for(5)
+        assert said(caplog).count(TABLE_MINE.do) == 1
+        host.in_the_way = ()
+        host.others_changed()
+        await clock.run_for(5)
+    assert said(caplog).count("packets of the overlay are not dropped by others any more") == 1
+
+
+async def test_what_others_change_in_rules_of_their_own_is_looked_at_soon_and_not_without_pause(
+    clock: ManualClock,
+) -> None:
+    host = Filter()
+    async with guarded(host, clock) as guard:
+        await clock.run_for(10)
+        looks, host.in_the_way = host.looks, (TABLE_MINE,)
+        host.others_changed()
+        await clock.run_until(lambda: guard.report().obstacles == (TABLE_MINE,), 0.5)
+        for _ in range(300):
+            host.others_changed()
+            await clock.run_for(0.1)
+        assert 5 < host.looks - looks < 15
+        host.in_the_way = ()
+        await clock.run_until(lambda: guard.report().obstacles == (), 4)
+        looks = host.looks
+        await clock.run_for(LOOK_EVERY / 2)
+        assert host.looks == looks, "nobody told of anything"
+
+
+async def test_where_nobody_tells_of_changes_what_drops_is_looked_for_now_and_then(clock: ManualClock) -> None:
+    host = Filter()
+    host.legacy = True
+    async with guarded(host, clock) as guard:
+        await clock.run_for(60)
+        host.in_the_way, looks = (TABLE_MINE,), host.looks
+        await clock.run_until(lambda: guard.report().obstacles == (TABLE_MINE,), 40)
+        await clock.run_for(600)
+        assert host.looks - looks < 25
 
 
 async def test_a_fight_is_not_fought_at_full_speed(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,8 +3,9 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
+from flanneld_py.encap.drops import Base
 from flanneld_py.encap.firewall import Policy, rules
-from flanneld_py.encap.nft import ForwardChain, read_survey, table_text
+from flanneld_py.encap.nft import read_survey, table_text
 
 LISTED = """table ip flanneld-py {
 	chain postrouting {
@@ -23,6 +24,14 @@ table ip filter {
 table inet firewalld {
 	chain filter_FORWARD {
 		type filter hook forward priority filter + 10; policy accept;
+	}
+}
+table netdev early {
+	chain one {
+		type filter hook ingress device "eth0" priority filter; policy accept;
+	}
+	chain some {
+		type filter hook ingress devices = { "eth0", eth1 } priority filter - 5; policy drop;
 	}
 }
 """
@@ -54,11 +63,17 @@ def test_a_table_is_written_as_nft_lists_it() -> None:
 
 def test_a_survey_tells_tables_and_who_decides_on_forwarded_packets() -> None:
     survey = read_survey(LISTED)
-    assert survey.tables == {("ip", "flanneld-py"), ("ip", "empty"), ("ip", "filter"), ("inet", "firewalld")}
-    assert survey.forward == (
-        ForwardChain(("ip", "filter"), "FORWARD", drops=True),
-        ForwardChain(("inet", "firewalld"), "filter_FORWARD", drops=False),
-    )
+    assert survey.tables == {("ip", "flanneld-py"), ("ip", "empty"), ("ip", "filter"), ("inet", "firewalld")} | {
+        ("netdev", "early")
+    }
+    assert survey.bases == {
+        ("ip", "filter"): (Base("FORWARD", "forward", drops=True),),
+        ("inet", "firewalld"): (Base("filter_FORWARD", "forward", drops=False),),
+        ("netdev", "early"): (
+            Base("one", "ingress", False, frozenset(("eth0",))),
+            Base("some", "ingress", True, frozenset(("eth0", "eth1"))),
+        ),
+    }
     assert survey.iptables(4) == {"filter"}
     assert survey.iptables(6) == set()
 
@@ -91,17 +106,3 @@ def test_what_is_dropped_and_what_is_marked_stand_in_chains_of_their_own() -> No
         "}",
     ]
     assert table_text(replace(rules(policy), closed=(), raw=()), "flanneld-py") == ""
-
-
-def test_of_firewalld_its_zones_are_told_and_not_what_it_drops_by_while_it_reloads() -> None:
-    # firewalld 1.3 and 2.3, seen between the two loads of `firewall-cmd --reload`.
-    listed = "".join(
-        f"table inet {table} {{\n\tchain {chain} {{\n\t\ttype filter hook forward {rest};\n\t}}\n}}\n"
-        for table, chain, rest in (
-            ("firewalld", "filter_FORWARD", "priority filter + 10; policy accept"),
-            ("firewalld_policy_drop", "filter_forward", "priority filter + 9; policy drop"),
-        )
-    )
-    network = ip_network("10.42.0.0/16")
-    advice = [chain.advice(network) for chain in read_survey(listed).forward]
-    assert advice == ["firewall-cmd --permanent --zone=trusted --add-source=10.42.0.0/16 && firewall-cmd --reload", ""]

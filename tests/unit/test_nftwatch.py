@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.encap.nftwatch import concerns
+from flanneld_py.encap.nftwatch import Concern, concerns
 
 NAMES = frozenset(("flanneld-py", "FORWARD"))
-NEW_TABLE, NEW_CHAIN, DEL_CHAIN, NEW_RULE, NEW_ELEMENT = 0, 3, 5, 6, 12
+NEW_TABLE, NEW_CHAIN, DEL_CHAIN, NEW_RULE, NEW_SET, NEW_ELEMENT = 0, 3, 5, 6, 9, 12
+OURS, OTHERS, NOTHING = Concern.OURS, Concern.OTHERS, Concern.NOTHING
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -24,24 +25,25 @@ def message(what: int, *attributes: bytes, subsystem: int = 10) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("told", "ours"),
+    ("told", "about"),
     [
-        (message(NEW_TABLE, attribute(1, b"flanneld-py\0")), True),
-        (message(NEW_TABLE, attribute(1, b"other\0")), False),
-        (message(DEL_CHAIN, attribute(1, b"filter\0"), attribute(3, b"FORWARD\0")), True),
-        (message(DEL_CHAIN, attribute(1, b"filter\0"), attribute(3, b"KUBE-SEP\0")), False),
-        (message(NEW_CHAIN, attribute(3, b"mine\0"), attribute(0x8004, b"hook")), True),
-        (message(NEW_RULE, attribute(1, b"filter\0"), attribute(2, b"FORWARD\0")), True),
-        (message(NEW_RULE, attribute(1, b"FORWARD\0"), attribute(2, b"KUBE-SEP\0")), False),
-        (message(NEW_ELEMENT, attribute(1, b"flanneld-py\0")), False),
-        (message(NEW_RULE, attribute(2, b"FORWARD\0"), subsystem=1), False),
-        (message(NEW_RULE, attribute(2, b"KUBE-SEP\0")) + message(NEW_TABLE, attribute(1, b"flanneld-py\0")), True),
-        (bytes(20), True),
-        (b"", False),
+        (message(NEW_TABLE, attribute(1, b"flanneld-py\0")), OURS),
+        (message(NEW_TABLE, attribute(1, b"other\0")), OTHERS),
+        (message(DEL_CHAIN, attribute(1, b"filter\0"), attribute(3, b"FORWARD\0")), OURS),
+        (message(DEL_CHAIN, attribute(1, b"filter\0"), attribute(3, b"KUBE-SEP\0")), OTHERS),
+        (message(NEW_CHAIN, attribute(3, b"mine\0"), attribute(0x8004, b"hook")), OURS),
+        (message(NEW_RULE, attribute(1, b"filter\0"), attribute(2, b"FORWARD\0")), OURS),
+        (message(NEW_RULE, attribute(1, b"FORWARD\0"), attribute(2, b"KUBE-SEP\0")), OTHERS),
+        (message(NEW_ELEMENT, attribute(1, b"flanneld-py\0")), OTHERS),
+        (message(NEW_RULE, attribute(2, b"FORWARD\0"), subsystem=1), NOTHING),
+        (message(NEW_SET, attribute(1, b"filter\0")), NOTHING),
+        (message(NEW_RULE, attribute(2, b"KUBE-SEP\0")) + message(NEW_TABLE, attribute(1, b"flanneld-py\0")), OURS),
+        (bytes(20), OURS),
+        (b"", NOTHING),
     ],
 )
-def test_what_is_of_interest(told: bytes, ours: bool) -> None:
-    assert concerns(told, NAMES) == ours
+def test_what_is_of_interest(told: bytes, about: Concern) -> None:
+    assert concerns(told, NAMES) is about
 
 
 @given(st.binary(max_size=200))

@@ -1,0 +1,163 @@
+"""Look through the host's packet filters for what drops packets of the overlay and is not ours. Changes nothing.
+
+    nft list chains (Survey) -> each table of somebody's with a base chain where ours pass: nft -j list table
+    iptables-save            -> its tables but nat
+    both -> drops.py -> Obstacle: which rule, and what lets our packets pass
+
+What cannot be read is left out: the next look may.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from flanneld_py.encap import dockerbridges, nftjson, saverules
+from flanneld_py.encap import rtnetlink as rt
+from flanneld_py.encap.chains import read_save
+from flanneld_py.encap.command import FirewallError, Tools
+from flanneld_py.encap.drops import Drop, Kind, drops
+from flanneld_py.encap.firewall import Network, Policy
+from flanneld_py.encap.kinds import Obstacle, Place, kinds
+from flanneld_py.encap.nft import FAMILIES, FLANNELS, OURS, WHILE_FIREWALLD_RELOADS, Survey, TableName
+from flanneld_py.encap.request import get_route
+from flanneld_py.encap.rtsocket import Refused, RouteSocket, find_link
+
+MOST_TEXT = 4_000_000
+"""Characters of one table that are looked at: reading takes some 10 ms for a million."""
+
+MOST_MAPS = 20
+
+FIREWALLD = "firewalld"
+_OUR_CHAINS = re.compile(r"FLANNEL-(POSTRTG|FWD|RAW)")
+
+
+class Dropped:
+    """The look; `tools` are the host's."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+
+    async def look(
+        self, policies: Sequence[Policy], survey: Survey, iptables: Iterable[tuple[int, str, bool]]
+    ) -> tuple[Obstacle, ...]:
+        """Name what drops packets of these networks.
+
+        `iptables` are those in use: the family, the command, and whether it keeps its rules apart from nftables.
+        """
+        ours = tuple(kind for policy in policies for kind in kinds(policy, bridge_of(policy.subnet)))
+        found: list[Obstacle] = []
+        in_save = set()
+        for family, command, legacy in iptables:
+            found += await self._in_iptables(family, command, ours, policies)
+            if not legacy:
+                in_save.add(FAMILIES[family])
+        for table in sorted(survey.bases):
+            if not (_is_known(table) or (table[0] in in_save and table in survey.of_iptables)):
+                found += await self._in_nft(table, survey, ours, policies)
+        for policy in policies:
+            found += await self._lacking(policy, survey)
+        by_remedy: dict[str, Obstacle] = {}
+        for obstacle in found:
+            by_remedy.setdefault(obstacle.do, obstacle)
+        return tuple(by_remedy.values())
+
+    async def _in_nft(
+        self, table: TableName, survey: Survey, ours: tuple[Kind, ...], policies: Sequence[Policy]
+    ) -> list[Obstacle]:
+        hooks = {kind.hook for kind in ours}
+        bases = tuple(base for base in survey.bases[table] if base.hook in hooks)
+        if not bases or table[0] not in nftjson.FAMILIES:
+            return []
+        try:
+            listed = await self._tools.run("nft", "-j", "-t", "list", "table", *table)
+            if len(listed) > MOST_TEXT:
+                return []
+            items = nftjson.read_items(listed)
+            maps = {}
+            for name in nftjson.named_maps(items)[:MOST_MAPS]:
+                one = await self._tools.run("nft", "-j", "list", "map", *table, name)
+                maps[name] = nftjson.elements(nftjson.read_items(one))
+            found = drops(nftjson.read_filter(table[0], bases, items, maps), ours)
+            if table[1] == FIREWALLD:
+                # Where it drops what is forwarded, its zones are told: see `_lacking`.
+                found = [drop for drop in found if not drop.kind.inside]
+            texts = await self._texts(table) if any(drop.rule is not None for drop in found) else {}
+        except FirewallError:  # Somebody is just changing it; or this nft has no JSON.
+            return []
+        place = Place("nft", *table, managed_by=table[1])
+        return [place.obstacle(drop, texts.get(_name(drop), "a rule"), policies) for drop in found]
+
+    async def _texts(self, table: TableName) -> dict[str, str]:
+        """Return a table's rules by their handles."""
+        listed = await self._tools.run("nft", "-a", "-s", "-t", "list", "table", *table)
+        return {handle: rule for rule, handle in re.findall(r"^\s*(.+?) # handle (\d+)$", listed, re.MULTILINE)}
+
+    async def _in_iptables(
+        self, family: int, command: str, ours: tuple[Kind, ...], policies: Sequence[Policy]
+    ) -> list[Obstacle]:
+        try:
+            listed = await self._tools.run(f"{command}-save")
+        except FirewallError:
+            return []
+        found = []
+        for name, table in (read_save(listed) if len(listed) <= MOST_TEXT else {}).items():
+            if name == "nat" or not table.readable:
+                continue
+            place = Place(command, "", name, managed_by="ufw" if "ufw-user-input" in table.chains else "")
+            for drop in drops(saverules.read_filter(family, table), ours):
+                if not _OUR_CHAINS.match(drop.chain):
+                    found.append(place.obstacle(drop, _name(drop), policies))
+        return found
+
+    async def _lacking(self, policy: Policy, survey: Survey) -> list[Obstacle]:
+        """Say what Docker's nftables backend and firewalld have to be told; they write their tables themselves."""
+        family, network = FAMILIES[policy.network.version], str(policy.network)
+        if not policy.forward:
+            return []
+        found = []
+        try:
+            if survey.has_docker(policy.network.version):
+                listed = await self._tools.run("nft", "list", "table", family, dockerbridges.TABLE)
+                if do := dockerbridges.advice(listed, policy.subnet):
+                    found.append(Obstacle(f"Docker's nftables table {family} {dockerbridges.TABLE}", do))
+            for table in survey.bases:
+                if table[1] != FIREWALLD or table[0] not in (family, "inet"):
+                    continue
+                forwards = any(base.hook == "forward" for base in survey.bases[table])
+                # If it has a rule about the network, then somebody has followed the advice.
+                if forwards and network not in await self._tools.run("nft", "list", "table", *table):
+                    zone = f"firewall-cmd --permanent --zone=trusted --add-source={network}"
+                    found.append(Obstacle("firewalld", f"{zone} && firewall-cmd --reload"))
+        except FirewallError:  # It is just being written: there is an event.
+            pass
+        return found
+
+
+def _is_known(table: TableName) -> bool:
+    """Tell whether a table is ours, flannel's, or nobody's to write to."""
+    name = table[1]
+    return name in (OURS, WHILE_FIREWALLD_RELOADS) or name.startswith(f"{OURS}-") or table in FLANNELS
+
+
+def _name(drop: Drop) -> str:
+    return "" if drop.rule is None else drop.rule.name
+
+
+def bridge_of(subnet: Network) -> str | None:
+    """Name the interface that has a subnet, or a part of it; None if there is none."""
+    with RouteSocket() as asker:
+        for number in (2, 3, 1):  # One of these may be the bridge's own address.
+            packed = (subnet.network_address + number).packed
+            try:
+                buffer, message = asker.ask(lambda seq, packed=packed: get_route(seq, packed))  # type: ignore[misc]
+            except Refused:
+                continue
+            ifindex, length = (
+                rt.read_direct(buffer, message.at, message.end),
+                rt.ROUTE.unpack_from(buffer, message.at)[1],
+            )
+            link = find_link(asker, ifindex) if ifindex and length >= subnet.prefixlen else None
+            if link is not None:
+                return link.name
+    return None
