@@ -155,14 +155,10 @@ class Agent:
         self._changed()
 
     async def _take_another(self, lost: Lease) -> None:
-        """Another host has our subnet: get a new one, and say loudly what has to follow."""
+        """Another host has our subnet: get a new one."""
         log.error("another host holds our subnet now; taking a new one", **facts(lost=lost.subnets))
-        self._bring_about(lease := await self._acquire(()))
+        self._bring_about(await self._acquire(()))
         self._announce()
-        log.error(
-            "the subnet of this host has changed: restart the container engine and its containers",
-            **facts(old=lost.subnets, new=lease.subnets),
-        )
 
     async def describe(self) -> status.Document:
         """Return the state of everything, for operators; see status.py."""

@@ -1,5 +1,6 @@
 """What container engines are told of this host: subnet.env, written when it says something new.
 
+What containers that run have to follow is said: at a start as well, compared with the file of the run before.
 Not the file's format (subnetfile.py).
 """
 
@@ -19,10 +20,10 @@ class Announcer:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._told: subnetfile.SubnetFile | None = None
+        self._told = _before(path)
 
     def announce(self, wanted: Sequence[Wanted], *, ipmasq: bool) -> None:
-        """Write what holds now, and say what has to be restarted if the MTU changed. Raises Broken."""
+        """Write what holds now, and say what has to be restarted if subnet or MTU changed. Raises Broken."""
         config = wanted[0].config
         networks = [family.network for family in (config.ipv4, config.ipv6) if family is not None]
         families = tuple(zip(networks, wanted[0].own.subnets.families, strict=True))
@@ -37,8 +38,27 @@ class Announcer:
                 f"cannot write the subnet file {self._path} ({error.strerror}); "
                 "make its folder writable for this user, or change --subnet-file"
             ) from error
-        if before is not None and before.mtu != content.mtu:
+        if before is None:
+            return
+        old, new = ([subnet for _, subnet in each.families] for each in (before, content))
+        if gone := [subnet for subnet in old if subnet not in new]:
+            log.error(
+                "the subnet of this host has changed: restart the container engine and its containers",
+                **facts(old=_words(gone), new=_words(new), file=self._path),
+            )
+        if before.mtu != content.mtu:
             log.warning(
                 "the containers' MTU has changed: restart the container engine and its containers, they keep the old",
                 **facts(old=before.mtu, new=content.mtu, file=self._path),
             )
+
+
+def _before(path: Path) -> subnetfile.SubnetFile | None:
+    try:
+        return subnetfile.read(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _words(subnets: Sequence[subnetfile.Network]) -> str:
+    return " and ".join(map(str, subnets))

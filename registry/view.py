@@ -63,8 +63,10 @@ class LeaseView:
         self._replaced = True
 
     def doubt(self) -> None:
-        """Take in that what is missing may be there all the same."""
+        """Take in that what is missing may be there all the same. What is there counts as told anew: it is not held."""
         self.doubts += 1
+        for changed in self._changed.values():
+            changed.update(dict.fromkeys(self.records))
 
     def begin_listing(self) -> None:
         """Start over: the coming pages are all there is, but for what deltas tell meanwhile."""

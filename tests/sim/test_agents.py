@@ -330,6 +330,65 @@ async def test_a_foreign_device_of_our_name_is_left_alone(cluster: Cluster) -> N
         await cluster.settle(agent)
 
 
+async def test_a_hold_ends_for_leases_that_a_restored_registry_has(cluster: Cluster) -> None:
+    await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        agent.view.distrust()
+        await agent._follower.list()
+        await cluster.settle(agent)
+        await cluster.delete("10.5.9.0-24")
+        await cluster.settle(agent)
+        assert on_device(cluster.kernel(1)) == {}
+
+
+@pytest.mark.parametrize("running", [True, False])
+async def test_another_subnet_is_said_whether_it_came_while_running_or_not(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, *, running: bool
+) -> None:
+    """Its containers have the addresses of another host's."""
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        (had,) = agent.view.leases().values()
+        name = str(had.subnets.v4).replace("/", "-")
+        if running:
+            await cluster.take_over(name, "192.0.2.77", "02:00:00:00:00:77")
+            await cluster.settle(agent)
+    if not running:
+        await cluster.take_over(name, "192.0.2.77", "02:00:00:00:00:77")
+        async with cluster.agent(1) as agent:
+            await cluster.settle(agent)
+    (said,) = [record for record in caplog.records if "the subnet of this host has changed" in record.message]
+    assert said.levelname == "ERROR"
+    assert str(had.subnets.v4) in str(said.__dict__["facts"]["old"])
+    caplog.clear()
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+    assert not [record for record in caplog.records if "has changed" in record.message]
+
+
+async def test_another_mtu_is_said_at_a_start(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+    underlay = cluster.underlays[1]
+    assert underlay is not None
+    cluster.underlays[1] = replace(underlay, mtu=1400)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+    (said,) = [record for record in caplog.records if "the containers' MTU has changed" in record.message]
+    assert (said.__dict__["facts"]["old"], said.__dict__["facts"]["new"]) == (1450, 1350)
+
+
+async def test_turning_ipv6_on_is_no_change_of_the_subnet(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+    dual = b'{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "Backend": {"Type": "vxlan"}}'
+    await cluster.configure(dual)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+    assert "the subnet of this host has changed" not in caplog.text
+
+
 async def test_a_deleted_device_comes_back_with_mac_and_peers(cluster: Cluster) -> None:
     await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
     kernel = cluster.kernel(1)

@@ -122,3 +122,14 @@ def test_a_replaced_store_with_the_same_revisions_is_compared_all_the_same() -> 
     view.end_listing()
     assert view.take_changed("test") == ["k1"]
     assert (view.generation, view.doubts) == (1, 1)
+
+
+def test_what_is_there_in_a_store_that_is_doubtful_counts_as_told_anew() -> None:
+    """Else what is held because it may be missing would be held although it is there."""
+    view = listed(1, 2, revision=10)
+    view.distrust()
+    view.begin_listing()
+    view.page(Page({"k1": lease(1, 1), "k2": lease(2, 2)}, 10))
+    view.end_listing()
+    assert sorted(view.take_changed("test")) == ["k1", "k2"]
+    assert view.take_changed("test") == []
