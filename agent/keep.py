@@ -17,6 +17,7 @@ from flanneld_py.agent.claim import Claimer
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.log import OnChange, facts, log
 from flanneld_py.registry.allocate import Network, overlapping
+from flanneld_py.registry.claims import AddressTaken
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.lifetime import (
     PERIOD,
@@ -32,7 +33,7 @@ from flanneld_py.registry.lifetime import (
     remaining,
 )
 from flanneld_py.registry.model import Lease, LeaseAttrs, Record, Rejected, Subnets
-from flanneld_py.registry.registry import AddressTaken, Registry
+from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import Conflict, LeaseGone, RegistryError
 from flanneld_py.registry.view import LeaseView
 

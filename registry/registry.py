@@ -19,11 +19,11 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from flanneld_py.registry import codec
+from flanneld_py.registry.claims import Claims
 from flanneld_py.registry.config import NetworkConfig, parse_config
 from flanneld_py.registry.lifetime import TTL
 from flanneld_py.registry.model import Delta, Lease, LeaseAttrs, Owner, Page, Record, Subnets
 from flanneld_py.registry.store import (
-    Conflict,
     Delete,
     Deleted,
     Expect,
@@ -33,10 +33,6 @@ from flanneld_py.registry.store import (
     RegistryError,
     Store,
 )
-
-
-class AddressTaken(Conflict):
-    """Another lease has the address that this one would have."""
 
 
 class ConfigMissing(RegistryError):
@@ -52,6 +48,7 @@ class Registry:
         self._granted = 0
         """The etcd lease that was made for a write that failed, or whose answer was lost."""
         self.subnets_prefix = codec.subnets_prefix(prefix)
+        self._claims = Claims(store, prefix)
 
     def key(self, subnets: Subnets) -> str:
         """Return the key at which a lease of these subnets is kept."""
@@ -120,47 +117,12 @@ class Registry:
             operations.append(Delete(old))
             ours.append(old)
         for subnet in subnets.families:
-            expect += await self._unclaimed(codec.claim_key(self._prefix, subnet), ours)
-        expect += await self._known(subnets, attrs, ours, dead)
+            expect += await self._claims.of_subnet(subnet, ours)
+        expect += await self._claims.of_address(Lease(subnets, attrs).address, ours, dead)
         lease_id = 0 if replaces is not None and replaces.lease_id == 0 else await self._grant()
         operations += await self._puts(subnets, attrs, owner, lease_id)
         revision = await self._commit(expect, operations)
         return Lease(subnets, attrs, revision, revision, lease_id)
-
-    async def _unclaimed(self, claim: str, ours: Collection[str]) -> list[Expect]:
-        """Return what has to hold for a claim to be had: there is none, or one of a lease that is ours or gone."""
-        entry = await self._store.get(claim)
-        if entry is None:
-            return [Expect(claim, 0)]
-        holder = self._holder(entry)
-        unchanged = Expect(claim, entry.mod_revision)
-        return [unchanged] if holder in ours else [unchanged, Expect(holder, 0)]
-
-    async def _known(
-        self, subnets: Subnets, attrs: LeaseAttrs, ours: Collection[str], dead: Collection[Lease]
-    ) -> list[Expect]:
-        """Return what has to hold for no other host to be known by an address. Raises AddressTaken."""
-        address = Lease(subnets, attrs).address
-        claim = codec.address_key(self._prefix, address)
-        entry = await self._store.get(claim)
-        if entry is None or (holder := self._holder(entry)) in ours:
-            return [Expect(claim, entry.mod_revision if entry is not None else 0)]
-        unchanged = Expect(claim, entry.mod_revision)
-        for lease in dead:
-            if (
-                self.key(lease.subnets) == holder
-            ):  # And it must be dead still, which may have taken a while to find out.
-                return [unchanged, Expect(holder, lease.mod_revision)]
-        held = await self._store.get(holder)
-        if held is None:
-            return [unchanged, Expect(holder, 0)]
-        record = codec.decode_record(self._prefix, held)
-        if isinstance(record, Lease) and record.address == address:
-            raise AddressTaken(f"{record.subnets} has our address {address}")
-        return [unchanged, Expect(holder, held.mod_revision)]  # That host has another one by now.
-
-    def _holder(self, claim: KeyValue) -> str:
-        return self.subnets_prefix + claim.value.decode(errors="replace")
 
     async def update(
         self, lease: Lease, attrs: LeaseAttrs, owner: Owner, dead: Collection[Lease] | None = None
@@ -173,7 +135,7 @@ class Registry:
         key = self.key(lease.subnets)
         expect = [Expect(key, lease.mod_revision)]
         if dead is not None:
-            expect += await self._known(lease.subnets, attrs, [key], dead)
+            expect += await self._claims.of_address(Lease(lease.subnets, attrs).address, [key], dead)
         lease_id = await self._living(lease.lease_id)
         operations = await self._puts(lease.subnets, attrs, owner, lease_id)
         revision = await self._commit(expect, operations)
@@ -234,13 +196,10 @@ class Registry:
     async def _puts(self, subnets: Subnets, attrs: LeaseAttrs, owner: Owner, lease_id: int) -> list[Put | Delete]:
         """Return what there is of a lease: itself, whose it is, and its claims."""
         key = self.key(subnets)
-        claims = [codec.claim_key(self._prefix, subnet) for subnet in subnets.families]
-        claims.append(codec.address_key(self._prefix, Lease(subnets, attrs).address))
-        name = key.removeprefix(self.subnets_prefix).encode()
         return [
             Put(key, codec.encode_attrs(attrs), lease_id),
             Put(codec.owner_key(self._prefix, owner.identity), codec.encode_owner(owner), lease_id),
-            *(Put(claim, name, lease_id) for claim in claims),
+            *self._claims.puts(key, Lease(subnets, attrs, lease_id=lease_id)),
             *(await self._sign_of_life(owner) if not lease_id else ()),
         ]
 
