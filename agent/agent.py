@@ -14,7 +14,7 @@ Not here: the process around it (daemon.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -22,21 +22,23 @@ from typing import TYPE_CHECKING, Never
 
 from flanneld_py.agent import status, subnetfile
 from flanneld_py.agent.announce import Announcer
-from flanneld_py.agent.carrier import KernelCarrier, UserspaceCarrier
+from flanneld_py.agent.carrier import KernelCarrier, UserspaceCarrier, make_supervisors
 from flanneld_py.agent.claim import Claimer
 from flanneld_py.agent.clock import Clock
+from flanneld_py.agent.earlier import Earlier
 from flanneld_py.agent.follow import Follower
 from flanneld_py.agent.guard import Guard
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.keep import Keeper
 from flanneld_py.agent.leftovers import Leftovers
+from flanneld_py.agent.lock import HostLocks
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.membership import Membership
 from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.onlink import OnLinkVerdicts
 from flanneld_py.agent.reconcile import Reconciler
-from flanneld_py.agent.settings import Settings, control_socket
+from flanneld_py.agent.settings import Settings
 from flanneld_py.agent.underlay import Find, UnderlayWatch
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap import backends
@@ -55,8 +57,8 @@ if TYPE_CHECKING:
 class Agent:
     """See the module's docstring.
 
-    `find` chooses again after `underlay`; `tell` hears a sentence on the agent's state whenever it changes;
-    `take_device` is asked for our device before it is touched, and raises Broken if another agent has it;
+    `find` chooses again after `underlay`; `tell` hears a sentence on the agent's state whenever it changes; `locks` are
+    taken on what is ours before it is touched; `earlier` is what the subnet file says of the run before;
     `start_datapath` is line.start_process, `make_guard` makes what keeps the firewall rules.
     """
 
@@ -71,7 +73,8 @@ class Agent:
         clock: Clock,
         rng: Random,
         tell: Callable[[str], None],
-        take_device: Callable[[str], None],
+        locks: HostLocks,
+        earlier: Earlier,
         start_datapath: Callable[[Path], Awaitable[None]],
         make_guard: Callable[[tuple[Wanted, ...], Neighbours], Guard] | None = None,
     ) -> None:
@@ -85,7 +88,7 @@ class Agent:
         self._clock = clock
         self._rng = rng
         self._tell = tell
-        self._take_device = take_device
+        self._locks = locks
         self._start_datapath = start_datapath
         self._make_guard = make_guard
         self._guard: Guard | None = None
@@ -93,8 +96,8 @@ class Agent:
         self._on_link = {each: OnLinkVerdicts(kernel, underlay.interface, each, clock) for each in (IPV4, IPV6)}
         self._member: Membership | None = None
         self._watch: UnderlayWatch | None = None
-        self._leftovers = Leftovers(kernel, settings.control, subnetfile.previous(settings.subnet_file))
-        self._announcer = Announcer(settings.subnet_file)
+        self._leftovers = Leftovers(kernel, settings.control, earlier, locks.others, clock, rng)
+        self._announcer = Announcer(settings.subnet_file, settings.prefix, clock)
         self._wanted: tuple[Wanted, ...] = ()
         self._supervisors: dict[Family, Supervisor] = {}
         self.view = LeaseView()
@@ -109,7 +112,8 @@ class Agent:
         """Get a lease, start all tasks in the group, and return when the agent is ready. Raises Broken."""
         member = self._member = await self._join()
         for name in member.exclusive:
-            self._take_device(name)
+            self._locks.take(name)
+        self._locks.serve(member.networks)
         self._watch = UnderlayWatch(self._underlay, self._look, self._move, self._clock, self._rng)
         self._listen(member.devices)
         tasks.create_task(self._watch.run(), name="underlay")
@@ -118,8 +122,9 @@ class Agent:
         await self._leftovers.remove(self._member, lease)
         wanted = self._wanted = self._work_out(lease)
         self._say("waiting for the device, its entries and the packet filter")
-        neighbours, supervisors = Neighbours(wanted), dict(self._make_supervisors(wanted))
-        self._supervisors = supervisors
+        neighbours = Neighbours(wanted)
+        parts = self._settings.control, self._start_datapath, self._mark_reconcilers, self._clock, self._rng
+        supervisors = self._supervisors = dict(make_supervisors(wanted, *parts))
 
         def make(each: Wanted) -> Reconciler:
             family, tools = each.backend.family, (self._kernel, self.view, each, self._clock, self._rng)
@@ -132,6 +137,7 @@ class Agent:
             await reconciler.surveyed.wait()  # A process that runs already would drop the peers it is not told of.
             await supervisor.run()
 
+        tasks.create_task(self._leftovers.run(), name="leftovers")
         tasks.create_task(self._follower.run(), name="follower")
         tasks.create_task(self._keeper.keep(self._take_another), name="keeper")
         for reconciler, each in zip(reconcilers, wanted, strict=True):
@@ -148,7 +154,9 @@ class Agent:
             await reconciler.ready.wait()
         if guard is not None:
             await guard.wait_looked()
+        tasks.create_task(self._announcer.run(), name="subnet file")
         self._announce()
+        await self._announcer.written.wait()  # Else containers would get a subnet of another day, or none.
         self.ready.set()
         own, devices = self._wanted[0].own.subnets, " and ".join(member.devices) or None
         log.info("ready", **facts(subnet=own, device=devices, peers=self._peers))
@@ -185,20 +193,9 @@ class Agent:
         made = await backends.make(config, underlay, self._kernel, self._settings.datapath, self._on_link)
         return Membership(config, underlay, made)
 
-    def _make_supervisors(self, wanted: tuple[Wanted, ...]) -> Iterator[tuple[Family, Supervisor]]:
-        """Make what keeps the userspace data planes running, one for each family; none if the kernel carries."""
-
-        async def prepared() -> None:
-            for reconciler in self._reconcilers:
-                reconciler.mark()
-
-        for each in wanted:
-            if each.datapath is not None:
-                from flanneld_py.agent.supervise import Supervisor  # Most hosts never need it.
-
-                control = control_socket(self._settings.control, each.datapath.device)
-                started = self._start_datapath, prepared
-                yield each.backend.family, Supervisor(control, *started, each.datapath, self._clock, self._rng)
+    async def _mark_reconcilers(self) -> None:
+        for reconciler in self._reconcilers:
+            reconciler.mark()
 
     async def _acquire(self, previous: tuple[subnetfile.Network, ...]) -> Lease:
         member = self._member

@@ -1,7 +1,7 @@
-"""What container engines are told of this host: subnet.env, written when it says something new.
+"""What container engines are told of this host: subnet.env, and what has to follow when it says something new.
 
 What containers that run have to follow is said: at a start as well, compared with the file of the run before.
-Not the file's format (subnetfile.py).
+Not here: the file's format (subnetfile.py), and that it stays as it is (envfile.py).
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ from pathlib import Path
 
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.broken import Broken
+from flanneld_py.agent.clock import Clock
+from flanneld_py.agent.envfile import EnvFile
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.wanted import Wanted
 
 
 class Announcer:
-    """Keep one subnet file."""
+    """Say what goes into one subnet file."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, network: str, clock: Clock) -> None:
+        self._file = EnvFile(path, network, clock)
+        self.run, self.written = self._file.run, self._file.written
         self._told = _before(path)
 
     def announce(self, wanted: Sequence[Wanted], *, ipmasq: bool) -> None:
@@ -29,27 +32,25 @@ class Announcer:
         families = tuple(zip(networks, wanted[0].own.subnets.families, strict=True))
         content = subnetfile.SubnetFile(families, min(each.backend.mtu for each in wanted), ipmasq)
         before, self._told = self._told, content
-        if before == content:
-            return
         try:
-            subnetfile.write(self._path, content)
+            self._file.want(content)
         except OSError as error:
             raise Broken(
-                f"cannot write the subnet file {self._path} ({error.strerror}); "
+                f"cannot write the subnet file {self._file.path} ({error.strerror}); "
                 "make its folder writable for this user, or change --subnet-file"
             ) from error
-        if before is None:
+        if before is None or before == content:
             return
         old, new = ([subnet for _, subnet in each.families] for each in (before, content))
         if gone := [subnet for subnet in old if subnet not in new]:
             log.error(
                 "the subnet of this host has changed: restart the container engine and its containers",
-                **facts(old=_words(gone), new=_words(new), file=self._path),
+                **facts(old=_words(gone), new=_words(new), file=self._file.path),
             )
         if before.mtu != content.mtu:
             log.warning(
                 "the containers' MTU has changed: restart the container engine and its containers, they keep the old",
-                **facts(old=before.mtu, new=content.mtu, file=self._path),
+                **facts(old=before.mtu, new=content.mtu, file=self._file.path),
             )
 
 

@@ -1,8 +1,8 @@
 """Keep the blackhole route of our own subnet: made, looked at now and then, moved when the subnet changes.
 
-Which subnet is ours is what the subnet file says. No event tells that the route was deleted; as in flannel, it is
-looked at every `--iptables-resync` seconds, by trying to make it, which costs next to nothing. An earlier run's is
-removed without the flag, or if it is for another subnet.
+Which subnet is ours is what the subnet file says; while it is gone, what it said. No event tells that the route was
+deleted; as in flannel, it is looked at every `--iptables-resync` seconds, by trying to make it, which costs next to
+nothing. An earlier run's is removed without the flag, or if it is for another subnet.
 """
 
 from __future__ import annotations
@@ -20,17 +20,23 @@ Change = Callable[[Network], Awaitable[bool]]
 
 
 class Blackhole:
-    """`ours` tells our subnets, when this is made those of the earlier run; `every` in seconds."""
+    """`ours` tells our subnets, `earlier` are those of the earlier run; `every` in seconds."""
 
     def __init__(
-        self, ours: Callable[[], tuple[Network, ...]], put: Change, remove: Change, clock: Clock, every: float
+        self,
+        ours: Callable[[], tuple[Network, ...]],
+        earlier: tuple[Network, ...],
+        put: Change,
+        remove: Change,
+        clock: Clock,
+        every: float,
     ) -> None:
         self._ours = ours
         self._put = put
         self._remove = remove
         self._clock = clock
         self._every = every
-        self._held = ours()
+        self._held = earlier
         self._trouble = OnChange(clock)
 
     async def run(self, *, wanted: bool) -> None:
@@ -39,7 +45,7 @@ class Blackhole:
             await self._keep((), tuple({*self._held, *self._ours()}))
             return
         while True:
-            subnets = self._ours()
+            subnets = self._ours() or self._held
             await self._keep(subnets, tuple(former for former in self._held if former not in subnets))
             self._held = subnets
             await self._clock.sleep(self._every)

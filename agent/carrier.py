@@ -5,10 +5,15 @@ The kernel needs no telling: its entries say it. The userspace data plane has a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Protocol
 
+from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.hold import Holder
+from flanneld_py.agent.settings import control_socket
+from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap.family import Family
 from flanneld_py.encap.peers import Peer
 
@@ -62,3 +67,20 @@ class UserspaceCarrier:
             return orders.Peer(key, base, length, address.packed, peer.vtep or bytes(6))
 
         self._supervisor.update((key, entry(key, peer) if peer else None) for key, peer in changes)
+
+
+def make_supervisors(
+    wanted: Iterable[Wanted],
+    control: Path,
+    start: Callable[[Path], Awaitable[None]],
+    prepared: Callable[[], Awaitable[None]],
+    clock: Clock,
+    rng: Random,
+) -> Iterator[tuple[Family, Supervisor]]:
+    """Make what keeps the userspace data planes running, one for each family; none if the kernel carries."""
+    for each in wanted:
+        if each.datapath is not None:
+            from flanneld_py.agent.supervise import Supervisor  # Most hosts never need it.
+
+            socket = control_socket(control, each.datapath.device)
+            yield each.backend.family, Supervisor(socket, start, prepared, each.datapath, clock, rng)

@@ -2,8 +2,9 @@
 
     no agent runs? -> data planes ended -> firewall -> devices, nexthops, routes (encap/sweep.py) -> files
 
-What is ours is told by its mark: our alias on a device, our folder for sockets; our protocol on routes and nexthops
-that lead into the network of the subnet file, which stays as long as there is something left that it tells about.
+What is ours is told by its mark: our alias on a device, our folder for sockets, our signature beside the subnet file;
+our protocol on routes and nexthops that lead into the network of that file, which stays as long as there is something
+left that it tells about.
 The lease in etcd stays: it keeps the host's subnet for a day.
 """
 
@@ -12,31 +13,40 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from flanneld_py.agent import subnetfile
+from flanneld_py.agent import signature, subnetfile
 from flanneld_py.agent.broken import Broken
 from flanneld_py.agent.line import DatapathError, clear_away, stop_process
-from flanneld_py.agent.lock import held_devices
+from flanneld_py.agent.lock import Locks
 from flanneld_py.agent.settings import control_socket, control_sockets
 from flanneld_py.encap.command import HostTools
 from flanneld_py.encap.enforce import Enforcer
 from flanneld_py.encap.kernel import KernelError
-from flanneld_py.encap.rtsocket import Interrupted
+from flanneld_py.encap.rtsocket import Refused
 from flanneld_py.encap.sweep import sweep
 
 
 async def clean_up(subnet_file: Path, tell: Callable[[str], None], root: Path = Path("/")) -> None:
     """Remove it all, telling of each thing. Raises Broken: before, if an agent runs; after, if something is left."""
-    if held := held_devices((root / "proc/net/unix").read_text(encoding="utf-8", errors="replace")):
+    locks = Locks(root / "proc/net/unix")
+    if names := locks.others().names:
         raise Broken(
-            f"an agent runs on this host and has {', '.join(held)}: stop it (systemctl stop flanneld-py), "
+            f"an agent runs on this host and has {', '.join(names)}: stop it (systemctl stop flanneld-py), "
             "then run --cleanup again"
         )
+    locks.take_file(subnet_file)  # One that is started meanwhile waits for us, by its exit code and systemd's restart.
+    try:
+        await _clean_up(subnet_file, tell)
+    finally:
+        locks.close()
+
+
+async def _clean_up(subnet_file: Path, tell: Callable[[str], None]) -> None:
     left = await _end_datapaths(_once_there(subnet_file.parent), tell)
     try:
         left += await _remove_rules(tell)
         left += sweep([network for network, _ in subnetfile.previous(subnet_file)], tell)
-    except (Interrupted, KernelError, OSError) as error:
-        left.append(f"the kernel's tables, which cannot be read: {error or 'they change all the time'}")
+    except (Refused, KernelError, OSError) as error:
+        left.append(f"the kernel's tables, which cannot be read: {error}")
     if not left:
         left += _remove_file(subnet_file, tell)
     if left:
@@ -70,14 +80,16 @@ async def _remove_rules(tell: Callable[[str], None]) -> list[str]:
 
 
 def _remove_file(path: Path, tell: Callable[[str], None]) -> list[str]:
-    """Remove the subnet file, if that is what it is."""
+    """Remove the subnet file, if we wrote it: flannel's daemon, if it is back on this host, writes its own but once."""
     try:
-        if not subnetfile.is_one(path):
-            return []
-        path.unlink()
+        ours = signature.signed_for(path) is not None and subnetfile.is_one(path)
+        if ours:
+            path.unlink()
+        signature.remove(path)
     except FileNotFoundError:
         return []
     except OSError as error:
         return [f"{path} ({error.strerror})"]
-    tell(f"removed {path}")
+    if ours:
+        tell(f"removed {path}")
     return []

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,13 @@ from flanneld_py.agent.agent import Agent
 from flanneld_py.agent.blackhole import Blackhole
 from flanneld_py.agent.broken import Broken
 from flanneld_py.agent.clock import Clock, SystemClock
+from flanneld_py.agent.earlier import Earlier, read_earlier
 from flanneld_py.agent.guard import FirewallOptions, Guard, name_suffix, names_of_interest
 from flanneld_py.agent.host import read_host
 from flanneld_py.agent.http import HealthServer
 from flanneld_py.agent.identity import read_identity
 from flanneld_py.agent.interface import Asked, Choice, Network, choose, outside
-from flanneld_py.agent.lock import lock_device
+from flanneld_py.agent.lock import Locks
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.network import wait_for_network
@@ -58,11 +58,12 @@ class Daemon:
         self._clock = SystemClock()
         self._agent: Agent | None = None
         self._state = "starting"
-        self._locks: list[socket.socket] = []
+        self._locks = Locks()
 
     async def run(self) -> None:
         """Run until a signal comes. Raises UsageError, and Broken or NoInterface for what an operator has to mend."""
         require_capability()
+        self._locks.take_file(self._options.subnet_file)
         registry = Registry(open_store(self._options), self._options.prefix)
         if flags := self._options.unprotected:
             log.warning(
@@ -76,8 +77,9 @@ class Daemon:
                 tasks.create_task(stop_on_signal(), name="signals")
                 tasks.create_task(self._notifier.keep_watchdog(self._clock), name="watchdog")
                 await self._serve_health(health)
-                keeper = self._blackhole()
-                self._agent = await self._make_agent(registry, kernel)
+                earlier = read_earlier(self._options.subnet_file, self._options.prefix)
+                keeper = self._blackhole(earlier)
+                self._agent = await self._make_agent(registry, kernel, earlier)
                 relax_garbage_collection()
                 await self._agent.start(tasks)
                 tasks.create_task(keeper.run(wanted=self._options.blackhole), name="blackhole")
@@ -88,8 +90,7 @@ class Daemon:
             self._notifier.tell(STOPPING="1", STATUS="stopped; traffic goes on")
             health.close()
             kernel.close()
-            for lock in self._locks:
-                lock.close()
+            self._locks.close()
             await registry.close()
 
     def _say(self, state: str) -> None:
@@ -114,11 +115,12 @@ class Daemon:
                 "change --healthz-ip or --healthz-port"
             ) from error
 
-    def _blackhole(self) -> Blackhole:
+    def _blackhole(self, earlier: Earlier) -> Blackhole:
         file, every = self._options.subnet_file, self._options.firewall.resync or 300.0
-        return Blackhole(lambda: previous_subnets(file), blackhole.put, blackhole.remove, self._clock, every)
+        change = blackhole.put, blackhole.remove
+        return Blackhole(lambda: previous_subnets(file), earlier.subnets, *change, self._clock, every)
 
-    async def _make_agent(self, registry: Registry, kernel: Netlink) -> Agent:
+    async def _make_agent(self, registry: Registry, kernel: Netlink, earlier: Earlier) -> Agent:
         options = self._options
         rng = Random()
 
@@ -141,6 +143,7 @@ class Daemon:
                 options.datapath,
                 options.subnet_file.parent,
                 options.datapath_workers or default_workers(len(os.sched_getaffinity(0))),
+                options.prefix,
             ),
             registry,
             kernel,
@@ -150,7 +153,8 @@ class Daemon:
             self._clock,
             rng,
             self._say,
-            lambda device: self._locks.append(lock_device(device)),
+            self._locks,
+            earlier,
             start_datapath,
             guard_maker(options.firewall, self._clock) if options.firewall.asked != "none" else None,
         )

@@ -12,6 +12,7 @@ from flanneld_py.encap import backends
 class Settings:
     """What the operator decides about an agent; `margin` in seconds (`--subnet-lease-renew-margin`).
 
+    `prefix` is etcd's (`--etcd-prefix`): it tells networks apart.
     `control` is the folder of the userspace data planes' control sockets, `workers` how many processes move packets
     in each of them.
     """
@@ -21,6 +22,7 @@ class Settings:
     datapath: backends.Choice = "auto"
     control: Path = Path("/run/flannel")
     workers: int = 1
+    prefix: str = "/coreos.com/network"
 
 
 def control_socket(folder: Path, device: str) -> Path:

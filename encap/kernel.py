@@ -114,11 +114,13 @@ class Kernel(Protocol):
         """List VXLAN devices with our mark, and TUN devices, that have an address in a subnet. Raises KernelError."""
         ...
 
-    def remove_routes(self, networks: Collection[Network], keep: Collection[tuple[int, str]]) -> list[str]:
+    def remove_routes(
+        self, networks: Collection[Network], keep: Collection[tuple[int, str]], others: Collection[Network] = ()
+    ) -> list[str]:
         """Remove our routes into these networks, whatever their device; name them. Raises KernelError.
 
-        Those of an IP version on a device to keep stay, those through a nexthop object, which go with it, and those
-        that are not to a host (blackhole). Ours bear our protocol, now or formerly.
+        Those into `others` stay, and those of an IP version on a device to keep, those through a nexthop object, which
+        go with it, and those that are not to a host (blackhole). Ours bear our protocol, now or formerly.
         """
         ...
 

@@ -41,7 +41,6 @@ from flanneld_py.encap.state import (
 )
 from flanneld_py.encap.writer import Writer
 
-_READ_ATTEMPTS = 8
 _MONITOR_BATCH = 2000
 """Messages per wakeup: about 5 ms."""
 
@@ -234,12 +233,7 @@ class Netlink:
 
     def _links(self) -> list[rt.LinkMessage]:
         with RouteSocket() as reader:
-            for _ in range(_READ_ATTEMPTS):
-                try:
-                    return list_links(reader)
-                except Interrupted:
-                    continue
-        raise KernelError("the devices change faster than they can be listed")
+            return list_links(reader)
 
     # Events
 

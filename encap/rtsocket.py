@@ -23,6 +23,7 @@ from flanneld_py.encap.kernel import KernelError
 SOL_NETLINK = 270
 NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
 ANSWER_SECONDS = 5
+_READ_ATTEMPTS = 8
 RECEIVE_BYTES = 1 << 16
 """The kernel fills at most 32 KiB at a time, and no more than the largest buffer it was ever offered."""
 
@@ -38,6 +39,9 @@ class Refused(Exception):
 
 class Interrupted(Exception):
     """The table changed while it was read: the reading may lack entries."""
+
+    def __init__(self) -> None:
+        super().__init__("others changed the table while it was read")
 
 
 def explain(errno: int, words: str) -> str:
@@ -133,6 +137,18 @@ class RouteSocket:
                     raise Interrupted
                 return
 
+    def whole(self, build: Callable[[int], bytes]) -> list[tuple[bytes, list[rt.Message]]]:
+        """Ask for a table until it could be read without a change in between. Raises Refused, KernelError.
+
+        Every second reading of the devices is interrupted while containers come and go.
+        """
+        for _ in range(_READ_ATTEMPTS):
+            try:
+                return list(self.dump(build))
+            except Interrupted:
+                continue
+        raise KernelError("others change the kernel's tables faster than they can be read")
+
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
@@ -156,10 +172,10 @@ def find_link(asker: RouteSocket, which: str | int) -> rt.LinkMessage | None:
 
 
 def list_links(reader: RouteSocket) -> list[rt.LinkMessage]:
-    """Read all devices."""
+    """Read all devices. Raises KernelError."""
     return [
         rt.read_link(buffer, message.at, message.end)
-        for buffer, messages in reader.dump(request.dump_links)
+        for buffer, messages in reader.whole(request.dump_links)
         for message in messages
     ]
 

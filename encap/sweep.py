@@ -24,7 +24,7 @@ from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.family import Network
 from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.nexthops import is_ours
-from flanneld_py.encap.rtsocket import Interrupted, Refused, RouteSocket, explain, list_links
+from flanneld_py.encap.rtsocket import Refused, RouteSocket, explain, list_links
 from flanneld_py.encap.state import MARKS, ROUTE_PROTOCOL, text
 
 _OUT = Struct("=HHI")
@@ -38,7 +38,7 @@ def sweep(networks: Collection[Network], tell: Callable[[str], None]) -> list[st
     """Remove it all in the network namespace of this thread, telling of each; return what is left, and why.
 
     `networks` are those that are known to be ours: without them what is not on our devices is left.
-    Raises Interrupted if others change the tables meanwhile: call it again.
+    Raises KernelError, Refused.
     """
     left: list[str] = []
     with RouteSocket() as asker:
@@ -62,12 +62,14 @@ def devices_in(subnets: Collection[Network]) -> list[str]:
         with RouteSocket() as asker:
             ours = [link for link in list_links(asker) if link.kind == "tun" or (link.kind == "vxlan" and link.marked)]
             return [link.name for link in ours if any(_is_in(address, subnets) for address in _on(asker, link))]
-    except (Interrupted, Refused) as error:
+    except Refused as error:
         raise KernelError(f"the devices cannot be listed: {error}") from error
 
 
-def remove_routes(networks: Collection[Network], keep: Collection[tuple[int, str]]) -> list[str]:
-    """Remove our routes into these networks; those of an IP version on a device to keep stay.
+def remove_routes(
+    networks: Collection[Network], keep: Collection[tuple[int, str]], others: Collection[Network] = ()
+) -> list[str]:
+    """Remove our routes into these networks; those of an IP version on a device to keep, or into `others`, stay.
 
     So do those through a nexthop object: they go with that, and it with its device.
     Returns the routes that were removed. Raises KernelError if one cannot be.
@@ -76,12 +78,17 @@ def remove_routes(networks: Collection[Network], keep: Collection[tuple[int, str
     try:
         with RouteSocket() as asker:
             for route in list(_routes(asker, keep)):
-                if route.unicast and not route.by_object and route.leads_into(networks):
+                if (
+                    route.unicast
+                    and not route.by_object
+                    and route.leads_into(networks)
+                    and not route.leads_into(others)
+                ):
                     seq = asker.next_seq()
                     for refusal in asker.send([(seq, route.removal(seq))]).values():
                         raise KernelError(f"{route} cannot be removed: {explain(*refusal)}")
                     removed.append(str(route))
-    except (Interrupted, Refused) as error:
+    except Refused as error:
         raise KernelError(f"the routes cannot be listed: {error}") from error
     return removed
 
@@ -93,7 +100,7 @@ def _is_in(packed: bytes, networks: Collection[Network]) -> bool:
 def _on(asker: RouteSocket, link: rt.LinkMessage) -> Iterator[bytes]:
     """Read the addresses of a device."""
     for family in (rt.AF_INET, rt.AF_INET6):
-        for buffer, messages in asker.dump(partial(request.dump_addresses, family=family, ifindex=link.ifindex)):
+        for buffer, messages in asker.whole(partial(request.dump_addresses, family=family, ifindex=link.ifindex)):
             for message in messages:
                 found = rt.read_address(buffer, message.at, message.end, {link.ifindex: link.name})
                 if found is not None:
@@ -108,7 +115,7 @@ def _devices(asker: RouteSocket, _: Collection[Network]) -> Iterator[Removal]:
 
 def _nexthops(asker: RouteSocket, networks: Collection[Network]) -> Iterator[Removal]:
     try:
-        for buffer, messages in asker.dump(request.dump_nexthops):
+        for buffer, messages in asker.whole(request.dump_nexthops):
             for message in messages:
                 found = rt.read_nexthop(buffer, message.at, message.end)
                 if not is_ours(found):
@@ -163,7 +170,7 @@ def _routes(asker: RouteSocket, keep: Collection[tuple[int, str]] = ()) -> Itera
     for (family, version), mark in product(((rt.AF_INET, 4), (rt.AF_INET6, 6)), sorted(MARKS)):
         # Found in the bytes, as there may be ten thousand of them, and taking one apart costs 5 us; so 12 ms in all.
         kept = [_OUT.pack(_OUT.size, rt.RTA_OIF, index) for index, name in names.items() if (version, name) in keep]
-        for buffer, messages in asker.dump(partial(request.dump_marked_routes, family=family, protocol=mark)):
+        for buffer, messages in asker.whole(partial(request.dump_marked_routes, family=family, protocol=mark)):
             for message in messages:
                 body = buffer[message.at : message.end]
                 if any(out in body for out in kept):

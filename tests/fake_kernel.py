@@ -146,13 +146,16 @@ class FakeKernel:
         addresses = [entry for entry in self.tables.values() if isinstance(entry, Address) and entry.device in ours]
         return sorted({entry.device for entry in addresses if _is_in(entry.address, subnets)})
 
-    def remove_routes(self, networks: Collection[Network], keep: Collection[tuple[int, str]]) -> list[str]:
+    def remove_routes(
+        self, networks: Collection[Network], keep: Collection[tuple[int, str]], others: Collection[Network] = ()
+    ) -> list[str]:
         doomed = [
             entry
             for entry in self.tables.values()
             if isinstance(entry, Route)
             and entry.protocol in MARKS
             and _is_in(entry.subnet, networks)
+            and not _is_in(entry.subnet, others)
             and (4 if len(entry.subnet) == 4 else 6, entry.device) not in keep
             and not self._by_object(entry)
         ]

@@ -349,6 +349,7 @@ async def test_routes_of_ours_into_a_network_are_removed_where_nobody_looks_afte
     host.foreigner.put(foreign)
     assert host.kernel.remove_routes([ip_network("fd99::/16"), ip_network("10.9.0.0/16")], ()) == []
     assert host.kernel.remove_routes(networks, {(version, UNDERLAY)}) == []
+    assert host.kernel.remove_routes(networks, {(version, tunneled.device)}, networks) == [], "another agent's"
     (removed,) = host.kernel.remove_routes(networks, {(version, tunneled.device), (10 - version, UNDERLAY)})
     assert removed.endswith(f"on {UNDERLAY}")
     assert routes(host) == {foreign}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from random import Random
 
 from flanneld_py.agent.agent import Agent
+from flanneld_py.agent.earlier import read_earlier
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.interface import Network, NoInterface
+from flanneld_py.agent.lock import Held
 from flanneld_py.agent.settings import Settings
 from flanneld_py.encap import orders
 from flanneld_py.encap.backend import Underlay
@@ -32,6 +34,22 @@ CONFIG = b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}'
 DEVICE = "flannel.1"
 
 
+class FakeLocks:
+    """What agents take is free; `neighbours` is what other agents of the host have."""
+
+    def __init__(self) -> None:
+        self.neighbours = Held()
+
+    def take(self, name: str) -> None:
+        pass
+
+    def serve(self, networks: Iterable[Network]) -> None:
+        pass
+
+    def others(self) -> Held:
+        return self.neighbours
+
+
 class Cluster:
     """A registry, a clock, and as many hosts as asked for; a host's kernel outlives its agents."""
 
@@ -46,6 +64,7 @@ class Cluster:
         """The data-plane process of each device, by host and device, that ever needed one."""
         self.underlays: dict[int, Underlay | None] = {}
         """What each host would choose as its underlay now."""
+        self.locks = FakeLocks()
 
     async def _write(self, operation: Put | Delete) -> None:
         """Write as somebody does whom the store's faults do not keep from it."""
@@ -102,7 +121,8 @@ class Cluster:
             self.clock,
             Random(number),
             lambda _: None,
-            lambda _: None,
+            self.locks,
+            read_earlier(self._folder / f"{number}.env", PREFIX),
             lambda control: self._start_datapath(number, control),
         )
 

@@ -1,0 +1,45 @@
+"""Our signature beside the subnet file: that we wrote it, and for which network.
+
+flannel's daemon writes the same file, often with the same words, and so do agents of two networks that were given one
+path by mistake. What is removed by the word of that file is only what the network whose agent wrote it has made.
+
+    /run/flannel/subnet.env              replaced by whoever writes it: another inode, another time
+    /run/flannel/.subnet.env.flanneld-py   <inode> <time, ns> <etcd prefix> of the file that we wrote last
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def sign(path: Path, network: str) -> None:
+    """Say that the subnet file, as it is now, is ours, for the network with this etcd prefix. Raises OSError."""
+    place = _place(path)
+    temporary = place.with_name(f"{place.name}.new")
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x", encoding="utf-8") as file:  # Not through a link that somebody has put there.
+        file.write(f"{_state(path)} {network}\n")
+    temporary.replace(place)
+
+
+def signed_for(path: Path) -> str | None:
+    """Return the etcd prefix that the subnet file was written for; None if somebody else wrote it, or there is none."""
+    try:
+        inode, time, network = _place(path).read_text(encoding="utf-8").rstrip("\n").split(" ", 2)
+        return network if f"{inode} {time}" == _state(path) else None
+    except (OSError, ValueError):
+        return None
+
+
+def remove(path: Path) -> None:
+    """Remove the signature; none is no error. Raises OSError."""
+    _place(path).unlink(missing_ok=True)
+
+
+def _place(path: Path) -> Path:
+    return path.with_name(f".{path.name}.flanneld-py")
+
+
+def _state(path: Path) -> str:
+    found = path.stat()
+    return f"{found.st_ino} {found.st_mtime_ns}"
