@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Never, Protocol
 
+from flanneld_py.agent.anew import Anew
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.log import OnChange, facts, log
@@ -29,6 +30,7 @@ from flanneld_py.encap.chains import DOCKERS, RAW, forward_part, masquerade_part
 from flanneld_py.encap.command import FirewallError
 from flanneld_py.encap.enforce import Asked, Choice, Outcome
 from flanneld_py.encap.firewall import Network, Policy
+from flanneld_py.encap.flows import Pause
 from flanneld_py.encap.kinds import Obstacle
 from flanneld_py.encap.nft import FLANNELS, HOOKS, OURS
 
@@ -87,6 +89,10 @@ class Enforces(Looks, Protocol):
         ...
 
     async def enforce(self, choice: Choice, policies: tuple[Policy, ...]) -> Outcome:
+        """See enforce.Enforcer."""
+        ...
+
+    async def begin_anew(self, policies: tuple[Policy, ...], pause: Pause) -> int:
         """See enforce.Enforcer."""
         ...
 
@@ -152,7 +158,7 @@ class Guard:
         neighbours.changed = self._wake.set
         self._backoff = Backoff(0.1, 60.0, rng)
         self._trouble = OnChange(clock)
-        self._obstacles = Obstacles(enforcer, clock)
+        self._obstacles, self._anew = Obstacles(enforcer, clock), Anew(enforcer.begin_anew, clock)
         self._lacking: frozenset[str] = frozenset()
         self._repairs = Repairs("the host's firewall rules")
         self._retry_at = float("inf")
@@ -252,12 +258,14 @@ class Guard:
             return
         self._retry_at = float("inf")
         self._backoff.reset()
+        repaired = outcome.changed and not self._own_change
         if self._trouble.over() or (self._own_change and not self._in_force):
             log.info("firewall rules are in force", **facts(changed=outcome.changed))
-        elif outcome.changed and not self._own_change:
+        elif repaired:
             self._repairs.note(1, now)
             self._times_repaired, self._repaired_at = self._times_repaired + 1, now
         self._in_force, self._own_change = True, False
+        self._look_at = min(self._look_at, await self._anew.look(policies, repaired=repaired))
 
     def _work_out(self) -> tuple[Policy, ...]:
         return self._options.policies(self._wanted, self._neighbours)

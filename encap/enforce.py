@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from flanneld_py.encap import flows
 from flanneld_py.encap.chains import RAW
 from flanneld_py.encap.command import FirewallError, Tools
 from flanneld_py.encap.dropped import Dropped
@@ -121,6 +122,10 @@ class Enforcer:
         if choice.kind == "iptables" and self._nft is not None and not work.failures:
             await work.attempt(self._nft.ensure(in_nft, survey))
         return Outcome(work.changed, tuple(work.failures), tuple(work.lacking))
+
+    async def begin_anew(self, policies: Sequence[Policy], pause: flows.Pause) -> int:
+        """Have flows that began without our masquerade begin anew; return how many."""
+        return await flows.begin_anew(policies, pause)
 
     async def obstacles(self, policies: Sequence[Policy]) -> tuple[Obstacle, ...]:
         """Name what drops packets of ours and is not ours to change."""

@@ -50,10 +50,10 @@ def explain(errno: int, words: str) -> str:
 
 
 class RouteSocket:
-    """One socket in the network namespace of the thread that makes it."""
+    """One socket in the network namespace of the thread that makes it; `protocol` names another netlink's family."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
             # Newer than the oldest kernels that we run on (4.2, 4.12, 4.20); each only makes answers better.
             with contextlib.suppress(OSError):
@@ -157,7 +157,7 @@ class RouteSocket:
         try:
             return self._socket.recv(RECEIVE_BYTES)
         except BlockingIOError as silent:
-            raise KernelError(f"rtnetlink gave no answer within {ANSWER_SECONDS} s; expected one at once") from silent
+            raise KernelError(f"netlink gave no answer within {ANSWER_SECONDS} s; expected one at once") from silent
 
 
 def find_link(asker: RouteSocket, which: str | int) -> rt.LinkMessage | None:

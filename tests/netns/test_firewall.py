@@ -267,6 +267,21 @@ def test_what_cannot_be_overruled_is_named_and_passes_by_what_is_said(make_lab: 
     assert lab.wait_connected() == []
 
 
+@pytest.mark.parametrize(("backend", "kind"), [("vxlan", "nftables"), ("host-gw", "iptables")])
+def test_flows_that_began_without_masquerade_begin_anew(make_lab: MakeLab, backend: str, kind: str) -> None:
+    """Somebody else's nat chain has had the kernel decide on them, for as long as they go on."""
+    lab = make_lab(hosts=1, backend=backend)
+    host, container = lab.hosts[0], lab.hosts[0].containers[0]
+    sh(host, "nft add table ip other; nft add chain ip other post '{ type nat hook postrouting priority 90; }'")
+    sh(host, "nft add rule ip other post ip saddr 172.17.0.0/16 masquerade")
+    assert not masqueraded(lab, container)
+    host.agent.terminate()
+    host.agent.start("--firewall", kind, "--ip-masq")
+    host.agent.wait_ready()
+    until(lambda: masqueraded(lab, container), "the same ports as before")
+    assert "flows that had begun without masquerade begin anew flows=" in host.agent.log_tail()
+
+
 @KINDS
 def test_a_restart_changes_nothing_and_loses_nothing(make_lab: MakeLab, kind: str) -> None:
     lab = connected(make_lab, "--ip-masq", "--firewall", kind)

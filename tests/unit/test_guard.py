@@ -20,6 +20,7 @@ from flanneld_py.encap.command import FirewallError
 from flanneld_py.encap.enforce import Choice, Outcome
 from flanneld_py.encap.family import IPV4, IPAddress
 from flanneld_py.encap.firewall import Policy
+from flanneld_py.encap.flows import Pause
 from flanneld_py.encap.kinds import Obstacle
 from flanneld_py.encap.peers import Own
 from flanneld_py.encap.state import TunLink
@@ -49,7 +50,7 @@ class Filter:
         self.there: tuple[Policy, ...] = ()
         self.failures: tuple[str, ...] = ()
         self.in_the_way: tuple[Obstacle, ...] = ()
-        self.looks = 0
+        self.looks = self.begun = 0
         self.lacking: tuple[str, ...] = ()
         self.direct: set[IPAddress] = set()
         self.neighbours = Neighbours(wanted())
@@ -64,6 +65,12 @@ class Filter:
         self.changed, self.others_changed = changed, others
         yield
         self.changed = None
+
+    async def begin_anew(self, policies: tuple[Policy, ...], pause: Pause) -> int:
+        assert policies == self.there, "the rules are in force"
+        self.begun += 1
+        await pause()
+        return 3
 
     async def obstacles(self, policies: tuple[Policy, ...]) -> tuple[Obstacle, ...]:
         self.looks += 1
@@ -332,3 +339,30 @@ async def test_a_raw_table_that_cannot_be_written_is_said_once_and_holds_nothing
         host.flush()
         await clock.run_until(lambda: guard.report().lacking == (), 1)
     assert said(caplog).count("no raw") == 1
+
+
+async def test_flows_begin_anew_after_rules_were_made_or_repaired_and_not_for_each_new_host(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Filter()
+    async with guarded(host, clock) as guard:
+        assert host.begun == 1
+        host.flush()
+        await clock.run_until(lambda: host.begun == 2, 0.1)
+        host.direct.add(ADDRESS + 1)
+        host.neighbours.changed()
+        await clock.run_until(lambda: host.there[0].direct == host.direct, 2)
+        await clock.run_for(LOOK_EVERY * 2)
+        assert host.begun == 2
+        guard.want(wanted("10.5.9.0/24"))
+        await clock.run_until(lambda: host.begun == 3, 1)
+        await clock.run_for(1)
+    assert said(caplog).count("flows that had begun without masquerade begin anew flows=3") == 3
+
+
+async def test_without_masquerade_flows_are_left_alone(clock: ManualClock) -> None:
+    host = Filter()
+    async with guarded(host, clock, replace(OPTIONS, masquerade=False)):
+        host.flush()
+        await clock.run_for(10)
+    assert host.begun == 0
