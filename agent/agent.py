@@ -102,8 +102,8 @@ class Agent:
         self._supervisors: dict[Family, Supervisor] = {}
         self.view = LeaseView()
         self._follower = Follower(registry, self.view, clock, rng, self._changed)
-        addresses = (underlay.public_ip, underlay.public_ip6)
-        claimer = self._claimer = Claimer(registry, self.view, self._follower.list, clock, rng, identity, *addresses)
+        host = (identity, underlay.public_ip, underlay.public_ip6, settings.subnet_len)
+        claimer = self._claimer = Claimer(registry, self.view, self._follower.list, clock, rng, *host)
         self._keeper = Keeper(registry, self.view, self._follower.list, clock, rng, claimer, margin=settings.margin)
         self._reconcilers: tuple[Reconciler, ...] = ()
         self.ready = asyncio.Event()

@@ -24,13 +24,16 @@ from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.log import OnChange, facts, log
-from flanneld_py.registry.allocate import Claim, Create, Network, Reuse, choose, has_address, overlapping
+from flanneld_py.registry.allocate import Claim, Create, Network, Reuse, choose, has_address, overlapping, room
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.lifetime import PERIOD, YOUTH, looks_alive
 from flanneld_py.registry.model import Lease, LeaseAttrs, Owner, Subnets
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import Conflict, HistoryLost, LeaseGone, RegistryError
 from flanneld_py.registry.view import LeaseView
+
+SCARCE = 0.1
+"""Which part of the subnets is to be free; with less, hosts that come soon may get none."""
 
 
 class DuplicateHost(RegistryError):
@@ -50,6 +53,7 @@ class Claimer:
         identity: Identity,
         public_ip: IPv4Address | None,
         public_ip6: IPv6Address | None = None,
+        subnet_len: int | None = None,
     ) -> None:
         self._registry = registry
         self._view = view
@@ -59,6 +63,7 @@ class Claimer:
         self._identity = identity
         self._public_ip = public_ip
         self._public_ip6 = public_ip6
+        self._subnet_len = subnet_len
         self._served = False
         """Whether we have had a lease, in this run."""
         self._made = 0
@@ -108,8 +113,19 @@ class Claimer:
             else:
                 reservation = facts(subnet=lease.subnets, how=how, reservation=lease.lease_id == 0)
                 log.info("lease acquired", **reservation)
+                self._count(config, lease)
                 self._served = True
                 return lease
+
+    def _count(self, config: NetworkConfig, ours: Lease) -> None:
+        """Say that little room is left, as long as something can be done about it."""
+        leases = self._view.leases() | {self._registry.key(ours.subnets): ours}
+        for network, free, of in room(config, leases.values(), Claim(self._public_ip, subnet_len=self._subnet_len)):
+            if free < of * SCARCE:
+                log.warning(
+                    "few subnets are left: delete leases of hosts that are gone, or make the network larger",
+                    **facts(network=network, free=free, of=of),
+                )
 
     async def rival(self, lease: Lease, others: Iterable[Lease], config: NetworkConfig) -> Lease | None:
         """Return a lease that ours, made a while ago, overlaps and has to give way to. Raises RegistryError."""
@@ -137,7 +153,7 @@ class Claimer:
         blocked = [record.subnets for record in unreadable.values() if record.subnets is not None]
         if contested is not None and not overlapping(contested, leases.values(), config):
             contested = None
-        claim = Claim(self._public_ip, owned, previous, self._public_ip6, contested)
+        claim = Claim(self._public_ip, owned, previous, self._public_ip6, contested, self._subnet_len)
         choice = choose(config, list(leases.values()), claim, self._rng, blocked)
         known = [lease for lease in leases.values() if has_address(lease, claim)]
         dead = None
@@ -152,7 +168,8 @@ class Claimer:
                 self._made = owner.made if owner is not None and written_here else 0
                 wanted = attrs(lease)
                 believed = not any(_outwrites(other, lease) for other in leases.values())
-                if lease.attrs == wanted and owner == self.owner(lease.subnets) and believed:
+                as_written = lease.attrs == wanted and owner == self.owner(lease.subnets)
+                if as_written and believed and await self._registry.lasts(lease):
                     return lease, f"kept by {by}"
                 wanted = replace(wanted, extra=lease.attrs.extra)
                 return await self._registry.update(lease, wanted, self.owner(lease.subnets), dead), f"kept by {by}"

@@ -17,6 +17,7 @@ from typing import Never
 
 from flanneld_py.agent import options as command_line
 from flanneld_py.agent.log import in_journal, log, priority, set_up
+from flanneld_py.agent.values import UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except command_line.Exit as wanted:
         print(wanted.text, file=sys.stderr)
         return 0
-    except command_line.UsageError as error:
+    except UsageError as error:
         _complain(error)
         return 2
     set_up(as_json=options.log_json, verbose=options.verbose)
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     code = 0
     try:
         asyncio.run(run())
-    except* command_line.UsageError as faults:
+    except* UsageError as faults:
         _complain(faults.exceptions[0])
         code = 2
     except* Broken as faults:

@@ -29,11 +29,12 @@ from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.notify import Notifier
-from flanneld_py.agent.options import Options, UsageError, default_workers
+from flanneld_py.agent.options import Options, default_workers
 from flanneld_py.agent.settings import Settings, control_sockets
 from flanneld_py.agent.signals import Stopped, stop_on_signal
 from flanneld_py.agent.status import Document, starting
 from flanneld_py.agent.subnetfile import previous_subnets
+from flanneld_py.agent.values import UsageError
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap import blackhole
 from flanneld_py.encap.backend import Underlay
@@ -64,7 +65,7 @@ class Daemon:
         """Run until a signal comes. Raises UsageError, and Broken or NoInterface for what an operator has to mend."""
         require_capability()
         self._locks.take_file(self._options.subnet_file)
-        registry = Registry(open_store(self._options), self._options.prefix)
+        registry = Registry(open_store(self._options), self._options.prefix, self._options.lease_ttl)
         if flags := self._options.unprotected:
             log.warning(
                 "the connection to etcd is not encrypted: certificates are not used, and a password can be read",
@@ -144,6 +145,7 @@ class Daemon:
                 options.subnet_file.parent,
                 options.datapath_workers or default_workers(len(os.sched_getaffinity(0))),
                 options.prefix,
+                options.subnet_len,
             ),
             registry,
             kernel,

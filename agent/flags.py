@@ -47,6 +47,13 @@ FLAGS = (
     Flag(
         "subnet-lease-renew-margin", "number", "60", "warn if the lease is not renewed this many minutes before it ends"
     ),
+    Flag("lease-ttl", "number", "1440", "minutes that the lease lasts if it is not renewed; at least 10"),
+    Flag(
+        "subnet-len",
+        "number",
+        "",
+        "prefix length of this host's IPv4 subnet, for one smaller than the network's SubnetLen; at most 30",
+    ),
     Flag(
         "ip-masq",
         "switch",

@@ -259,7 +259,7 @@ class Keeper:
             self._second_look = now + PERIOD
         self._generation = self._view.generation
         # A lease that is only reused may be near its end: renew at once.
-        self._held = Held(lease, renewed=now - PERIOD, attempted=now - PERIOD)
+        self._held = Held(lease, renewed=now - PERIOD, attempted=now - PERIOD, ttl=self._registry.ttl)
 
 
 def _in_words(record: Record) -> str:

@@ -10,22 +10,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from flanneld_py.agent.flags import FLAGS, KUBE
 from flanneld_py.agent.guard import FirewallOptions
-from flanneld_py.registry.endpoint import Tls, parse_endpoints
+from flanneld_py.agent.values import UsageError, address, endpoints, file, is_ip, public, regex
+from flanneld_py.registry.endpoint import Tls
 
 MAX_WORKERS = 32
 """What the data-plane process takes (encap/feed.py)."""
 
-A = TypeVar("A", IPv4Address, IPv6Address)
-
-
-class UsageError(Exception):
-    """The command line or the environment is wrong; the text is one sentence that says what to change."""
+MAX_TTL = 525_600
+"""Minutes; a year. What is longer is a reservation."""
 
 
 class Exit(Exception):
@@ -59,6 +57,8 @@ class Options:
     public_ip6: IPv6Address | None
     subnet_file: Path
     margin: float
+    lease_ttl: int
+    subnet_len: int | None
     healthz: tuple[str, int] | None
     datapath: Literal["auto", "kernel", "userspace"]
     firewall: FirewallOptions
@@ -175,7 +175,7 @@ def _check(given: Mapping[str, list[str]]) -> Options:
         raise UsageError("--etcd-keyfile and --etcd-certfile go together; give both or neither")
     if bool(text("etcd-username")) != bool(text("etcd-password")):
         raise UsageError("--etcd-username and --etcd-password go together; give both or neither")
-    files = {name: _file(f"etcd-{name}file", text(f"etcd-{name}file")) for name in ("key", "cert", "ca")}
+    files = {name: file(f"etcd-{name}file", text(f"etcd-{name}file")) for name in ("key", "cert", "ca")}
     tls = Tls(files["ca"], files["cert"], files["key"]) if any(files.values()) else None
     subnet_file = Path(text("subnet-file"))
     if not subnet_file.name:
@@ -183,23 +183,29 @@ def _check(given: Mapping[str, list[str]]) -> Options:
     if not text("etcd-prefix").strip("/"):
         raise UsageError("--etcd-prefix is empty; the default is /coreos.com/network")
     healthz_ip = text("healthz-ip")
-    if not _is_ip(healthz_ip):
+    if not is_ip(healthz_ip):
         raise UsageError(f"--healthz-ip is {healthz_ip!r}; it must be an IP address")
     port = number("healthz-port", 0, 65535)
+    minutes = number("lease-ttl", 10, MAX_TTL)
+    margin = min(60, minutes // 2)
+    if "subnet-lease-renew-margin" in given:
+        margin = number("subnet-lease-renew-margin", 1, minutes - 1)
     return Options(
-        endpoints=_endpoints(text("etcd") if "etcd" in given else text("etcd-endpoints"), tls),
+        endpoints=endpoints(text("etcd") if "etcd" in given else text("etcd-endpoints"), tls),
         prefix=text("etcd-prefix"),
         tls=tls,
         username=text("etcd-username"),
         password=text("etcd-password"),
         client=client,
         interfaces=tuple(given.get("iface", ())),
-        interface_regexes=tuple(_regex(pattern) for pattern in given.get("iface-regex", ())),
-        can_reach=_address("iface-can-reach", text("iface-can-reach")),
-        public_ip=_public("public-ip", text("public-ip"), IPv4Address),
-        public_ip6=_public("public-ipv6", text("public-ipv6"), IPv6Address),
+        interface_regexes=tuple(regex(pattern) for pattern in given.get("iface-regex", ())),
+        can_reach=address("iface-can-reach", text("iface-can-reach")),
+        public_ip=public("public-ip", text("public-ip"), IPv4Address),
+        public_ip6=public("public-ipv6", text("public-ipv6"), IPv6Address),
         subnet_file=subnet_file,
-        margin=60.0 * number("subnet-lease-renew-margin", 1, 1439),
+        margin=60.0 * margin,
+        lease_ttl=60 * minutes,
+        subnet_len=number("subnet-len", 1, 30) if "subnet-len" in given else None,
         healthz=(healthz_ip, port) if port else None,
         datapath=datapath,
         blackhole=given.get("ip-blackhole-route") == ["true"],
@@ -235,65 +241,3 @@ def _firewall(given: Mapping[str, list[str]], asked: Any, resync: int) -> Firewa
         resync=resync,
         own_only=own_only,
     )
-
-
-def _endpoints(value: str, tls: Tls | None) -> tuple[str, ...]:
-    try:
-        endpoints = parse_endpoints(value.split(","), tls)
-    except ValueError as error:
-        raise UsageError(f"--etcd-endpoints: {error}") from None
-    plain = [endpoint.url for endpoint in endpoints if not endpoint.secure]
-    if 0 < len(plain) < len(endpoints):
-        raise UsageError(
-            f"--etcd-endpoints mixes http ({', '.join(plain)}) and https; "
-            "all members of a cluster are reached the same way"
-        )
-    return tuple(endpoint.url for endpoint in endpoints)
-
-
-def _file(name: str, value: str) -> Path | None:
-    if not value:
-        return None
-    path = Path(value)
-    try:
-        with path.open("rb"):
-            return path
-    except OSError as error:
-        raise UsageError(f"--{name}: {value} cannot be read ({error.strerror}); give the path of a PEM file") from None
-
-
-def _address(name: str, value: str) -> IPv4Address | IPv6Address | None:
-    try:
-        return ip_address(value) if value else None
-    except ValueError:
-        raise UsageError(f"--{name} is {value!r}; it must be an IP address") from None
-
-
-def _is_ip(value: str) -> bool:
-    try:
-        ip_address(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _public(name: str, value: str, family: type[A]) -> A | None:
-    if not value:
-        return None
-    address = _address(name, value)
-    if not isinstance(address, family):
-        raise UsageError(f"--{name} is {value!r}; it must be an IPv{6 if family is IPv6Address else 4} address")
-    local = address.version == 6 and address.is_link_local
-    reserved = address.version == 4 and (address.is_reserved or address in IPv4Network("0.0.0.0/8"))
-    mapped = isinstance(address, IPv6Address) and address.ipv4_mapped is not None
-    if address.is_multicast or address.is_unspecified or address.is_loopback or local or reserved or mapped:
-        raise UsageError(f"--{name} is {value}; it must be an address at which other hosts can reach this one")
-    return address
-
-
-def _regex(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise UsageError(f"--iface-regex {pattern!r} is no regular expression: {error}") from None
-    return pattern

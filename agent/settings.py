@@ -14,7 +14,7 @@ class Settings:
 
     `prefix` is etcd's (`--etcd-prefix`): it tells networks apart.
     `control` is the folder of the userspace data planes' control sockets, `workers` how many processes move packets
-    in each of them.
+    in each of them, `subnet_len` the prefix length of its IPv4 subnet if not the network's.
     """
 
     subnet_file: Path
@@ -23,6 +23,7 @@ class Settings:
     control: Path = Path("/run/flannel")
     workers: int = 1
     prefix: str = "/coreos.com/network"
+    subnet_len: int | None = None
 
 
 def control_socket(folder: Path, device: str) -> Path:

@@ -3,7 +3,7 @@
 A record is checked alone first (is it a lease of our backend, inside Network, with addresses that can be), then
 against the others. Every host reaches the same verdict from the same registry:
 
-    subnets overlap      the one with the configured SubnetLen wins, then the one created first
+    subnets overlap      one as small as SubnetLen says, or smaller, goes before a wider one; then the one created first
     same VTEP            the one written last wins: a host that moved leaves its old lease behind for a day
     overlaps our own     never used
 
@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 
 from flanneld_py.encap.family import Family, IPAddress, Network
 from flanneld_py.encap.state import Entry
+from flanneld_py.registry.allocate import LONGEST
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.model import Lease, Record, Rejected, Subnets
 
@@ -72,7 +73,7 @@ class Peers:
         assert family_config is not None
         assert own_subnet is not None
         self._network: Network = family_config.network
-        self._subnet_len = family_config.subnet_len
+        self._subnet_len, self._longest = family_config.subnet_len, LONGEST[self._network.version]
         self._backend = backend
         self._own = own
         self._own_subnet = own_subnet
@@ -192,7 +193,7 @@ class Peers:
 
     def _seniority(self, key: str) -> tuple[bool, int, str]:
         peer = self._candidates[key]
-        return (self._subnet(peer).prefixlen != self._subnet_len, peer.lease.create_revision, key)
+        return (not self._subnet_len <= self._subnet(peer).prefixlen <= self._longest, peer.lease.create_revision, key)
 
     def _recency(self, key: str) -> tuple[int, str]:
         return (self._candidates[key].lease.mod_revision, key)

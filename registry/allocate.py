@@ -11,10 +11,13 @@ In order of preference:
                               of our lease that does not fit as a whole (it is replaced), of our owner record,
                               of the subnet file; else a random one
 
-    free subnets, numbered from SubnetMin in steps of SubnetLen; [..] is what leases of any length touch:
+    free subnets, numbered from SubnetMin in steps of their length; [..] is what leases of any length touch:
 
         0   1  [2   3]  4  [5]  6   7          5 free, the r-th of them is taken, r uniform
         SubnetMin              SubnetMax
+
+A host may ask for a smaller subnet than SubnetLen says (`--subnet-len`). It gets one beside other small ones, where
+there is room, so that whole ones stay for the others. Whatever length from SubnetLen on a lease has, it is kept.
 
 flannel chooses among the first 100 free subnets only, so that a subnet let go is soon another host's, while peers may
 still have stale entries for it. Over the whole range that is rare.
@@ -30,7 +33,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from random import Random
 from typing import Literal
 
-from flanneld_py.registry.config import FamilyConfig, IPv6Config, NetworkConfig
+from flanneld_py.registry.config import FamilyConfig, IPv4Config, IPv6Config, NetworkConfig
 from flanneld_py.registry.model import NO_IPV4, Lease, Subnets
 from flanneld_py.registry.store import RegistryError
 
@@ -38,8 +41,16 @@ Network = IPv4Network | IPv6Network
 IPAddress = IPv4Address | IPv6Address
 
 
+LONGEST = {4: 30, 6: 126}
+"""Prefix lengths of the smallest subnets, by IP version; as for the network's SubnetLen (config.py)."""
+
+
 class OutOfSubnets(RegistryError):
     """Every subnet of the network is leased."""
+
+
+class LengthRefused(RegistryError):
+    """The network has no subnets of the length that this host is to have; the text says which it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,7 @@ class Claim:
 
     `owned` may be of a lease that is gone. If that lease is another host's by now, the caller leaves `owned` out:
     a lease names no host. `contested` is a lease of ours that must give way in a family where another overlaps it.
+    `subnet_len` is the prefix length of the IPv4 subnet, if not the network's.
     """
 
     public_ip: IPv4Address | None
@@ -55,6 +67,7 @@ class Claim:
     previous: tuple[Network, ...] = ()
     public_ip6: IPv6Address | None = None
     contested: Subnets | None = None
+    subnet_len: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +91,7 @@ def choose(
 ) -> Reuse | Create:
     """Choose the subnets of this host; `blocked` are those of keys that are there, but cannot be read.
 
-    Raises OutOfSubnets.
+    Raises OutOfSubnets and LengthRefused.
     """
     own = list(_own(leases, claim))
     for reuse in own:
@@ -97,9 +110,9 @@ def choose(
     had = [*(subnet for subnets in before for subnet in subnets.families), *claim.previous]
     v4, v6 = NO_IPV4, None
     if config.ipv4 is not None:
-        v4 = IPv4Network(_pick(config.ipv4, had, taken, rng))
+        v4 = IPv4Network(_pick(config.ipv4, _length(config.ipv4, claim), had, taken, rng))
     if config.ipv6 is not None:
-        v6 = IPv6Network(_pick(config.ipv6, had, taken, rng))
+        v6 = IPv6Network(_pick(config.ipv6, config.ipv6.subnet_len, had, taken, rng))
     return Create(Subnets(v4, v6), replaces)
 
 
@@ -172,51 +185,88 @@ def _own(leases: Collection[Lease], claim: Claim) -> Iterator[Reuse]:
 
 
 def _misfit(family: FamilyConfig, subnet: Network) -> str | None:
-    if subnet.prefixlen != family.subnet_len:
-        return f"{subnet} is a /{subnet.prefixlen}, and subnets are /{family.subnet_len}"
-    if not int(family.subnet_min) <= int(subnet.network_address) <= int(family.subnet_max):
+    longest = LONGEST[family.network.version]
+    if not family.subnet_len <= subnet.prefixlen <= longest:
+        return f"{subnet} is a /{subnet.prefixlen}, and subnets are /{family.subnet_len} to /{longest}"
+    first, last = _span(subnet)
+    if not (int(family.subnet_min) <= first and last < int(family.subnet_max) + _size(family, family.subnet_len)):
         return f"{subnet} is not between {family.subnet_min} and {family.subnet_max}"
     return None
 
 
-def _pick(family: FamilyConfig, had: Iterable[Network], taken: Iterable[Network], rng: Random) -> tuple[int, int]:
-    """Return (base, prefix length) of the first of `had` that fits and is free, else of a random free subnet.
+def _length(family: IPv4Config, claim: Claim) -> int:
+    """Return the prefix length of the subnet to be taken. Raises LengthRefused."""
+    length = claim.subnet_len or family.subnet_len
+    if not family.subnet_len <= length <= LONGEST[4]:
+        raise LengthRefused(
+            f"--subnet-len is {length}, and Network {family.network} has SubnetLen {family.subnet_len}: "
+            f"give a number from {family.subnet_len} to {LONGEST[4]}, or leave it out"
+        )
+    return length
+
+
+def _pick(
+    family: FamilyConfig, length: int, had: Iterable[Network], taken: Iterable[Network], rng: Random
+) -> tuple[int, int]:
+    """Return (base, prefix length) of the first of `had` that fits and is free, else of a random one of that length.
 
     Subnets of the other family do not count.
     """
-    base, size = int(family.subnet_min), _size(family)
     version = family.network.version
-    gaps = _gaps(family, (subnet for subnet in taken if subnet.version == version))
+    spans = sorted(_span(subnet) for subnet in taken if subnet.version == version)
     for subnet in had:
         if subnet.version == version and _misfit(family, subnet) is None:
-            number = (int(subnet.network_address) - base) // size
-            if any(number in gap for gap in gaps):
-                return int(subnet.network_address), family.subnet_len
+            first, last = _span(subnet)
+            if not any(start <= last and first <= end for start, end in spans):
+                return first, subnet.prefixlen
+    gaps = _gaps(family, length, spans)
+    gaps = list(_begun(gaps, 1 << (length - family.subnet_len))) or gaps
     # Not len(): IPv6 ranges outgrow what it can return.
-    free = sum(gap.stop - gap.start for gap in gaps)
+    free = _sum(gaps)
     if free == 0:
-        raise OutOfSubnets(_exhausted(family))
+        raise OutOfSubnets(_exhausted(family, length))
     number = rng.randrange(free)
     for gap in gaps:
         if number < gap.stop - gap.start:
             break
         number -= gap.stop - gap.start
-    return base + (gap.start + number) * size, family.subnet_len
+    return int(family.subnet_min) + (gap.start + number) * _size(family, length), length
 
 
-def _size(family: FamilyConfig) -> int:
-    return 1 << (family.network.max_prefixlen - family.subnet_len)
+def room(config: NetworkConfig, leases: Iterable[Lease], claim: Claim) -> Iterator[tuple[str, int, int]]:
+    """Give (Network, free subnets, all subnets) for each family, of the length that this host would take."""
+    taken = [subnet for lease in leases for subnet in _leased(config, lease.subnets)]
+    lengths = ((config.ipv4, claim.subnet_len), (config.ipv6, None))
+    for family, length in ((family, length or family.subnet_len) for family, length in lengths if family is not None):
+        spans = sorted(_span(subnet) for subnet in taken if subnet.version == family.network.version)
+        yield str(family.network), _sum(_gaps(family, length, spans)), _count(family, length)
 
 
-def _count(family: FamilyConfig) -> int:
-    return (int(family.subnet_max) - int(family.subnet_min)) // _size(family) + 1
+def _span(subnet: Network) -> tuple[int, int]:
+    """Return the first and the last address as numbers."""
+    first = int(subnet.network_address)
+    return first, first + (1 << (subnet.max_prefixlen - subnet.prefixlen)) - 1
 
 
-def _gaps(family: FamilyConfig, taken: Iterable[Network]) -> list[range]:
-    """Return the numbers of the free subnets, ascending."""
+def _size(family: FamilyConfig, length: int) -> int:
+    return 1 << (family.network.max_prefixlen - length)
+
+
+def _count(family: FamilyConfig, length: int) -> int:
+    end = int(family.subnet_max) + _size(family, family.subnet_len)
+    return (end - int(family.subnet_min)) // _size(family, length)
+
+
+def _sum(gaps: Iterable[range]) -> int:
+    return sum(gap.stop - gap.start for gap in gaps)
+
+
+def _gaps(family: FamilyConfig, length: int, spans: Iterable[tuple[int, int]]) -> list[range]:
+    """Return the numbers of the free subnets of that length, ascending; `spans` are what is taken, ascending."""
     gaps = []
-    start, count = 0, _count(family)
-    for first, last in sorted(_touched(family, subnet) for subnet in taken):
+    base, size, start, count = int(family.subnet_min), _size(family, length), 0, _count(family, length)
+    for begin, end in spans:
+        first, last = (begin - base) // size, (end - base) // size
         if first >= count:
             break
         if first > start:
@@ -227,17 +277,18 @@ def _gaps(family: FamilyConfig, taken: Iterable[Network]) -> list[range]:
     return gaps
 
 
-def _touched(family: FamilyConfig, subnet: Network) -> tuple[int, int]:
-    """Return the first and the last number that a lease overlaps; outside of the range if the lease is."""
-    offset, size = int(subnet.network_address) - int(family.subnet_min), _size(family)
-    length = 1 << (subnet.max_prefixlen - subnet.prefixlen)
-    return offset // size, (offset + length - 1) // size
+def _begun(gaps: Iterable[range], parts: int) -> Iterator[range]:
+    """Give what is free beside something taken in the same whole subnet, which has that many parts."""
+    for gap in gaps:
+        above = min(-(-gap.start // parts) * parts, gap.stop)
+        below = max(gap.stop // parts * parts, above)
+        yield from filter(None, (range(gap.start, above), range(below, gap.stop)))
 
 
-def _exhausted(family: FamilyConfig) -> str:
+def _exhausted(family: FamilyConfig, length: int) -> str:
     v6 = "IPv6" if isinstance(family, IPv6Config) else ""
     return (
-        f"{v6}Network {family.network} with {v6}SubnetLen {family.subnet_len} has {_count(family)} subnets, "
+        f"{v6}Network {family.network} with {v6}SubnetLen {length} has {_count(family, length)} subnets, "
         f"from {family.subnet_min} to {family.subnet_max}, and all are leased: "
         f"delete the leases of hosts that are gone, or make the {v6}Network larger or its subnets smaller"
     )

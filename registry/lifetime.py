@@ -18,7 +18,7 @@ from typing import TypeGuard
 from flanneld_py.registry.model import Lease, Record
 
 TTL = 86_400
-"""Seconds; flannel's, fixed."""
+"""Seconds; flannel's, and ours unless told otherwise (`--lease-ttl`)."""
 
 PERIOD = 60.0
 """Seconds between keepalives. Far more often than the TTL asks for: so the remaining TTL tells who is alive."""
@@ -37,6 +37,7 @@ class Held:
     lease: Lease
     renewed: float
     attempted: float
+    ttl: int = TTL
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ def _belongs_to_another(shown: Record, ours: Lease, replaced: bool) -> TypeGuard
 
 def remaining(held: Held, now: float) -> float:
     """Return how many seconds our lease lives on without a renewal; infinite for a reservation."""
-    return held.renewed + TTL - now if held.lease.lease_id else float("inf")
+    return held.renewed + held.ttl - now if held.lease.lease_id else float("inf")
 
 
 def looks_alive(remaining_ttl: int, granted_ttl: int) -> bool:

@@ -40,9 +40,10 @@ class ConfigMissing(RegistryError):
 
 
 class Registry:
-    """Flannel's registry for one prefix."""
+    """Flannel's registry for one prefix; `ttl` in seconds is how long our leases last without a renewal."""
 
-    def __init__(self, store: Store, prefix: str) -> None:
+    def __init__(self, store: Store, prefix: str, ttl: int = TTL) -> None:
+        self.ttl = ttl
         self._store = store
         self._prefix = prefix
         self._granted = 0
@@ -101,7 +102,7 @@ class Registry:
         over: int = 0,
         dead: Collection[Lease] = (),
     ) -> Lease:
-        """Take a lease for TTL seconds, if nobody has that key, in place of another lease of ours if given.
+        """Take a lease for `ttl` seconds, if nobody has that key, in place of another lease of ours if given.
 
         `over` is the revision of something unreadable at our own key, to be written over; `dead` are leases with our
         address that count for nothing. In place of a reservation there will be one again. Raises Conflict if somebody
@@ -185,6 +186,13 @@ class Registry:
         """Return (remaining, granted) seconds of a lease, or of its holder's sign of life. Raises LeaseGone."""
         return await self._store.time_to_live(lease.lease_id or await self._alive(holder))
 
+    async def lasts(self, lease: Lease) -> bool:
+        """Tell whether a lease of ours lasts as long as it is to: another TTL was asked for before a restart."""
+        try:
+            return lease.lease_id == 0 or (await self._store.time_to_live(lease.lease_id))[1] == self.ttl
+        except LeaseGone:
+            return False
+
     async def reconnect(self) -> None:
         """Go on over new connections: the host has another address."""
         await self._store.reconnect()
@@ -226,7 +234,7 @@ class Registry:
             _, granted = await self._store.time_to_live(lease_id)
         except LeaseGone:
             granted = 0
-        return lease_id if granted == TTL else await self._grant()
+        return lease_id if granted == self.ttl else await self._grant()
 
     async def _grant(self) -> int:
         """Return an etcd lease to write with: what an attempt before was given, if that failed, else a new one.
@@ -234,7 +242,7 @@ class Registry:
         Otherwise an etcd that answers too late would be given one more at every attempt, to keep for a day. If the
         answer alone was lost it is in use already; then by us, for this.
         """
-        self._granted = self._granted or await self._store.grant(TTL)
+        self._granted = self._granted or await self._store.grant(self.ttl)
         return self._granted
 
     async def _commit(self, expect: list[Expect], operations: list[Put | Delete]) -> int:

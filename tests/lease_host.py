@@ -14,6 +14,7 @@ from flanneld_py.agent.follow import Follower
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.keep import Keeper
 from flanneld_py.registry.config import NetworkConfig, parse_config
+from flanneld_py.registry.lifetime import TTL
 from flanneld_py.registry.model import Json, Lease, LeaseAttrs, stand_in
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import Store
@@ -38,8 +39,10 @@ class Host:
         public_ip: str = "",
         margin: float = 3600,
         prefix: str = PREFIX,
+        ttl: int = TTL,
+        subnet_len: int | None = None,
     ) -> None:
-        self.registry = Registry(store, prefix)
+        self.registry = Registry(store, prefix, ttl)
         self.view = LeaseView()
         self.address6 = IPv6Address(public_ip if ":" in public_ip else f"2001:db8::{number:x}")
         self.address = None if ":" in public_ip else IPv4Address(public_ip or f"192.0.2.{number}")
@@ -55,6 +58,7 @@ class Host:
             identity(number),
             self.address,
             self.address6,
+            subnet_len,
         )
         self.keeper = Keeper(
             self.registry, self.view, self.followed.list, clock, Random(number), self.claimer, margin=margin

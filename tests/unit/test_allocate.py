@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.registry.allocate import Claim, Create, OutOfSubnets, Reuse, choose, incompatibility, overlapping
+from flanneld_py.registry.allocate import (
+    Claim,
+    Create,
+    LengthRefused,
+    OutOfSubnets,
+    Reuse,
+    choose,
+    incompatibility,
+    overlapping,
+    room,
+)
 from flanneld_py.registry.config import NetworkConfig, parse_config
 from flanneld_py.registry.model import NO_IPV4, Json, Lease, LeaseAttrs, Subnets, stand_in
 
@@ -61,12 +71,12 @@ def test_of_several_with_our_public_ip_the_newest_that_fits_is_reused() -> None:
     leases = [
         lease("10.3.5.0/24", public_ip=US, mod_revision=3),
         lease("10.3.6.0/24", public_ip=US, mod_revision=5),
-        lease("10.3.7.0/25", public_ip=US, mod_revision=8),
+        lease("10.3.6.0/23", public_ip=US, mod_revision=8),
     ]
     assert choose(SINGLE, leases, Claim(US), RNG) == Reuse(leases[1], "public-ip")
 
 
-@pytest.mark.parametrize("v4", ["10.4.5.0/24", "10.3.0.0/24", "10.3.5.0/25", "10.3.4.0/23"])
+@pytest.mark.parametrize("v4", ["10.4.5.0/24", "10.3.0.0/24", "10.3.5.0/31", "10.3.4.0/23"])
 def test_our_lease_that_does_not_fit_is_replaced(v4: str) -> None:
     mine = lease(v4, public_ip=US)
     choice = create(SINGLE, [mine], Claim(US))
@@ -113,7 +123,9 @@ def test_the_previous_subnet_is_taken_again() -> None:
     assert create(SINGLE, [], Claim(US, previous=(IPv4Network("10.3.6.0/24"),))) == Create(subnets("10.3.6.0/24"))
 
 
-@pytest.mark.parametrize("previous", ["10.4.6.0/24", "10.3.6.0/25", "10.3.0.0/24", "10.3.7.0/24", "10.3.8.0/24"])
+@pytest.mark.parametrize(
+    "previous", ["10.4.6.0/24", "10.3.6.0/23", "10.3.0.0/24", "10.3.7.0/24", "10.3.8.0/24", "10.3.8.128/25"]
+)
 def test_the_previous_subnet_must_fit_and_be_free(previous: str) -> None:
     leases = [lease("10.3.7.0/24"), lease("10.3.8.128/26")]
     choice = create(SINGLE, leases, Claim(US, previous=(IPv4Network(previous),)))
@@ -255,7 +267,10 @@ def test_leases_overlap_in_either_family_but_not_in_the_one_they_lack() -> None:
     [
         (SINGLE, subnets("10.3.5.0/24"), None),
         (DUAL, subnets("10.3.5.0/24", "fc00:0:0:5::/64"), None),
-        (SINGLE, subnets("10.3.5.0/25"), "10.3.5.0/25 is a /25, and subnets are /24"),
+        (SINGLE, subnets("10.3.5.192/26"), None),
+        (SINGLE, subnets("10.3.255.252/30"), None),
+        (SINGLE, subnets("10.3.4.0/23"), "10.3.4.0/23 is a /23, and subnets are /24 to /30"),
+        (SINGLE, subnets("10.3.5.0/31"), "10.3.5.0/31 is a /31, and subnets are /24 to /30"),
         (SINGLE, subnets("10.3.0.0/24"), "10.3.0.0/24 is not between 10.3.1.0 and 10.3.255.0"),
         (SINGLE, subnets("10.3.5.0/24", "fc00:0:0:5::/64"), "fc00:0:0:5::/64 is IPv6, which is off"),
         (DUAL, subnets("10.3.5.0/24"), "an IPv6 subnet is missing"),
@@ -320,16 +335,18 @@ claims = st.builds(
     st.none() | near,
     st.just(()) | st.tuples(near4) | st.tuples(near4, near6),
     st.just(US6),
+    st.none(),
+    st.sampled_from([None, None, 28, 29, 30]),
 )
 
 
-def free(config: NetworkConfig, taken: list[Subnets]) -> tuple[set[IPv4Network], set[IPv6Network]]:
+def free(config: NetworkConfig, taken: list[Subnets], length: int | None) -> tuple[set[IPv4Network], set[IPv6Network]]:
     """Enumerate the free subnets of each family, slowly."""
-    v4 = set(IPv4Network("10.3.0.0/24").subnets(new_prefix=28))
+    v4 = set(IPv4Network("10.3.0.0/24").subnets(new_prefix=length or 28))
     v6 = set(IPv6Network("fd00:3::/120").subnets(new_prefix=124))
     free4 = {NO_IPV4}
     if config.ipv4 is not None:
-        low, high = config.ipv4.subnet_min, config.ipv4.subnet_max
+        low, high = config.ipv4.subnet_min, config.ipv4.subnet_max + 15
         free4 = {net for net in v4 if low <= net.network_address <= high and not any(net.overlaps(t.v4) for t in taken)}
     if config.ipv6 is None:
         return free4, set()
@@ -351,6 +368,16 @@ def follows(config: NetworkConfig, leased: Subnets) -> bool:
     return bool(kept.families) and incompatibility(common, kept) is None
 
 
+def _fits_beside(
+    config: NetworkConfig, leases: list[Lease], replaced: Lease | None, subnet: IPv4Network | IPv6Network
+) -> bool:
+    """Tell whether a subnet of the size of any that we had may be kept."""
+    leased = Subnets(subnet) if isinstance(subnet, IPv4Network) else Subnets(NO_IPV4, subnet)
+    return follows(config, leased) and not any(
+        leased.overlaps(lease.subnets) for lease in leases if lease is not replaced
+    )
+
+
 @given(small, clusters, claims, st.randoms(use_true_random=False))
 def test_a_subnet_is_found_exactly_if_one_is_free(
     config: NetworkConfig, leases: list[Lease], claim: Claim, rng: Random
@@ -363,7 +390,7 @@ def test_a_subnet_is_found_exactly_if_one_is_free(
     try:
         choice = choose(config, leases, claim, rng)
     except OutOfSubnets:
-        v4, v6 = free(config, [lease.subnets for lease in leases if lease is not replaced])
+        v4, v6 = free(config, [lease.subnets for lease in leases if lease is not replaced], claim.subnet_len)
         assert not v4 or (config.ipv6 is not None and not v6)
         return
     match choice:
@@ -373,9 +400,12 @@ def test_a_subnet_is_found_exactly_if_one_is_free(
         case Create(chosen, replaces):
             assert all(incompatibility(config, lease.subnets) is not None for lease in own)
             assert replaces is replaced
-            v4, v6 = free(config, [lease.subnets for lease in leases if lease is not replaces])
-            assert chosen.v4 in v4
-            assert chosen.v6 in v6 if config.ipv6 is not None else chosen.v6 is None
+            v4, v6 = free(config, [lease.subnets for lease in leases if lease is not replaces], claim.subnet_len)
+            had = [replaces.subnets.families if replaces is not None else ()]
+            had += [claim.owned.families if claim.owned is not None else (), claim.previous]
+            kept = {subnet for subnets in had for subnet in subnets if _fits_beside(config, leases, replaces, subnet)}
+            assert chosen.v4 in v4 | kept
+            assert chosen.v6 in v6 | kept if config.ipv6 is not None else chosen.v6 is None
 
 
 @given(small, clusters, claims, st.randoms(use_true_random=False), st.booleans())
@@ -418,3 +448,40 @@ def test_a_subnet_that_reaches_beyond_the_network_takes_nothing_from_anybody(wid
     assert overlapping(choice.subnets, [odd], DUAL) == []
     blocked = choose(DUAL, [], Claim(US, public_ip6=US6), RNG, [odd.subnets])
     assert isinstance(blocked, Create)
+
+
+def test_an_own_lease_of_another_length_is_kept_whatever_length_is_asked_for() -> None:
+    for v4 in ("10.3.5.64/26", "10.3.5.0/24"):
+        mine = lease(v4, public_ip=US)
+        for asked in (None, 24, 26, 28):
+            assert choose(SINGLE, [mine], Claim(US, subnet_len=asked), RNG) == Reuse(mine, "public-ip")
+
+
+def test_a_smaller_subnet_is_taken_where_a_whole_one_is_begun() -> None:
+    """Else four small hosts would cost four whole subnets."""
+    leases = [lease("10.3.9.0/24"), lease("10.3.20.64/26")]
+    for seed in range(20):
+        chosen = create(SINGLE, leases, Claim(US, subnet_len=26), seed).subnets.v4
+        assert chosen in (IPv4Network("10.3.20.0/26"), IPv4Network("10.3.20.128/26"), IPv4Network("10.3.20.192/26"))
+    rest = [lease(f"10.3.20.{base}/26") for base in (0, 128, 192)]
+    chosen = create(SINGLE, [*leases, *rest], Claim(US, subnet_len=26)).subnets.v4
+    assert chosen.prefixlen == 26
+    assert chosen.supernet(new_prefix=24) not in (IPv4Network("10.3.9.0/24"), IPv4Network("10.3.20.0/24"))
+
+
+def test_a_whole_subnet_is_taken_beside_the_small_ones() -> None:
+    leases = [lease("10.3.1.0/26"), lease("10.3.2.64/30"), lease("10.3.3.0/30")]
+    config = network(Network="10.3.0.0/22", SubnetMin="10.3.0.0")
+    assert create(config, leases, Claim(US)).subnets == subnets("10.3.0.0/24")
+
+
+@pytest.mark.parametrize("length", [23, 31, 32])
+def test_a_length_that_the_network_does_not_have_is_refused(length: int) -> None:
+    with pytest.raises(LengthRefused, match=rf"--subnet-len is {length}.*from 24 to 30"):
+        choose(SINGLE, [], Claim(US, subnet_len=length), RNG)
+
+
+def test_how_much_room_there_is() -> None:
+    leases = [lease("10.3.1.0/24", "fc00:0:0:1::/64"), lease("10.3.2.64/26", "fc00:0:0:2::/64"), lease("10.9.0.0/24")]
+    assert list(room(DUAL, leases, Claim(US))) == [("10.3.0.0/16", 253, 255), ("fc00::/48", 65533, 65535)]
+    assert next(room(DUAL, leases, Claim(US, subnet_len=26))) == ("10.3.0.0/16", 4 * 255 - 5, 4 * 255)

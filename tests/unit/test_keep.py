@@ -561,3 +561,70 @@ async def test_a_second_look_that_fails_keeps_nobody_from_renewing(
             await clock.run_for(30 * PERIOD)
         assert (await store.time_to_live(lease.lease_id))[0] > TTL - 2 * PERIOD
         assert host.lease.subnets == lease.subnets
+
+
+async def test_a_lease_lasts_as_long_as_was_asked_for_from_the_next_start_on(
+    store: MemoryStore, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    lease = await Host(store, clock, 1).acquire()
+    short = Host(store, clock, 1, margin=300, ttl=600)
+    again = await short.acquire()
+    assert again.subnets == lease.subnets
+    assert await store.time_to_live(again.lease_id) == (600, 600)
+    (page,) = [page async for page in store.pages(PREFIX)]
+    assert {entry.lease_id for entry in page.entries} == {again.lease_id}
+    revision = store.revision
+    async with short.running():
+        await clock.run_for(3600)
+        assert store.revision == revision
+        store.fail(400, Unavailable("no endpoint answers"))
+        await clock.run_until(lambda: short.keeper.overdue, 400)
+        store.recover()
+        await clock.run_for(60)
+    await clock.run_for(700)
+    assert await store.get(short.key) is None, "a host that is gone gives its subnet back"
+
+
+async def test_a_host_is_alive_or_not_by_its_own_ttl(store: MemoryStore, clock: ManualClock) -> None:
+    first = Host(store, clock, 1, public_ip="10.0.2.15", ttl=600)
+    await first.acquire()
+    second = Host(store, clock, 2, public_ip="10.0.2.15")
+    async with first.running(), asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(second.acquire())
+        await clock.run_for(600)
+        assert not waiting.done()
+        waiting.cancel()
+
+
+async def test_that_few_subnets_are_left_is_said(
+    store: MemoryStore, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    narrow = parse_config(b'{"Network": "10.5.0.0/22", "SubnetLen": 27, "Backend": {"Type": "vxlan"}}')
+    hosts = [Host(store, clock, number) for number in range(1, 29)]
+    for host in hosts[:27]:
+        await host.acquire(narrow)
+    assert "few subnets are left" not in caplog.text
+    await hosts[27].acquire(narrow)
+    assert "few subnets are left" in caplog.text
+    assert "network=10.5.0.0/22 free=3 of=31" in said(caplog)
+
+
+async def test_a_host_with_a_smaller_subnet(store: MemoryStore, clock: ManualClock) -> None:
+    small = Host(store, clock, 1, subnet_len=27)
+    lease = await small.acquire()
+    assert lease.subnets.v4.prefixlen == 27
+    assert (await Host(store, clock, 1).acquire()).subnets == lease.subnets, "it stays, whatever is asked for later"
+    whole = await Host(store, clock, 2).acquire(previous=str(lease.subnets.v4.supernet(new_prefix=24)))
+    assert not whole.subnets.overlaps(lease.subnets)
+
+
+async def test_a_length_that_the_network_does_not_have_is_waited_with(
+    store: MemoryStore, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another network config may come, or the operator."""
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(Host(store, clock, 1, subnet_len=20).acquire())
+        await clock.run_for(60)
+        assert not waiting.done()
+        waiting.cancel()
+    assert "--subnet-len is 20, and Network 10.5.0.0/16 has SubnetLen 24: give a number from 24 to 30" in said(caplog)

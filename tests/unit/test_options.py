@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from flanneld_py.agent.flags import FLAGS
-from flanneld_py.agent.options import MAX_WORKERS, Exit, Options, UsageError, default_workers, parse
+from flanneld_py.agent.options import MAX_WORKERS, Exit, Options, default_workers, parse
+from flanneld_py.agent.values import UsageError
 from flanneld_py.encap import feed
 
 
@@ -31,6 +32,14 @@ def test_the_number_of_workers_is_given_or_what_the_host_can_spare() -> None:
     assert options(FLANNELD_DATAPATH_WORKERS="2").datapath_workers == 2
     assert [default_workers(cores) for cores in (1, 2, 7, 8, 12, 16, 128)] == [1, 1, 1, 2, 3, 4, 4]
     assert MAX_WORKERS == feed.MAX_WORKERS
+
+
+def test_how_long_a_lease_lasts_and_when_its_end_is_warned_of() -> None:
+    assert (options().lease_ttl, options().subnet_len) == (86_400, None)
+    given = options("--lease-ttl", "10", "--subnet-len=26")
+    assert (given.lease_ttl, given.margin, given.subnet_len) == (600, 300, 26)
+    given = options(FLANNELD_LEASE_TTL="60", FLANNELD_SUBNET_LEASE_RENEW_MARGIN="59")
+    assert (given.lease_ttl, given.margin) == (3600, 59 * 60)
 
 
 def test_one_dash_or_two_value_apart_or_joined() -> None:
@@ -69,6 +78,9 @@ def test_addresses_and_health() -> None:
         (["--subnet-lease-renew-margin", "0"], "from 1 to 1439"),
         (["--subnet-lease-renew-margin", "1440"], "from 1 to 1439"),
         (["--subnet-lease-renew-margin", "1h"], "from 1 to 1439"),
+        (["--subnet-lease-renew-margin", "60", "--lease-ttl=60"], "from 1 to 59"),
+        (["--lease-ttl", "9"], "--lease-ttl is '9'; it must be a number from 10"),
+        (["--subnet-len", "31"], "--subnet-len is '31'; it must be a number from 1 to 30"),
         (["--healthz-port", "65536"], "--healthz-port"),
         (["--public-ip", "10.0.0"], "--public-ip is '10.0.0'"),
         (["--public-ip", "224.0.0.1"], "other hosts can reach"),

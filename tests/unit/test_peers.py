@@ -113,6 +113,15 @@ def test_a_wide_subnet_loses_against_those_of_the_configured_length() -> None:
     assert peers.update([(GOOD[0], None)])["k/wide"] != (), "free again when the other has gone"
 
 
+@pytest.mark.parametrize(("created", "used"), [(1, "k/small"), (9, "k/whole")])
+def test_of_a_small_subnet_and_a_whole_one_the_first_one_wins(created: int, used: str) -> None:
+    """Hosts may have smaller ones (`--subnet-len`)."""
+    peers = make_peers()
+    small = lease("10.5.2.64/26", "192.0.2.9", created=created)
+    peers.update([("k/small", small), ("k/whole", lease("10.5.2.0/24", "192.0.2.2", created=5))])
+    assert peers.used == {used}
+
+
 def test_of_equal_rivals_for_a_subnet_the_first_one_wins() -> None:
     peers = make_peers()
     early = lease("10.5.2.0/24", "192.0.2.2", created=5)
