@@ -19,7 +19,8 @@ from flanneld_py.agent.blackhole import Blackhole
 from flanneld_py.agent.broken import Broken
 from flanneld_py.agent.clock import Clock, SystemClock
 from flanneld_py.agent.earlier import Earlier, read_earlier
-from flanneld_py.agent.guard import FirewallOptions, Guard, name_suffix, names_of_interest
+from flanneld_py.agent.former import FormerRules
+from flanneld_py.agent.guard import FirewallOptions, Guard, names_of_interest
 from flanneld_py.agent.host import read_host
 from flanneld_py.agent.http import HealthServer
 from flanneld_py.agent.identity import read_identity
@@ -40,6 +41,7 @@ from flanneld_py.encap import blackhole
 from flanneld_py.encap.backend import Underlay
 from flanneld_py.encap.command import HostTools
 from flanneld_py.encap.enforce import Enforcer
+from flanneld_py.encap.firewall import name_suffix
 from flanneld_py.encap.netlink import Netlink
 from flanneld_py.encap.nftwatch import watch
 from flanneld_py.registry.config import NetworkConfig
@@ -158,17 +160,23 @@ class Daemon:
             self._locks,
             earlier,
             start_datapath,
-            guard_maker(options.firewall, self._clock) if options.firewall.asked != "none" else None,
+            guard_maker(options.firewall, self._clock, earlier, self._locks)
+            if options.firewall.asked != "none"
+            else None,
         )
 
 
-def guard_maker(options: FirewallOptions, clock: Clock) -> Callable[[tuple[Wanted, ...], Neighbours], Guard]:
+def guard_maker(
+    options: FirewallOptions, clock: Clock, earlier: Earlier, locks: Locks
+) -> Callable[[tuple[Wanted, ...], Neighbours], Guard]:
     """Return what makes the guard of this host's firewall rules, once the network is known."""
 
     def make(wanted: tuple[Wanted, ...], neighbours: Neighbours) -> Guard:
         suffix = name_suffix(wanted[0].backend.device)
         enforcer = Enforcer(HostTools(), options.asked, suffix, prefer_nft=wanted[0].config.nftables)
-        return Guard(enforcer, partial(watch, names_of_interest(suffix)), options, wanted, neighbours, clock, Random())
+        former = FormerRules(enforcer, earlier, locks.others, clock)
+        watching = partial(watch, names_of_interest(suffix))
+        return Guard(enforcer, watching, options, wanted, neighbours, clock, Random(), former)
 
     return make
 

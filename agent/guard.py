@@ -20,6 +20,7 @@ from typing import Never, Protocol
 from flanneld_py.agent.anew import Anew
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
+from flanneld_py.agent.former import FormerRules
 from flanneld_py.agent.log import OnChange, facts, log
 from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.obstacles import Looks, Obstacles
@@ -114,17 +115,6 @@ class Report:
     lacking: tuple[str, ...] = ()
 
 
-def name_suffix(device: str | None) -> str:
-    """Return what tells the tables and chains of several networks on one host apart.
-
-    Nothing for flannel's default, and for a backend without a device, of which a host has one.
-    """
-    if device in (None, "flannel.1", "flannel-v6.1"):
-        return ""
-    # A chain of iptables has at most 28 bytes: of the names that were made to fit only what tells them apart.
-    return "-" + device.rpartition(".")[2].removeprefix("flannel4").removeprefix("flannel6")
-
-
 def names_of_interest(suffix: str) -> frozenset[str]:
     """List the tables and chains whose changes may concern us; `suffix` as in enforce.Enforcer."""
     parts = (masquerade_part(suffix), forward_part(suffix), raw_part(suffix))
@@ -145,8 +135,10 @@ class Guard:
         neighbours: Neighbours,
         clock: Clock,
         rng: Random,
+        former: FormerRules,
     ) -> None:
         self._enforcer = enforcer
+        self._former = former
         self._watch = watch
         self._options = options
         self._wanted = wanted
@@ -215,6 +207,8 @@ class Guard:
             while True:
                 await self._enforce(choice)
                 self.looked.set()
+                if self._in_force:
+                    await self._former.remove(self._policies)
                 self._look_at = min(self._look_at, await self._obstacles.look(self._policies))
                 await self._next()
 

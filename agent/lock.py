@@ -19,6 +19,7 @@ from typing import Protocol
 
 from flanneld_py.agent.broken import Broken
 from flanneld_py.encap.family import Network
+from flanneld_py.encap.firewall import name_suffix
 
 PREFIX = "flanneld-py/"
 
@@ -100,6 +101,9 @@ class Held:
         self.names = [name for name in names if _OF not in name]
         """What only one agent can have, in an operator's words."""
         self.devices = {name.removeprefix(_DEVICE) for name in self.names if name.startswith(_DEVICE)}
+        deviceless = any(name.startswith("Network ") for name in self.names)
+        self.suffixes = {name_suffix(device) for device in [*self.devices, *([None] if deviceless else [])]}
+        """Of the names that their firewall rules have."""
         self.networks = [network for name in names if _OF in name and (network := _network(name.partition(_OF)[0]))]
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
@@ -150,6 +150,25 @@ def removal(table: Table, part: Part, about: str = "") -> str:
         if chain.startswith(part.chain) and f'"{part.label}"' in said and about in said:
             lines += plan(table, replace(part, chain=chain), [], [])
     return transaction(part.table, lines)
+
+
+def former_suffixes(saved: Mapping[str, Table], pairs: Collection[tuple[Network, Network]]) -> set[str]:
+    """Find the suffixes of our chains that are about these (network, subnet) pairs of ours.
+
+    Another network's agent may have our Network among those that it masquerades nothing to, but not our subnet.
+    """
+    found = set()
+    about = {
+        masquerade_part(""): [f"-s {subnet} " for _, subnet in pairs],
+        forward_part(""): [f"-s {network} " for network, _ in pairs] + [f"-s {subnet} " for _, subnet in pairs],
+        raw_part(""): [f"-d {subnet} " for _, subnet in pairs],
+    }
+    for part, words in about.items():
+        for chain, rules in saved.get(part.table, Table()).chains.items():
+            said = "\n".join(rules)
+            if chain.startswith(part.chain) and f'"{part.label}"' in said and any(word in said for word in words):
+                found.add(chain.removeprefix(part.chain))
+    return found
 
 
 def transaction(table: str, lines: Sequence[str]) -> str:

@@ -157,6 +157,21 @@ class Enforcer:
                     await work.attempt(self._remove(family, variant))
         return Outcome(work.changed, tuple(work.failures))
 
+    async def remove_former(self, pairs: Collection[tuple[Network, Network]], living: Collection[str]) -> Outcome:
+        """Remove rules about (network, subnet) pairs under suffixes that are not ours and of no `living` agent."""
+        work = _Work()
+        try:
+            survey = await self._survey()
+        except FirewallError as error:
+            return Outcome(False, (str(error),))
+        if self._nft is not None:
+            await work.attempt(self._nft.remove_former(survey, [subnet for _, subnet in pairs], living))
+        for family in COMMANDS:
+            for variant in self._variants:
+                if self._in_use(family, variant, survey):
+                    await work.attempt(self._chains(family, variant.infix).remove_former(pairs, living))
+        return Outcome(work.changed, tuple(work.failures))
+
     async def _remove(self, family: int, variant: _Variant) -> bool:
         changed = await self._chains(family, variant.infix).remove()
         if changed and not variant.legacy:

@@ -121,6 +121,17 @@ class Rules:
     underlay: str | None
 
 
+def name_suffix(device: str | None) -> str:
+    """Return what tells the tables and chains of several networks on one host apart.
+
+    Nothing for flannel's default, and for a backend without a device, of which a host has one.
+    """
+    if device in (None, "flannel.1", "flannel-v6.1"):
+        return ""
+    # A chain of iptables has at most 28 bytes: of the names that were made to fit only what tells them apart.
+    return "-" + device.rpartition(".")[2].removeprefix("flannel4").removeprefix("flannel6")
+
+
 def rules(policy: Policy) -> Rules:
     """Work out the rules that a policy means."""
     family = policy.network.version

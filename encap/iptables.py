@@ -6,11 +6,12 @@ save -> plan -> restore --noflush: each table in one transaction
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from flanneld_py.encap.chains import (
     Part,
     Table,
+    former_suffixes,
     forward_part,
     masquerade_part,
     plan,
@@ -78,6 +79,18 @@ class Iptables:
         saved = await self._read()
         parts = (masquerade_part(""), forward_part(""), raw_part(""))
         return await self._restore("".join(removal(saved.get(part.table, Table()), part) for part in parts))
+
+    async def remove_former(self, pairs: Collection[tuple[Network, Network]], living: Collection[str]) -> bool:
+        """Remove our chains of other suffixes, but for `living` ones, that are about these (network, subnet) pairs.
+
+        Tell whether there were any. Raises FirewallError.
+        """
+        saved = await self._read()
+        script = ""
+        for suffix in former_suffixes(saved, pairs) - {self._suffix, *living}:
+            for part in (masquerade_part(suffix), forward_part(suffix), raw_part(suffix)):
+                script += transaction(part.table, plan(saved.get(part.table, Table()), part, [], []))
+        return await self._restore(script)
 
     async def _ask_version(self) -> None:
         if self._waits is None:

@@ -16,13 +16,13 @@ they go where the drop is (iptables.py).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flanneld_py.encap import dockerbridges
 from flanneld_py.encap.command import FirewallError, Tools
 from flanneld_py.encap.drops import Base
-from flanneld_py.encap.firewall import KUBE_MARK, In, Match, NotIn, Rule, Rules, Verdict
+from flanneld_py.encap.firewall import KUBE_MARK, In, Match, Network, NotIn, Rule, Rules, Verdict
 
 FAMILIES = {4: "ip", 6: "ip6"}
 OURS = "flanneld-py"
@@ -202,6 +202,22 @@ class Nft:
         if ours:
             await self._tools.run("nft", "-f", "-", stdin="".join(f"delete table {f} {n}\n" for f, n in ours))
         return bool(ours)
+
+    async def remove_former(self, survey: Survey, subnets: Collection[Network], living: Collection[str]) -> bool:
+        """Remove our tables of other suffixes, but for `living` ones, that are about these subnets.
+
+        Tell whether there were any. Raises FirewallError.
+        """
+        keep = {self._name, *(OURS + suffix for suffix in living)}
+        script = ""
+        for family, name in sorted(survey.tables):
+            if name not in keep and (name == OURS or name.startswith(f"{OURS}-")):
+                listed = await self._list(family, name)
+                if any(f" {subnet} " in listed for subnet in subnets):
+                    script += f"delete table {family} {name}\n"
+        if script:
+            await self._tools.run("nft", "-f", "-", stdin=script)
+        return bool(script)
 
     async def remove_empty(self, family: int, table: str) -> None:
         """Remove a table of iptables that has nothing in it but a chain without rules. Raises FirewallError."""

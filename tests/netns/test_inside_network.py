@@ -50,4 +50,6 @@ def test_every_backend_works_and_the_hosts_own_packets_are_not_masqueraded(make_
                 assert lab.wait_connected() == [], backend
             # By another port the tunnel's own packets would leave, too: some network cards then get checksums wrong.
             assert port_seen(lab) == 5555
+        tables = [host.namespace.run(["nft", "list", "tables"]).stdout.splitlines() for host in lab.hosts]
+        assert tables == [["table ip flanneld-py-flannel0"]] * 2, "the former backend's rules are gone"
         assert not any("inside" in host.agent.log_tail(1000) for host in lab.hosts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -11,7 +11,10 @@ from random import Random
 
 import pytest
 
-from flanneld_py.agent.guard import LOOK_EVERY, FirewallOptions, Guard, Report, name_suffix
+from flanneld_py.agent.earlier import Earlier
+from flanneld_py.agent.former import FormerRules
+from flanneld_py.agent.guard import LOOK_EVERY, FirewallOptions, Guard, Report
+from flanneld_py.agent.lock import Held
 from flanneld_py.agent.log import TextFormatter
 from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.wanted import Wanted
@@ -19,7 +22,7 @@ from flanneld_py.encap.backend import Underlay
 from flanneld_py.encap.command import FirewallError
 from flanneld_py.encap.enforce import Choice, Outcome
 from flanneld_py.encap.family import IPV4, IPAddress
-from flanneld_py.encap.firewall import Policy
+from flanneld_py.encap.firewall import Network, Policy, name_suffix
 from flanneld_py.encap.flows import Pause
 from flanneld_py.encap.kinds import Obstacle
 from flanneld_py.encap.peers import Own
@@ -57,6 +60,7 @@ class Filter:
         self.unreadable = False
         self.legacy = False
         self.tries = 0
+        self.former_removed: list[tuple[Network, Network]] | None = None
         self.changed: Callable[[], None] | None = None
         self.others_changed: Callable[[], None] = lambda: None
 
@@ -96,11 +100,16 @@ class Filter:
         changed, self.there = self.there != policies, policies
         return Outcome(changed, (), self.lacking)
 
+    async def remove_former(self, pairs: Collection[tuple[Network, Network]], living: Collection[str]) -> Outcome:
+        self.former_removed = list(pairs)
+        return Outcome(False)
+
 
 @asynccontextmanager
 async def guarded(host: Filter, clock: ManualClock, options: FirewallOptions = OPTIONS) -> AsyncIterator[Guard]:
     host.neighbours.tell(IPV4, lambda: frozenset(host.direct))
-    guard = Guard(host, host.watch, options, wanted(), host.neighbours, clock, Random(1))
+    former = FormerRules(host, Earlier(), Held, clock)
+    guard = Guard(host, host.watch, options, wanted(), host.neighbours, clock, Random(1), former)
     async with asyncio.TaskGroup() as tasks:
         life = tasks.create_task(guard.run())
         try:
@@ -135,6 +144,17 @@ async def test_rules_are_brought_and_it_is_said_which_and_why(
     text = said(caplog)
     assert 'firewall rules go to nftables because="a test says so"' in text
     assert text.count("firewall rules are in force") == 1
+
+
+async def test_former_rules_go_once_ours_are_in_force(clock: ManualClock) -> None:
+    host = Filter()
+    host.failures = ("`nft -f -` failed: no memory",)
+    async with guarded(host, clock):
+        await clock.run_for(1)
+        assert host.former_removed is None
+        host.failures = ()
+        await clock.run_for(120)
+        assert host.former_removed == [(IPv4Network("10.5.0.0/16"), IPv4Network("10.5.1.0/24"))]
 
 
 async def test_what_was_taken_away_is_back_at_once(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
