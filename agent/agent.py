@@ -277,6 +277,11 @@ class Agent:
             self._say(f"{self._peers} peers, {rejected} leases not used, {state}")
 
     @property
+    def wanted(self) -> tuple[Wanted, ...]:
+        """This host as it should be, each family; nothing before there is a lease."""
+        return self._wanted
+
+    @property
     def _peers(self) -> int:
         """How many peers there are, counted in the family that has most of them."""
         return max(reconciler.peers for reconciler in self._reconcilers)

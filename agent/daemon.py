@@ -35,6 +35,7 @@ from flanneld_py.agent.settings import Settings, control_sockets
 from flanneld_py.agent.signals import Stopped, stop_on_signal
 from flanneld_py.agent.status import Document, starting
 from flanneld_py.agent.subnetfile import previous_subnets
+from flanneld_py.agent.sysctls import Sysctls
 from flanneld_py.agent.values import UsageError
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap import blackhole
@@ -62,6 +63,7 @@ class Daemon:
         self._agent: Agent | None = None
         self._state = "starting"
         self._locks = Locks()
+        self._sysctls = Sysctls(lambda: self._agent.wanted if self._agent is not None else (), self._clock)
 
     async def run(self) -> None:
         """Run until a signal comes. Raises UsageError, and Broken or NoInterface for what an operator has to mend."""
@@ -83,6 +85,7 @@ class Daemon:
                 earlier = read_earlier(self._options.subnet_file, self._options.prefix)
                 keeper = self._blackhole(earlier)
                 self._agent = await self._make_agent(registry, kernel, earlier)
+                tasks.create_task(self._sysctls.run(), name="sysctls")
                 relax_garbage_collection()
                 await self._agent.start(tasks)
                 tasks.create_task(keeper.run(wanted=self._options.blackhole), name="blackhole")
@@ -104,7 +107,8 @@ class Daemon:
         from importlib.metadata import version  # Costs 15 ms, and few ask.
 
         known = await self._agent.describe() if self._agent is not None else starting(self._state)
-        return {"version": version("flanneld-py"), **known}
+        settings = [{"reason": reason, "do": do} for do, reason in self._sysctls.found.items()]
+        return {"version": version("flanneld-py"), **known, "kernel_settings": settings}
 
     async def _serve_health(self, health: HealthServer) -> None:
         if self._options.healthz is None:
@@ -130,15 +134,11 @@ class Daemon:
         async def find(config: NetworkConfig, overlay: Sequence[Network], keep: Underlay | None) -> Underlay:
             return underlay(await choose_underlay(options, config, overlay, keep))
 
-        async def use(config: NetworkConfig) -> tuple[NetworkConfig, Choice]:
-            return config, await choose_underlay(options, config, previous_subnets(options.subnet_file), None)
+        async def use(config: NetworkConfig) -> Choice:
+            return await choose_underlay(options, config, previous_subnets(options.subnet_file), None)
 
-        config, choice = await wait_for_network(registry, use, self._clock, rng, self._say)
+        choice = await wait_for_network(registry, use, self._clock, rng, self._say)
         log.info("underlay chosen", **facts(underlay=underlay(choice), public_ip=choice.public_ip or choice.public_ip6))
-        for name, on in (("net/ipv4/ip_forward", config.ipv4), ("net/ipv6/conf/all/forwarding", config.ipv6)):
-            if on is not None and not forwards(name):
-                switch = name.replace("/", ".")
-                log.warning(f"this host does not forward packets, so its containers reach nobody: sysctl {switch}=1")
         return Agent(
             Settings(
                 options.subnet_file,
@@ -230,14 +230,6 @@ def underlay(choice: Choice) -> Underlay:
     interface = choice.interface
     addresses = (choice.address, choice.public_ip, choice.address6, choice.public_ip6)
     return Underlay(interface.name, interface.mtu, *addresses, interface.broadcasts)
-
-
-def forwards(name: str) -> bool:
-    """Tell whether the kernel routes packets between interfaces; container engines usually switch it on."""
-    try:
-        return Path("/proc/sys", name).read_text(encoding="ascii").strip() == "1"
-    except OSError:
-        return True
 
 
 def require_capability() -> None:
