@@ -74,6 +74,9 @@ class FirewallOptions:
         return Policy(network, subnet, *switches, *interfaces, self.own_only, host, backend.port, backend.userspace)
 
 
+FIND_OUT = "find out who it is: nft monitor"
+END_FLANNEL = "end flannel's own daemon, whose rules come back: systemctl disable --now flanneld"
+
 Watch = Callable[[Callable[[], None], Callable[[], None]], AbstractContextManager[None]]
 """Calls what it is given at every change in nftables that may be about our rules, and at every other; see nftwatch."""
 
@@ -256,7 +259,7 @@ class Guard:
         if self._trouble.over() or (self._own_change and not self._in_force):
             log.info("firewall rules are in force", **facts(changed=outcome.changed))
         elif repaired:
-            self._repairs.note(1, now)
+            self._repairs.note(1, now, END_FLANNEL if outcome.flannels else FIND_OUT)
             self._times_repaired, self._repaired_at = self._times_repaired + 1, now
         self._in_force, self._own_change = True, False
         self._look_at = min(self._look_at, await self._anew.look(policies, repaired=repaired))

@@ -202,6 +202,15 @@ def keeps_out(rule: str, subnet: Network) -> bool:
         return False
 
 
+def has_flannels(table: Table) -> bool:
+    """Tell whether rules of flannel's own daemon are in a table: its chains have the names of ours, its labels not.
+
+    Its jumps are taken over as they are.
+    """
+    ours = (rules for chain, rules in table.chains.items() if chain.startswith("FLANNEL-"))
+    return any(' --comment "flanneld ' in rule for rules in ours for rule in rules)
+
+
 def _swallows(chains: Mapping[str, Sequence[str]], chain: str) -> bool:
     """Tell whether a chain of somebody's lets no packet come back."""
     rules = chains.get(chain, ())

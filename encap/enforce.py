@@ -25,7 +25,7 @@ from flanneld_py.encap.dropped import Dropped
 from flanneld_py.encap.firewall import Network, Policy, Rule, Rules, rules
 from flanneld_py.encap.iptables import COMMANDS, Iptables, is_legacy
 from flanneld_py.encap.kinds import Obstacle
-from flanneld_py.encap.nft import FAMILIES, Nft, Survey
+from flanneld_py.encap.nft import FAMILIES, FLANNELS, Nft, Survey
 
 Asked = Literal["auto", "nftables", "iptables", "none"]
 """`--firewall`."""
@@ -43,12 +43,14 @@ class Choice:
 class Outcome:
     """What came of one try. `failures` are the reasons of what was not done; all else was.
 
-    `lacking` are the reasons why the table raw is not as it should be, without which most hosts do well.
+    `lacking` are the reasons why the table raw is not as it should be, without which most hosts do well. `flannels`:
+    there were rules of flannel's own daemon.
     """
 
     changed: bool
     failures: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
+    flannels: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,9 @@ class Enforcer:
         await self._sweep({each.family for each in wanted}, survey, work)
         if choice.kind == "iptables" and self._nft is not None and not work.failures:
             await work.attempt(self._nft.ensure(in_nft, survey))
-        return Outcome(work.changed, tuple(work.failures), tuple(work.lacking))
+        seen = [each.take_flannels() for each in self._iptables.values()]
+        flannels = any(seen) or not survey.tables.isdisjoint(FLANNELS)
+        return Outcome(work.changed, tuple(work.failures), tuple(work.lacking), flannels)
 
     async def begin_anew(self, policies: Sequence[Policy], pause: flows.Pause) -> int:
         """Have flows that began without our masquerade begin anew; return how many."""

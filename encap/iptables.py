@@ -13,6 +13,7 @@ from flanneld_py.encap.chains import (
     Table,
     former_suffixes,
     forward_part,
+    has_flannels,
     masquerade_part,
     plan,
     raw_part,
@@ -37,6 +38,7 @@ class Iptables:
         self._suffix = suffix
         self._known: dict[str, tuple[list[str], list[str]]] = {}
         self._waits: bool | None = None
+        self._saw_flannels = False
 
     async def ensure(self, masquerade: Sequence[Rule] | None, forward: Sequence[Rule]) -> bool:
         """Bring our chains to these rules; tell whether they changed. Raises FirewallError.
@@ -59,10 +61,17 @@ class Iptables:
         await self._restore(removal(table, own, f"-d {subnet} "))
         return True
 
+    def take_flannels(self) -> bool:
+        """Tell whether rules of flannel's own daemon were there, since this was asked last."""
+        seen, self._saw_flannels = self._saw_flannels, False
+        return seen
+
     async def _bring(self, parts: Mapping[Part, Sequence[Rule]]) -> bool:
         await self._ask_version()
         wanted = [(part, [self._text(rule, part.label) for rule in rules]) for part, rules in parts.items()]
-        if not await self._restore(self._script(wanted, await self._read())):
+        saved = await self._read()
+        self._saw_flannels |= any(has_flannels(table) for table in saved.values())
+        if not await self._restore(self._script(wanted, saved)):
             return False
         saved = await self._read()
         for part, rules in wanted:

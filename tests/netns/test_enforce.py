@@ -166,8 +166,12 @@ async def test_what_flannel_left_goes_once_ours_is_in_force(asked: Asked, tools:
     sh(OTHERS)
     others = foreign()
     iptables, ip6tables = tools.split()
-    sh(FLANNELS_IPTABLES.format(iptables=iptables, ip6tables=ip6tables) + FLANNELS_NFT)
-    await Host(asked).enforce(*BOTH)
+    sh(FLANNELS_IPTABLES.format(iptables=iptables, ip6tables=ip6tables))
+    host = Host(asked)
+    assert (await host.enforce(*BOTH)).flannels
+    assert not (await host.enforce(*BOTH)).flannels
+    sh(FLANNELS_NFT)
+    assert (await host.enforce(*BOTH)).flannels
     assert foreign() == others
     there = everything()
     assert "flannel-ipv" not in there

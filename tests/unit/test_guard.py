@@ -57,7 +57,7 @@ class Filter:
         self.lacking: tuple[str, ...] = ()
         self.direct: set[IPAddress] = set()
         self.neighbours = Neighbours(wanted())
-        self.unreadable = False
+        self.unreadable = self.flannels = False
         self.legacy = False
         self.tries = 0
         self.former_removed: list[tuple[Network, Network]] | None = None
@@ -98,7 +98,7 @@ class Filter:
         if self.failures:
             return Outcome(False, self.failures)
         changed, self.there = self.there != policies, policies
-        return Outcome(changed, (), self.lacking)
+        return Outcome(changed, (), self.lacking, self.flannels)
 
     async def remove_former(self, pairs: Collection[tuple[Network, Network]], living: Collection[str]) -> Outcome:
         self.former_removed = list(pairs)
@@ -310,6 +310,19 @@ async def test_a_fight_is_not_fought_at_full_speed(clock: ManualClock, caplog: p
         await clock.run_until(lambda: host.there != (), 1)
         assert clock.now() - before >= 0.19
     assert "somebody keeps changing" in said(caplog)
+
+
+async def test_flannels_daemon_beside_us_is_named_once(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    host = Filter()
+    host.flannels = True
+    async with guarded(host, clock):
+        for _ in range(100):
+            host.flush()
+            await clock.run_for(5)
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert "systemctl disable --now flanneld" in said(caplog)
+    assert said(caplog).count("somebody else changed") < 10
 
 
 def test_tables_and_chains_of_several_networks_have_names_of_their_own() -> None:
