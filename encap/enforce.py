@@ -13,7 +13,7 @@ overruled by any rule of ours: `obstacles` names it (dropped.py), with what to d
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ from flanneld_py.encap.firewall import Network, Policy, Rule, Rules, rules
 from flanneld_py.encap.iptables import COMMANDS, Iptables, is_legacy
 from flanneld_py.encap.kinds import Obstacle
 from flanneld_py.encap.nft import FAMILIES, FLANNELS, Nft, Survey
+from flanneld_py.encap.work import Work
 
 Asked = Literal["auto", "nftables", "iptables", "none"]
 """`--firewall`."""
@@ -104,7 +105,7 @@ class Enforcer:
             survey = await self._survey()
         except FirewallError as error:
             return Outcome(False, (str(error),))
-        work = _Work()
+        work = Work()
         wanted = [rules(policy) for policy in policies]
         in_nft = [_in_nft_table(each, survey, alone=choice.kind == "nftables") for each in wanted]
         if choice.kind == "nftables":
@@ -147,7 +148,7 @@ class Enforcer:
 
     async def remove(self) -> Outcome:
         """Remove our tables and chains, of every network, from every packet filter that the host has; nothing else."""
-        work = _Work()
+        work = Work()
         try:
             self._variants = await self._find_variants()
             survey = await self._survey()
@@ -163,7 +164,7 @@ class Enforcer:
 
     async def remove_former(self, pairs: Collection[tuple[Network, Network]], living: Collection[str]) -> Outcome:
         """Remove rules about (network, subnet) pairs under suffixes that are not ours and of no `living` agent."""
-        work = _Work()
+        work = Work()
         try:
             survey = await self._survey()
         except FirewallError as error:
@@ -182,7 +183,7 @@ class Enforcer:
             await self._remove_empty_raw(family)
         return changed
 
-    async def _sweep(self, families: Collection[int], survey: Survey, work: _Work) -> None:
+    async def _sweep(self, families: Collection[int], survey: Survey, work: Work) -> None:
         """Remove our chains of a family that was turned off."""
         for family in COMMANDS.keys() - families:
             for variant in self._variants:
@@ -255,29 +256,6 @@ def _in_nft_table(wanted: Rules, survey: Survey, *, alone: bool) -> Rules:
     marked = wanted.raw if survey.has_docker(wanted.family) else ()
     rest = (wanted.masquerade, wanted.closed) if alone else ((), ())
     return replace(wanted, masquerade=rest[0], closed=rest[1], raw=marked)
-
-
-class _Work:
-    """What has been done and what has failed so far."""
-
-    def __init__(self) -> None:
-        self.changed = False
-        self.failures: list[str] = []
-        self.lacking: list[str] = []
-
-    async def attempt(self, step: Awaitable[bool]) -> None:
-        """Do a step; a failure is kept."""
-        try:
-            self.changed |= await step
-        except FirewallError as error:
-            self.failures.append(str(error))
-
-    async def attempt_raw(self, step: Awaitable[bool]) -> None:
-        """Do a step in the table raw, which nothing else waits for."""
-        try:
-            self.changed |= await step
-        except FirewallError as error:
-            self.lacking.append(str(error))
 
 
 def choose(
