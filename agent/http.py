@@ -79,7 +79,9 @@ class HealthServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients[writer] = None
         if len(self._clients) > CLIENTS:
-            next(iter(self._clients)).transport.abort()
+            oldest = next(iter(self._clients))
+            del self._clients[oldest]  # At once: many come in one turn of the loop, and each is to cut another one.
+            oldest.transport.abort()
         try:
             async with asyncio.timeout(self._patience):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -99,4 +101,4 @@ class HealthServer:
         finally:
             # What it has not taken by now would stay in memory for as long as it stays connected.
             writer.transport.abort()
-            del self._clients[writer]
+            self._clients.pop(writer, None)

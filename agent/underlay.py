@@ -20,7 +20,7 @@ from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.interface import Network, NoInterface
 from flanneld_py.agent.log import OnChange, facts, log
 from flanneld_py.encap.backend import Underlay
-from flanneld_py.encap.kernel import Event, HostChanged, LinkChanged, Lost
+from flanneld_py.encap.kernel import Event, HostChanged, KernelError, LinkChanged, Lost
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
 
 Find = Callable[[NetworkConfig, Sequence[Network], Underlay | None], Awaitable[Underlay]]
@@ -115,7 +115,7 @@ class UnderlayWatch:
             if not settled:
                 return False
             self._trouble.warn("the underlay is gone; everything stays as it is until there is one again", error)
-        except OSError as error:
+        except (KernelError, OSError) as error:
             self._trouble.warn("the underlay cannot be looked at; everything stays as it is", error)
         except ConfigInvalid as error:
             self._trouble.warn("the network cannot be carried over the new underlay; everything stays as it is", error)

@@ -41,6 +41,8 @@ async def _change(
     try:
         async with AsyncIPRoute() as route:
             await route.route(what, dst=str(subnet), type="blackhole", proto=protocol, priority=WORST)
+    except OSError as error:
+        raise KernelError(f"cannot {what} blackhole route {subnet}: {error.strerror}") from error
     except NetlinkError as error:
         if error.code == done_already:
             return False

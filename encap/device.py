@@ -128,6 +128,8 @@ async def _route() -> AsyncIterator[Any]:
     try:
         async with AsyncIPRoute() as route:
             yield route
+    except OSError as error:  # No socket to be had.
+        raise Refused(error.errno or 0, "") from error
     except NetlinkError as error:
         words = str(error.args[1])
         raise Refused(error.code, "" if words == os.strerror(error.code) else words) from error

@@ -58,10 +58,10 @@ class Doorway:
         return self._socket.fileno()
 
     def accept(self) -> socket.socket | None:
-        """Return the connection of an agent, None if it is gone already."""
+        """Return the connection of an agent; None if it is gone already, or there is no descriptor for it now."""
         try:
             connection, _ = self._socket.accept()
-        except (BlockingIOError, ConnectionError):
+        except OSError:
             return None
         connection.setblocking(False)
         return connection

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from flanneld_py.encap import dockerbridges, nftjson, saverules
 from flanneld_py.encap import rtnetlink as rt
@@ -18,6 +19,7 @@ from flanneld_py.encap.chains import read_save
 from flanneld_py.encap.command import FirewallError, Tools
 from flanneld_py.encap.drops import Drop, Kind, drops
 from flanneld_py.encap.firewall import Network, Policy
+from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.kinds import Obstacle, Place, kinds
 from flanneld_py.encap.nft import FAMILIES, FLANNELS, OURS, WHILE_FIREWALLD_RELOADS, Survey, TableName
 from flanneld_py.encap.request import get_route
@@ -145,8 +147,8 @@ def _name(drop: Drop) -> str:
 
 
 def bridge_of(subnet: Network) -> str | None:
-    """Name the interface that has a subnet, or a part of it; None if there is none."""
-    with RouteSocket() as asker:
+    """Name the interface that has a subnet, or a part of it; None if there is none, or the kernel cannot be asked."""
+    with suppress(KernelError), RouteSocket() as asker:
         for number in (2, 3, 1):  # One of these may be the bridge's own address.
             packed = (subnet.network_address + number).packed
             try:

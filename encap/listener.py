@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from errno import ENOBUFS
 from itertools import count
 
 from flanneld_py.encap import bpf
 from flanneld_py.encap import rtnetlink as rt
-from flanneld_py.encap.kernel import Event, Gone, HostChanged, LinkChanged, Lost, Rerouted, Seen
+from flanneld_py.encap.kernel import Event, Gone, HostChanged, KernelError, LinkChanged, Lost, Rerouted, Seen
 from flanneld_py.encap.nexthops import NexthopIds, is_ours
 from flanneld_py.encap.rtnetlink import Message
 from flanneld_py.encap.rtsocket import RECEIVE_BYTES, SOL_NETLINK
@@ -42,7 +43,10 @@ _GROUP_NEXTHOP = 32
 
 
 class Listener:
-    """One monitor socket. `links` lists all devices; `own_port` is the port id of the socket that makes our changes."""
+    """One monitor socket. `links` lists all devices; `own_port` is the port id of the socket that makes our changes.
+
+    Raises KernelError if it cannot be had.
+    """
 
     def __init__(
         self,
@@ -63,11 +67,18 @@ class Listener:
         self._names: dict[int, str] = {}
         self.watched: dict[int, str] = {}
         """The devices of interest that exist: interface index -> name."""
-        self.socket = socket.socket(
-            socket.AF_NETLINK,
-            socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
-            socket.NETLINK_ROUTE,
-        )
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        try:
+            self.socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+        except OSError as error:
+            raise KernelError(f"the kernel cannot be listened to: {error.strerror}") from error
+        try:
+            self._open(receive_buffer, own_port, nexthop_group=nexthop_group)
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def _open(self, receive_buffer: int, own_port: int, *, nexthop_group: bool) -> None:
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_buffer)
         except PermissionError:
@@ -89,7 +100,8 @@ class Listener:
                 if error.errno != ENOBUFS:
                     raise
                 self._pending = [Lost()]
-                self._name_devices()
+                with suppress(KernelError):  # The names that we have stay.
+                    self._name_devices()
                 continue
             try:
                 for message in rt.messages(buffer):

@@ -66,8 +66,6 @@ class Netlink:
 
     def listen(self, devices: Sequence[str], notify: Callable[[Sequence[Event]], None]) -> None:
         """See kernel.Kernel."""
-        again, loop = self._stop_listening(), asyncio.get_running_loop()
-        self._devices = tuple(devices)
         listener = Listener(
             devices,
             self._requests.port,
@@ -77,6 +75,8 @@ class Netlink:
             report_nexthops=self.nexthop_objects,
             receive_buffer=self._receive_buffer,
         )
+        again, loop = self._stop_listening(), asyncio.get_running_loop()
+        self._devices = tuple(devices)
         loop.add_reader(listener.socket, self._hear)
         self._listening = (loop, listener, notify)
         if again:

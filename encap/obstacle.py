@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from errno import EINVAL
 
 from flanneld_py.encap import request
 from flanneld_py.encap import rtnetlink as rt
+from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.nexthops import NexthopIds
 from flanneld_py.encap.rtsocket import Refused, RouteSocket, find_link
 from flanneld_py.encap.state import Address, Route, text
@@ -35,10 +37,10 @@ def in_the_way(asker: RouteSocket, nexthops: NexthopIds, route: Route, found: rt
 
 
 def prefix_lengths(address: Address, ifindex: int) -> set[int]:
-    """Read with which prefix lengths an address is on a device, through a socket of its own."""
+    """Read with which prefix lengths an address is on a device, through a socket of its own; none if there is none."""
     family = rt.AF_INET if len(address.address) == 4 else rt.AF_INET6
     found: set[int] = set()
-    with RouteSocket() as reader:
+    with suppress(KernelError), RouteSocket() as reader:
         for buffer, messages in reader.dump(lambda seq: request.dump_addresses(seq, family, ifindex)):
             for message in messages:
                 there = rt.read_address(buffer, message.at, message.end, {ifindex: address.device})

@@ -50,10 +50,17 @@ def explain(errno: int, words: str) -> str:
 
 
 class RouteSocket:
-    """One socket in the network namespace of the thread that makes it; `protocol` names another netlink's family."""
+    """One socket in the network namespace of the thread that makes it; `protocol` names another netlink's family.
+
+    Raises KernelError if none is to be had.
+    """
 
     def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, kind, protocol)
+        except OSError as error:
+            raise KernelError(f"the kernel cannot be asked: {error.strerror}") from error
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
             # Newer than the oldest kernels that we run on (4.2, 4.12, 4.20); each only makes answers better.
             with contextlib.suppress(OSError):

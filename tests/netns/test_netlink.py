@@ -9,11 +9,17 @@ The ping at the end, through tunnels that Netlink alone has made:
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from ipaddress import ip_network
 
 import pytest
 
+from flanneld_py.encap import blackhole
 from flanneld_py.encap.kernel import KernelError, LinkChanged, Lost, Seen
 from flanneld_py.encap.netlink import Netlink
 from flanneld_py.encap.state import (
@@ -69,6 +75,55 @@ async def test_a_queue_that_overflows_is_told_as_lost(namespace: str) -> None:
         foreigner.put(late)
         await host.heard(lambda events: Seen(late) in events)
         assert len(host.read()) == 41
+    finally:
+        kernel.close()
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Whatever opens a file or socket fails with EMFILE."""
+    free = os.dup(0)
+    os.close(free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.root
+async def test_without_free_descriptors_everything_fails_so_that_it_is_tried_again(namespace: str) -> None:
+    kernel = Netlink()
+    there = Address(DEVICE6, ip("fd05:1::"), 128)
+    try:
+        await kernel.create_link(LINK)
+        await kernel.create_link(LINK6)
+        kernel.listen([DEVICE], lambda _: None)
+        run(f"ip address add fd05:1::/127 dev {DEVICE6}")
+        with no_more_files():
+            assert kernel.link(DEVICE) == LINK, "this needs none"
+            assert kernel.apply([Operation(Verb.ADD, entry) for entry in peer(2, objects=True)]) == [], "nor does this"
+            (failure,) = kernel.apply([Operation(Verb.ADD, there)])
+            assert failure.errno == errno.EEXIST
+            for call in (
+                lambda: list(kernel.dump()),
+                lambda: kernel.listen([DEVICE], lambda _: None),
+                lambda: kernel.devices_in([ip_network("10.5.1.0/24")]),
+                lambda: kernel.remove_routes([ip_network("10.5.0.0/16")], ()),
+            ):
+                with pytest.raises(KernelError, match="Too many open files"):
+                    call()
+            for coroutine in (
+                kernel.delete_link(DEVICE),
+                kernel.change_link(LINK, replace(LINK, mtu=1400)),
+                kernel.create_link(replace(LINK, name="flannel.2", vni=2)),
+                blackhole.put(ip_network("10.5.1.0/24")),
+            ):
+                with pytest.raises(KernelError, match="Too many open files"):
+                    await coroutine
+            assert await kernel.why_no_vxlan() == ""
+        assert set(peer(2, objects=True)) <= {entry for part in kernel.dump() for entry in part}
     finally:
         kernel.close()
 

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 
 import pytest
 
@@ -90,6 +91,30 @@ async def test_a_client_that_takes_nothing_is_let_go_of_and_its_answer_with_it()
             assert len(await reader.read()) < 29_000_000
         finally:
             writer.close()
+
+
+async def test_the_limit_holds_however_many_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flanneld_py.agent.http.CLIENTS", 8)
+
+    def is_cut(client: socket.socket) -> bool:
+        try:
+            return client.recv(1) == b""
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            return True
+
+    server = HealthServer(lambda: True, state)
+    async with serving(server) as port:
+        with ExitStack() as files:
+            clients = [files.enter_context(socket.socket()) for _ in range(90)]
+            for client in clients:  # All of them wait when the server looks next.
+                client.setblocking(False)
+                client.connect_ex(("127.0.0.1", port))
+            async with asyncio.timeout(2):
+                while sum(map(is_cut, clients)) < 90 - 8:  # noqa: ASYNC110 -- the server tells of no such event
+                    await asyncio.sleep(0.01)
+            assert server.clients == 8
 
 
 async def test_clients_that_ask_nothing_do_not_use_up_our_files() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flanneld_py.agent.flags import FLAGS
+from flanneld_py.agent.http import CLIENTS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -34,6 +35,11 @@ def test_the_agents_unit_leaves_the_data_plane_and_the_subnet_file() -> None:
     assert given["KillMode"] == "process"
     assert given["RuntimeDirectoryPreserve"] == "yes"
     assert given["OOMPolicy"] == "continue"
+
+
+def test_the_agents_unit_gives_more_descriptors_than_clients_of_the_health_port_can_take() -> None:
+    given = dict(settings(DEPLOY / "flanneld-py.service"))
+    assert int(given["LimitNOFILE"]) >= 16 * CLIENTS
 
 
 def test_units_start_programs_that_the_distribution_has() -> None:
