@@ -16,6 +16,7 @@ from logging import ERROR
 from typing import Never
 
 from flanneld_py.agent import options as command_line
+from flanneld_py.agent.flags import FLAGS
 from flanneld_py.agent.log import in_journal, log, priority, set_up
 from flanneld_py.agent.values import UsageError
 
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         _complain(error)
         return 2
+    for flag in FLAGS:  # What we start (nft, a data plane that outlives us) need not know etcd's password.
+        os.environ.pop(flag.variable, None)
     set_up(as_json=options.log_json, verbose=options.verbose)
 
     # Only now, so that a wrong flag is answered at once.

@@ -42,6 +42,31 @@ def test_the_agents_unit_gives_more_descriptors_than_clients_of_the_health_port_
     assert int(given["LimitNOFILE"]) >= 16 * CLIENTS
 
 
+def test_root_trusts_nothing_that_the_agents_user_writes() -> None:
+    agent = dict(settings(DEPLOY / "flanneld-py.service"))
+    (folder,) = agent["RuntimeDirectory"].split()
+    for unit in UNITS:
+        for name, value in settings(unit):
+            assert name != "EnvironmentFile" or f"/run/{folder}/" not in value, unit
+    writer = dict(settings(DEPLOY / "flanneld-py-docker.service"))
+    reader = dict(settings(DEPLOY / "docker.service.d/flanneld-py.conf"))
+    assert "User" not in writer, "what root starts Docker with is root's"
+    assert reader["EnvironmentFile"] == writer["ExecStart"].split()[-1]
+    assert reader["EnvironmentFile"].startswith(f"/run/{writer['RuntimeDirectory']}/")
+
+
+def test_nothing_reads_the_subnet_file_as_shell() -> None:
+    texts = [
+        path for folder in (DEPLOY, ROOT / "docs", ROOT / "vagrant") for path in folder.rglob("*") if path.is_file()
+    ]
+    assert len(texts) > 30
+    for path in [*texts, ROOT / "README.md"]:
+        text = path.read_text(errors="replace")
+        assert not re.search(r"(^|[\s;&|(`])(\.|source)\s+\S*(subnet\.env|docker\.env|_file\b)", text, re.MULTILINE), (
+            path
+        )
+
+
 def test_units_start_programs_that_the_distribution_has() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     for unit in DEPLOY.glob("*.service"):

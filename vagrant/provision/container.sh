@@ -10,7 +10,9 @@ cat >/usr/local/sbin/lab-container <<'END_OF_FILE'
 #!/bin/sh
 # Make the container for the subnet that the agent has leased, again if it is there. Written by the lab's container.sh.
 set -eu
-. /run/flannel/subnet.env
+value() { sed -n "s,^FLANNEL_$1=\([0-9./]*\)$,\1,p" /run/flannel/subnet.env; }
+FLANNEL_SUBNET=$(value SUBNET)
+FLANNEL_MTU=$(value MTU)
 ip link delete cni0 2>/dev/null || true
 ip link delete port0 2>/dev/null || true
 ip netns delete container 2>/dev/null || true
