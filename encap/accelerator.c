@@ -95,7 +95,7 @@ static int same_fate(const byte *a, const byte *b, size_t size)
     if (size <= lead || memcmp(a, b, lead) || a[1] != GSO_NONE || a[lead] != b[lead])
         return 0;
     const byte *to = destination(a + lead, size - lead, &width), *too = destination(b + lead, size - lead, &other);
-    return to && too && !memcmp(to, too, width);
+    return to && too && !memcmp(to, too, width) && marking(a + lead, size - lead) == marking(b + lead, size - lead);
 }
 
 static size_t segment_size(const byte *at, size_t size)

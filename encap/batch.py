@@ -16,7 +16,10 @@ from flanneld_py.encap.wire import Wire
 
 
 class Batch:
-    """The datagrams for one endpoint, equal in size but for the last. `lost` is told why how many were not sent."""
+    """The datagrams for one endpoint with one ECN codepoint, equal in size but for the last.
+
+    `lost` is told why how many were not sent.
+    """
 
     def __init__(self, wire: Wire, lost: Callable[[OSError, int], None]) -> None:
         self._wire = wire
@@ -25,11 +28,11 @@ class Batch:
         self._filled = 0
         self._size = 1
         self._capacity = 0
-        self._to: Endpoint = ("", 0)
+        self._to: tuple[Endpoint, int] = (("", 0), 0)
 
-    def add(self, datagrams: bytes, size: int, to: Endpoint) -> None:
+    def add(self, datagrams: bytes, size: int, endpoint: Endpoint, codepoint: int) -> None:
         """Add datagrams of `size` bytes, back to back; the last may be shorter."""
-        length = len(datagrams)
+        length, to = len(datagrams), (endpoint, codepoint)
         if self._filled and (to != self._to or (size != self._size and not length == size < self._size)):
             self.flush()
         if not self._filled:
@@ -58,6 +61,6 @@ class Batch:
         parts, count = self._parts, pieces(self._filled, self._size)
         self._parts, self._filled = [], 0
         try:
-            self._wire.send(parts, self._size, self._to)
+            self._wire.send(parts, self._size, *self._to)
         except OSError as error:
             self._lost(error, count)

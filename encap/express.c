@@ -14,6 +14,7 @@
 #include <Python.h>
 #include <arpa/inet.h>
 #include <errno.h>
+#include <stddef.h>
 #include <netinet/in.h>
 #include <netinet/udp.h>
 #include <sys/epoll.h>
@@ -40,11 +41,14 @@ struct lane {
     PyObject *outward, *admit, *failed;
 };
 
-/* What was received: bytes in all, bytes of each datagram, and from whom. */
+/* What was received: bytes in all, bytes of each datagram, ECN codepoint, and from whom. */
 struct receipt {
     ssize_t total;
-    int each;
-    struct sockaddr_in6 from; /* or a sockaddr_in, which is smaller */
+    int each, codepoint;
+    union {
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+    } from;
 };
 
 /* All lanes, and the buffers that they share. `asked` is whether relay.py was called: what was handed in may have
@@ -111,6 +115,11 @@ struct route {
     size_t mtu;
     struct iovec head;
     struct msghdr message;
+    int codepoint;
+    union {
+        char room[CMSG_SPACE(sizeof(uint16_t)) + CMSG_SPACE(sizeof(int))];
+        struct cmsghdr aligned;
+    } control;
 };
 
 static void leave(struct route *route)
@@ -147,9 +156,36 @@ static int find_route(struct express *express, const byte *packet, size_t length
     if (!route->prefix || !route->to || PyBytes_AsStringAndSize(route->prefix, &head, &head_length) ||
         PyBytes_AsStringAndSize(route->to, &address, &address_length))
         return -1;
+    route->codepoint = marking(packet, length);
     route->head = (struct iovec){head, (size_t)head_length};
     route->message = (struct msghdr){.msg_name = address, .msg_namelen = (socklen_t)address_length};
     return 1;
+}
+
+static void add_control(struct route *route, int level, int type, const void *value, size_t length)
+{
+    struct cmsghdr *about = (struct cmsghdr *)(void *)(route->control.room + route->message.msg_controllen);
+    *about = (struct cmsghdr){.cmsg_len = CMSG_LEN(length), .cmsg_level = level, .cmsg_type = type};
+    memcpy(CMSG_DATA(about), value, length);
+    route->message.msg_control = route->control.room;
+    route->message.msg_controllen += CMSG_SPACE(length);
+}
+
+/* Send what the parts hold, as datagrams of `size` bytes, 0: as one. Returns whether the kernel took it. */
+static int send_parts(const struct lane *lane, struct route *route, struct iovec *parts, size_t count, size_t size)
+{
+    uint16_t each = (uint16_t)size;
+    sa_family_t family;
+    memcpy(&family, (const char *)route->message.msg_name + offsetof(struct sockaddr, sa_family), sizeof family);
+    route->message.msg_iov = parts;
+    route->message.msg_iovlen = count;
+    route->message.msg_controllen = 0;
+    if (each)
+        add_control(route, IPPROTO_UDP, UDP_SEGMENT, &each, sizeof each);
+    if (route->codepoint)
+        add_control(route, family == AF_INET ? IPPROTO_IP : IPPROTO_IPV6, family == AF_INET ? IP_TOS : IPV6_TCLASS,
+                    &route->codepoint, sizeof route->codepoint);
+    return sendmsg(lane->sender, &route->message, MSG_DONTWAIT) >= 0;
 }
 
 /* Send a plain packet, in the buffer from the virtio header on. Returns whether the kernel took it. */
@@ -163,28 +199,7 @@ static int send_alone(const struct lane *lane, struct route *route, const struct
         memset(packet - sizeof *vnet, 0, sizeof *vnet); /* Should it go the long way after all: it is finished. */
     }
     struct iovec parts[] = {route->head, {packet, length}};
-    route->message.msg_iov = parts;
-    route->message.msg_iovlen = 2;
-    return sendmsg(lane->sender, &route->message, MSG_DONTWAIT) >= 0;
-}
-
-/* Send datagrams of `size` bytes, the last may be shorter, that fit one send. */
-static int send_cut(const struct lane *lane, struct route *route, byte *datagrams, size_t length, size_t size)
-{
-    union {
-        char room[CMSG_SPACE(sizeof(uint16_t))];
-        struct cmsghdr aligned;
-    } control = {{0}};
-    struct iovec part = {datagrams, length};
-    uint16_t each = (uint16_t)size;
-    route->message.msg_iov = &part;
-    route->message.msg_iovlen = 1;
-    route->message.msg_control = control.room;
-    route->message.msg_controllen = sizeof control.room;
-    struct cmsghdr *segment = CMSG_FIRSTHDR(&route->message);
-    *segment = (struct cmsghdr){CMSG_LEN(sizeof each), IPPROTO_UDP, UDP_SEGMENT};
-    memcpy(CMSG_DATA(segment), &each, sizeof each);
-    return sendmsg(lane->sender, &route->message, MSG_DONTWAIT) >= 0;
+    return send_parts(lane, route, parts, 2, 0);
 }
 
 /* Cut a super-packet and send it. Returns whether it is done with, -1 with an exception. */
@@ -200,7 +215,7 @@ static int send_super(struct express *express, const struct lane *lane, struct r
     cut_all(datagrams, route->head.iov_base, route->head.iov_len, packet, is, &cuts);
     for (size_t at = 0; at < total; at += fit * size) {
         size_t part = total - at < fit * size ? total - at : fit * size;
-        if (send_cut(lane, route, datagrams + at, part, size))
+        if (send_parts(lane, route, &(struct iovec){datagrams + at, part}, 1, size))
             continue;
         if (!at)
             return 0; /* Why, and what to do about it, is found out on the long way. */
@@ -266,7 +281,7 @@ static int serve_device(struct express *express, const struct lane *lane)
 static ssize_t receive(struct express *express, const struct lane *lane, size_t at, struct receipt *receipt)
 {
     union {
-        char room[CMSG_SPACE(sizeof(int))];
+        char room[2 * CMSG_SPACE(sizeof(int))];
         struct cmsghdr aligned;
     } control;
     struct iovec whole = {express->from_wire + at, RECEIVE_SIZE};
@@ -281,21 +296,28 @@ static ssize_t receive(struct express *express, const struct lane *lane, size_t 
     memset(&receipt->from, 0, sizeof receipt->from);
     receipt->total = recvmsg(lane->wire, &message, MSG_DONTWAIT);
     receipt->each = (int)receipt->total;
+    receipt->codepoint = NOT_ECT;
     if (receipt->total >= 0)
-        for (struct cmsghdr *about = CMSG_FIRSTHDR(&message); about; about = CMSG_NXTHDR(&message, about))
+        for (struct cmsghdr *about = CMSG_FIRSTHDR(&message); about; about = CMSG_NXTHDR(&message, about)) {
             if (about->cmsg_level == IPPROTO_UDP && about->cmsg_type == UDP_GRO)
                 memcpy(&receipt->each, CMSG_DATA(about), sizeof receipt->each);
+            else if (about->cmsg_level == IPPROTO_IP && about->cmsg_type == IP_TOS)
+                receipt->codepoint = *CMSG_DATA(about) & CE;
+            else if (about->cmsg_level == IPPROTO_IPV6 && about->cmsg_type == IPV6_TCLASS) {
+                memcpy(&receipt->codepoint, CMSG_DATA(about), sizeof receipt->codepoint);
+                receipt->codepoint &= CE;
+            }
+        }
     return receipt->total;
 }
 
-static int is_ipv4(const struct receipt *receipt) { return receipt->from.sin6_family == AF_INET; }
+static int is_ipv4(const struct receipt *receipt) { return receipt->from.v4.sin_family == AF_INET; }
 
 /* Return who sent a datagram if its flow was admitted before: borrowed, NULL without an exception if it was not. */
 static PyObject *admitted(struct express *express, const struct receipt *run, const byte *datagram, size_t size)
 {
     const byte *packet = datagram + express->offset;
-    const struct sockaddr_in *from4 = (const struct sockaddr_in *)&run->from;
-    const void *from = is_ipv4(run) ? (const void *)&from4->sin_addr : (const void *)&run->from.sin6_addr;
+    const void *from = is_ipv4(run) ? (const void *)&run->from.v4.sin_addr : (const void *)&run->from.v6.sin6_addr;
     size_t length = size - (size_t)express->offset, at, width;
     if (length >= 20 && packet[0] == 0x45 && get16(packet + 2) == length && packet[8])
         at = 12, width = 8;
@@ -316,12 +338,11 @@ static PyObject *endpoint(const struct receipt *receipt)
 {
     char text[INET6_ADDRSTRLEN] = "";
     if (is_ipv4(receipt)) {
-        const struct sockaddr_in *from = (const struct sockaddr_in *)&receipt->from;
-        inet_ntop(AF_INET, &from->sin_addr, text, sizeof text);
-        return Py_BuildValue("(si)", text, ntohs(from->sin_port));
+        inet_ntop(AF_INET, &receipt->from.v4.sin_addr, text, sizeof text);
+        return Py_BuildValue("(si)", text, ntohs(receipt->from.v4.sin_port));
     }
-    inet_ntop(AF_INET6, &receipt->from.sin6_addr, text, sizeof text);
-    return Py_BuildValue("(si)", text, ntohs(receipt->from.sin6_port));
+    inet_ntop(AF_INET6, &receipt->from.v6.sin6_addr, text, sizeof text);
+    return Py_BuildValue("(si)", text, ntohs(receipt->from.v6.sin6_port));
 }
 
 /* Tell whether what is told as datagrams may be one, by what the first packet says of its length: relay.py looks
@@ -341,14 +362,23 @@ static int deliver(struct express *express, const struct lane *lane, size_t at, 
     byte *buffer = express->from_wire;
     size_t size = (size_t)run->each, offset = (size_t)express->offset;
     int closer = end - at > size && perhaps_uncut(express, buffer + at, end - at);
+    int marked = run->codepoint == ECT1 || run->codepoint == CE;
     do {
         size_t have = end - at < size ? end - at : size, length;
         PyObject *hop = closer || have <= offset ? NULL : admitted(express, run, buffer + at, have);
         if (PyErr_Occurred())
             return -1;
         if (!hop)
-            return asked(express, PyObject_CallFunction(lane->admit, "nnnN", (Py_ssize_t)at, (Py_ssize_t)end, (Py_ssize_t)size,
-                                                endpoint(run)));
+            return asked(express, PyObject_CallFunction(lane->admit, "nnnNi", (Py_ssize_t)at, (Py_ssize_t)end,
+                                                        (Py_ssize_t)size, endpoint(run), marked ? run->codepoint : 0));
+        if (marked) {
+            size_t lost;
+            end = combine(buffer, at, end, size, offset, run->codepoint, &lost);
+            marked = 0;
+            if (lost && failed(express, lane, "in", 0, lost))
+                return -1;
+            continue;
+        }
         struct vnet vnet;
         size_t next = take_packet(buffer, end, at, size, offset, (size_t)express->mtu, lane->udp, &length, &vnet);
         struct iovec parts[] = {{&vnet, sizeof vnet}, {buffer + at + offset, length}};
@@ -363,13 +393,18 @@ static int deliver(struct express *express, const struct lane *lane, size_t at, 
     return 0;
 }
 
-/* Tell whether a receipt goes on where `length` bytes of the same sender ended, as Relay._continues does. */
-static int continues(struct express *express, const struct receipt *run, size_t length,
+/* Tell whether a receipt at `at` goes on where those of the same sender from `begin` on ended, as Relay._continues does. */
+static int continues(struct express *express, const struct receipt *run, size_t begin, size_t at,
                      const struct receipt *next)
 {
+    const byte *buffer = express->from_wire;
+    size_t length = at - begin, size = (size_t)run->each;
     int fits = next->each == run->each || (next->each == next->total && next->total < run->each);
-    return fits && length % (size_t)run->each == 0 && run->each <= express->mtu + express->offset &&
-           !memcmp(&run->from, &next->from, sizeof run->from);
+    if (!fits || length % size || run->each > express->mtu + express->offset || run->codepoint != next->codepoint ||
+        memcmp(&run->from, &next->from, sizeof run->from))
+        return 0;
+    return !(length > size && perhaps_uncut(express, buffer + begin, length)) &&
+           !(next->total > next->each && perhaps_uncut(express, buffer + at, (size_t)next->total));
 }
 
 static int serve_wire(struct express *express, const struct lane *lane)
@@ -383,7 +418,7 @@ static int serve_wire(struct express *express, const struct lane *lane)
             break;
         }
         charged += cost((size_t)next.total, (size_t)next.each);
-        if (at > begin && !(next.total && continues(express, &run, at - begin, &next))) {
+        if (at > begin && !(next.total && continues(express, &run, begin, at, &next))) {
             if (deliver(express, lane, begin, at, &run))
                 return -1;
             begin = at;

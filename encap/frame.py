@@ -43,6 +43,7 @@ class Refused(Enum):
     TOO_BIG = "too-big"
     CHECKSUM = "checksum"
     OFFLOAD = "offload"
+    ECN = "ecn"
 
 
 def vxlan_header(vni: int, destination: bytes, source: bytes, version: int) -> bytes:

@@ -1,7 +1,8 @@
 """Read what waits in a queue of the TUN device, and tell where packets of one fate follow each other.
 
     | virtio header, packet | virtio header, packet | ...        a train: equal sizes, equal virtio headers,
-    | start                                      stop |          one destination, sound IP headers, nothing to cut
+    | start                                      stop |          sound IP headers, nothing to cut,
+                                                                 one destination, one ECN codepoint
 
 Such packets are decided on, encapsulated and sent together. A super-packet is a train of its own.
 accelerator.c does the same (a test compares them); `gather` is the quicker one where it was built.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from flanneld_py.encap.ecn import marking
 from flanneld_py.encap.virtio import GSO_NONE, VNET, VNET_HEADER, cost
 
 try:
@@ -65,7 +67,8 @@ gather = gather_in_python if accelerator is None else accelerator.gather
 
 
 def _alike(a: memoryview, b: memoryview) -> bool:
-    return a[: VNET_HEADER + 1] == b[: VNET_HEADER + 1] and a[1] == GSO_NONE
+    same = a[: VNET_HEADER + 1] == b[: VNET_HEADER + 1] and marking(a[VNET_HEADER:]) == marking(b[VNET_HEADER:])
+    return same and a[1] == GSO_NONE
 
 
 def _gso_size(packet: memoryview) -> int:

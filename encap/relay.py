@@ -19,12 +19,13 @@ from contextlib import suppress
 
 from flanneld_py.encap.batch import Batch
 from flanneld_py.encap.directory import Directory, Endpoint, Hop
+from flanneld_py.encap.ecn import CE, ECT1, combine, marking
 from flanneld_py.encap.forward import Drop, Remote, Reply, Send, outbound
 from flanneld_py.encap.frame import Refused
 from flanneld_py.encap.merge import coalesce
 from flanneld_py.encap.offload import segment
 from flanneld_py.encap.tun import Tun
-from flanneld_py.encap.uncut import cut, uncut
+from flanneld_py.encap.uncut import cut, tells_length, uncut
 from flanneld_py.encap.virtio import PLAIN, VNET_HEADER, cost, largest, pieces, segments
 from flanneld_py.encap.wire import RECEIVE_SIZE, Wire
 
@@ -46,11 +47,11 @@ Lane = tuple[
     int,
     bool,
     Callable[[int], None],
-    Callable[[int, int, int, Endpoint], None],
+    Callable[[int, int, int, Endpoint, int], None],
     Callable[[str, int, int], None],
 ]
 """A lane as express.c takes it: the descriptors of device, wire and sender; whether UDP is merged; what it calls:
-outward(have), received(start, stop, size, sender) and failed(where, errno, count)."""
+outward(have), received(start, stop, size, sender, codepoint) and failed(where, errno, count)."""
 
 
 class Room:
@@ -143,17 +144,18 @@ class Relay:
         if not size:
             self._dropped("out", Refused.OFFLOAD.value)
             return
+        codepoint = marking(train[VNET_HEADER:])
         if alone and len(datagrams) == size:
-            self._send_one(datagrams, hop.endpoint)
+            self._send_one(datagrams, hop.endpoint, codepoint)
         else:
-            self._batch.add(datagrams, size, hop.endpoint)
+            self._batch.add(datagrams, size, hop.endpoint, codepoint)
         count = len(train) // each
         hop.tally.sent += count
         hop.tally.sent_bytes += len(train) - count * VNET_HEADER
 
-    def _send_one(self, datagram: bytes, to: Endpoint) -> None:
+    def _send_one(self, datagram: bytes, to: Endpoint, codepoint: int) -> None:
         try:
-            self.wire.send_one(datagram, to)
+            self.wire.send_one(datagram, to, codepoint)
         except OSError as error:
             self._lost(error, 1)
 
@@ -165,11 +167,11 @@ class Relay:
 
         A sender's super-packet can take it two sends; what was received in a row is merged as if it were one receipt.
         """
-        begin = at = size = little = charged = 0
+        begin = at = size = little = charged = codepoint = 0
         sender: Endpoint = ("", 0)
         for _ in range(MOST):
             try:
-                total, each, source = self.wire.receive_into(self._from_wire[at : at + RECEIVE_SIZE])
+                total, each, source, mark = self.wire.receive_into(self._from_wire[at : at + RECEIVE_SIZE])
             except BlockingIOError:
                 self._expected = 1
                 break
@@ -178,12 +180,14 @@ class Relay:
                 break
             charged += cost(total, each)
             if not total:
-                self._admit(self._from_wire[:0], each, source)
-            elif at > begin and not (source == sender and self._continues(at - begin, size, total, each)):
-                self._admit(self._from_wire[begin:at], size, sender)
+                self._admit(self._from_wire[:0], each, source, mark)
+            elif at > begin and not (
+                (source, mark) == (sender, codepoint) and self._continues(begin, at, size, total, each)
+            ):
+                self._admit(self._from_wire[begin:at], size, sender, codepoint)
                 begin = at
             if at == begin:
-                size, sender = each, source
+                size, sender, codepoint = each, source, mark
             at += total
             little += total < LITTLE
             if little == self._expected:
@@ -192,27 +196,34 @@ class Relay:
             if charged > SHARE:
                 break
         if at > begin:
-            self._admit(self._from_wire[begin:at], size, sender)
+            self._admit(self._from_wire[begin:at], size, sender, codepoint)
 
-    def _continues(self, length: int, size: int, total: int, each: int) -> bool:
-        """Tell whether a receipt of `total` bytes goes on where datagrams of `size` bytes, `length` in all, ended.
+    def _continues(self, begin: int, at: int, size: int, total: int, each: int) -> bool:
+        """Tell whether a receipt of `total` bytes at `at` goes on where datagrams of `size` from `begin` on ended.
 
-        What another namespace's kernel did not cut is larger than the MTU, and stays alone.
+        What another namespace's kernel did not cut stays alone: it is larger than the MTU, or one datagram by what the
+        packet in it says, though told as many (uncut.py).
         """
-        fits = each == size or each == total < size
-        return fits and length % size == 0 and size <= self._directory.mtu + self._directory.admission.offset
+        fits = (each == size or each == total < size) and (at - begin) % size == 0
+        offset = self._directory.admission.offset
+        if not fits or size > self._directory.mtu + offset:
+            return False
+        return not any(
+            length > one and tells_length(self._from_wire[start + offset : start + length], length - offset)
+            for start, length, one in ((begin, at - begin, size), (at, total, each))
+        )
 
-    def _received(self, start: int, stop: int, size: int, sender: Endpoint) -> None:
-        self._admit(self._from_wire[start:stop], size, sender)
+    def _received(self, start: int, stop: int, size: int, sender: Endpoint, codepoint: int) -> None:
+        self._admit(self._from_wire[start:stop], size, sender, codepoint)
 
     def _failed(self, where: str, number: int, count: int) -> None:
         error = OSError(number, "")
         if where == "in-device":
             self._refused_by_device("in", error, count)
         else:
-            self._dropped(where, _name(error), count)
+            self._dropped(where, _name(error) if number else Refused.ECN.value, count)
 
-    def _admit(self, datagrams: memoryview, size: int, sender: Endpoint) -> None:
+    def _admit(self, datagrams: memoryview, size: int, sender: Endpoint, codepoint: int) -> None:
         offset = self._directory.admission.offset
         source = self._directory.sources.get(sender[0])
         if source is None:
@@ -221,6 +232,12 @@ class Relay:
             self._dropped("in", Refused.SHORT.value, pieces(len(datagrams), size))
         else:
             mtu, whole = self._directory.mtu, uncut(datagrams, size, offset) if len(datagrams) > size else None
+            if codepoint in (ECT1, CE):
+                datagrams, lost = combine(datagrams, len(datagrams) if whole else size, offset, codepoint)
+                if lost:
+                    self._dropped("in", Refused.ECN.value, segments(whole[0], whole[2] - offset) if whole else lost)
+                if not datagrams:
+                    return
             if whole is not None and not self._udp:
                 datagrams, size = cut(datagrams, whole, offset)
                 whole = None

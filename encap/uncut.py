@@ -44,6 +44,14 @@ def uncut(buffer: memoryview, size: int, offset: int) -> Write | None:
     return VNET.pack(NEEDS_CSUM, GSO_UDP_L4, layout.header, size, start, field - start), 0, len(buffer)
 
 
+def tells_length(packet: memoryview, length: int) -> bool:
+    """Tell whether an IP header says that the packet is of `length` bytes: then it is one, whatever it is told as."""
+    if length <= 20:
+        return False
+    said = packet[2] << 8 | packet[3] if packet[0] >> 4 == 4 else 40 + (packet[4] << 8 | packet[5])
+    return said == length
+
+
 def cut(buffer: memoryview, whole: Write, offset: int) -> tuple[memoryview, int]:
     """Return the datagrams that a NIC would have made of a super-packet, and their size in bytes (the last: or less).
 

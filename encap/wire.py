@@ -25,10 +25,13 @@ from ipaddress import IPv4Address, IPv6Address
 
 from flanneld_py.encap import bpf
 from flanneld_py.encap.directory import Endpoint
+from flanneld_py.encap.ecn import CE, NOT_ECT
 
 # asm-generic/socket.h, linux/udp.h, linux/in.h, linux/in6.h; not in Python 3.11's socket module.
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 SO_MEMINFO, SK_MEMINFO_DROPS, SK_MEMINFO_VARS = 55, 8, 9  # linux/sock_diag.h
+IP_TOS, IP_RECVTOS = 1, 13
+IPV6_TCLASS, IPV6_RECVTCLASS = 67, 66
 UDP_SEGMENT = 103
 UDP_GRO = 104
 IP_MTU_DISCOVER, IP_PMTUDISC_OMIT = 10, 5
@@ -138,7 +141,7 @@ class Wire:
     def __init__(self, receiver: socket.socket, sender: socket.socket) -> None:
         self._socket = receiver
         self._sender = sender
-        self._control_size = socket.CMSG_SPACE(4)
+        self._control_size = 2 * socket.CMSG_SPACE(4)
         _configure(sender)
         if receiver is not sender:
             _configure(receiver)
@@ -176,24 +179,34 @@ class Wire:
         self._socket.close()
         self._sender.close()
 
-    def receive_into(self, buffer: memoryview) -> tuple[int, int, Endpoint]:
-        """Receive datagrams of one sender: bytes in all, bytes of each (the last may be shorter), the sender.
+    def receive_into(self, buffer: memoryview) -> tuple[int, int, Endpoint, int]:
+        """Receive datagrams of one sender: bytes in all, of each (the last may be shorter), sender, ECN codepoint.
 
         Raises BlockingIOError if there is nothing.
         """
         size, control, _flags, sender = self._socket.recvmsg_into((buffer,), self._control_size)
+        each, codepoint = size, NOT_ECT
         for level, kind, data in control:
             if kind == UDP_GRO and level == socket.IPPROTO_UDP:
-                return size, INT.unpack_from(data)[0], sender
-        return size, size, sender
+                (each,) = INT.unpack_from(data)
+            elif (level, kind) in ((socket.IPPROTO_IP, IP_TOS), (socket.IPPROTO_IPV6, IPV6_TCLASS)):
+                codepoint = (data[0] if len(data) == 1 else INT.unpack_from(data)[0]) & CE
+        return size, each, sender, codepoint
 
     def capacity(self, size: int) -> int:
         """Return how many bytes of datagrams of `size` bytes one send takes."""
         return size * max(1, min(MAX_SEGMENTS, MAX_PAYLOAD // size)) if self.segmentation else size
 
-    def send_one(self, datagram: bytes, to: Endpoint) -> None:
-        """Send one datagram. Raises OSError: then it is lost."""
-        self._sender.sendto(datagram, to)
+    def send_one(self, datagram: bytes, to: Endpoint, codepoint: int) -> None:
+        """Send one datagram with an ECN codepoint. Raises OSError: then it is lost."""
+        if codepoint:
+            self._sender.sendmsg((datagram,), (self._marked(codepoint),), 0, to)
+        else:
+            self._sender.sendto(datagram, to)
+
+    def _marked(self, codepoint: int) -> tuple[int, int, bytes]:
+        v4 = self._sender.family == socket.AF_INET
+        return (*((socket.IPPROTO_IP, IP_TOS) if v4 else (socket.IPPROTO_IPV6, IPV6_TCLASS)), INT.pack(codepoint))
 
     def path_mtu(self, to: Endpoint) -> int:
         """Return the largest packet, in bytes with its IP header, that the kernel knows the way to take whole.
@@ -207,13 +220,17 @@ class Wire:
                 return asked.getsockopt(socket.IPPROTO_IP, IP_MTU)
             return asked.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU)
 
-    def send(self, parts: Sequence[bytes | memoryview], size: int, to: Endpoint) -> None:
+    def send(self, parts: Sequence[bytes | memoryview], size: int, to: Endpoint, codepoint: int) -> None:
         """Send up to a capacity of datagrams of `size` bytes, back to back in `parts`; the last may be shorter.
+
+        All get one ECN codepoint.
 
         Raises OSError, BlockingIOError among them: what was not sent by then is lost.
         """
         if self.segmentation or self._refused >= REFUSED_SENDS:
-            control = ((socket.IPPROTO_UDP, UDP_SEGMENT, SHORT.pack(size)),)
+            control = [(socket.IPPROTO_UDP, UDP_SEGMENT, SHORT.pack(size))]
+            if codepoint:
+                control.append(self._marked(codepoint))
             try:
                 self._sender.sendmsg(parts, control, 0, to)
                 self.segmentation = True
@@ -229,7 +246,7 @@ class Wire:
         self._refused += not self.segmentation
         whole = b"".join(parts)
         for start in range(0, len(whole), size):
-            self._sender.sendto(whole[start : start + size], to)
+            self.send_one(whole[start : start + size], to, codepoint)
 
 
 def _configure(end: socket.socket) -> None:
@@ -239,8 +256,10 @@ def _configure(end: socket.socket) -> None:
         except PermissionError:
             end.setsockopt(socket.SOL_SOCKET, plain, SOCKET_BUFFER)  # bounded by net.core.rmem_max and wmem_max
     if end.family == socket.AF_INET:
+        end.setsockopt(socket.IPPROTO_IP, IP_RECVTOS, 1)
         end.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_OMIT)
     else:
+        end.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVTCLASS, 1)
         end.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT)
 
 

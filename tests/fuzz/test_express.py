@@ -21,7 +21,7 @@ from flanneld_py.encap.relay import Lane, Relay, Room
 from flanneld_py.encap.tun import Tun
 from flanneld_py.encap.turns import Turns
 from flanneld_py.encap.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, PLAIN, VNET
-from flanneld_py.encap.wire import UDP_SEGMENT, open_wires
+from flanneld_py.encap.wire import IP_RECVTOS, IP_TOS, UDP_SEGMENT, open_wires
 from tests.packets import TCP, UDP, Segment, cut, encode
 
 LOCAL, REMOTE, STRANGER = "127.0.0.1", "127.0.0.2", "127.0.0.3"
@@ -39,6 +39,7 @@ segments = st.builds(
     protocol=st.sampled_from((TCP, UDP)),
     destination=st.sampled_from((2, 3, 8, 9, 20, 40)),
     ttl=st.sampled_from((0, 1, 64, 64)),
+    tos=st.sampled_from((0, 0, 0, 1, 2, 3, 0xB8)),
 )
 damage = st.tuples(st.integers(0, 39), st.sampled_from((0, 0, 0, 0, 1, 0x40)))
 outward = st.tuples(st.just("out"), st.sampled_from(HEADERS), segments, damage)
@@ -85,6 +86,8 @@ class World:
         port = self.peers[0].getsockname()[1]
         self.peers[1].bind((STRANGER, 0))
         self.peers[0].setblocking(False)
+        self.peers[0].setsockopt(socket.IPPROTO_IP, IP_RECVTOS, 1)
+        self.outer: list[int] = []
         (wire,) = open_wires(IPv4Address(LOCAL), port, 1, spread=False)
         undo.callback(wire.close)
         self._mode = mode
@@ -133,8 +136,10 @@ class World:
         rung.recv(1)
         self._turns.stop()
 
-    def send(self, direction: str, how: bytes | str | int, segment: Segment, damage: tuple[int, int]) -> None:
-        """Let a packet wait at the device, or datagrams at the wire."""
+    def send(
+        self, direction: str, how: bytes | str | int, segment: Segment, damage: tuple[int, int], outer: int = 0
+    ) -> None:
+        """Let a packet wait at the device, or datagrams at the wire, with a codepoint in the outer header."""
         at, flip = damage
         if direction == "whole":
             packets = [bytearray(encode(segment, finished=False))]
@@ -148,7 +153,8 @@ class World:
             return
         datagrams = [self.head(segment.version) + packet for packet in packets]
         size = struct.pack("H", how if direction == "whole" else len(datagrams[0]))
-        self.peers[how == STRANGER].sendmsg(datagrams, ((socket.IPPROTO_UDP, UDP_SEGMENT, size),), 0, self.to)
+        control = ((socket.IPPROTO_UDP, UDP_SEGMENT, size), (socket.IPPROTO_IP, IP_TOS, struct.pack("i", outer)))
+        self.peers[how == STRANGER].sendmsg(datagrams, control, 0, self.to)
 
     def head(self, version: int) -> bytes:
         """What goes before an inner packet to us."""
@@ -166,39 +172,48 @@ class World:
         self._turns.run()
 
     def left(self) -> tuple[list[bytes], list[bytes]]:
-        """What came out at the device and at the peer."""
-        return _drain(self.device), _drain(self.peers[0])
+        """What came out at the device and at the peer; `outer` has the codepoints of the latter's outer headers."""
+        written, _ = _drain(self.device)
+        sent, self.outer = _drain(self.peers[0])
+        return written, sent
 
     def counted(self) -> tuple[dict[str, int], tuple[int, ...]]:
         """What was counted."""
         return dict(self.directory.drops), astuple(self.directory.total())
 
 
-def _drain(end: socket.socket) -> list[bytes]:
-    found = []
+def _drain(end: socket.socket) -> tuple[list[bytes], list[int]]:
+    found: list[bytes] = []
+    marks: list[int] = []
     while True:
         try:
-            found.append(end.recv(LARGEST))
+            data, control, _, _ = end.recvmsg(LARGEST, 64)
         except BlockingIOError:
-            return found
+            return found, marks
+        found.append(data)
+        marks += [value[0] for _, kind, value in control if kind == IP_TOS]
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.sampled_from(orders.Mode), st.booleans(), scripts)
+@given(st.sampled_from(orders.Mode), st.booleans(), st.sampled_from((0, 0, 1, 2, 3)), scripts)
 def test_the_express_way_leads_where_the_long_way_does(
-    mode: orders.Mode, udp: bool, script: list[list[tuple[str, bytes | str | int, Segment, tuple[int, int]]]]
+    mode: orders.Mode,
+    udp: bool,
+    outer: int,
+    script: list[list[tuple[str, bytes | str | int, Segment, tuple[int, int]]]],
 ) -> None:
     with ExitStack() as undo:
         worlds = [World(mode, undo, express=express, udp=udp) for express in (False, True)]
         for burst in script:
             for world in worlds:
                 for item in burst:
-                    world.send(*item)
+                    world.send(*item, outer)
                     if udp:
                         world.work_off()  # UDP has no order that would tell what was merged across receipts.
                 world.work_off()
             long, express = (world.left() for world in worlds)
             assert express == long
+            assert worlds[1].outer == worlds[0].outer
             assert worlds[1].counted() == worlds[0].counted()
 
 
@@ -317,3 +332,47 @@ def test_a_turn_is_bounded_in_datagrams(direction: str) -> None:
             assert (done.sent, done.received_bytes - 28 * done.received)[direction == "in"] == (31, 31 * 60 * 20)[
                 direction == "in"
             ]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("inner", range(4))
+def test_marks_of_congestion_pass_through_the_tunnel_both_ways(inner: int, version: int) -> None:
+    """RFC 6040, of packets alone and of super-packets, of flows that are new and that are known."""
+    with ExitStack() as undo:
+        for express in (False, True):
+            world = World(orders.Mode.VXLAN, undo, express=express, udp=True)
+            for _ in range(2):
+                for vnet, payload in ((PLAIN, b"data"), (None, bytes(180))):
+                    out = Segment(payload, version, destination=8, tos=0xB8 | inner)
+                    kind = GSO_TCPV4 if version == 4 else GSO_TCPV6
+                    large = VNET.pack(NEEDS_CSUM, kind, out.header, 60, out.network, 16)
+                    world.send("out", vnet or large, out, (0, 0))
+                    world.work_off()
+                    assert world.left()[1]
+                    assert set(world.outer) == {inner}, "the codepoint alone; DSCP stays inside"
+                for outer in range(4):
+                    world.send("train", 60, Segment(bytes(180), version, UDP, destination=2, tos=inner), (0, 0), outer)
+                    world.work_off()
+                    written, _ = world.left()
+                    wanted = 3 if outer == 3 else 1 if (inner, outer) == (2, 1) else inner
+                    tos = [packet[11] if version == 4 else packet[11] >> 4 for packet in written]
+                    assert tos == ([] if (inner, outer) == (0, 3) else [wanted])
+            assert world.counted()[0] == ({"in-ecn": 6} if inner == 0 else {})
+
+
+@pytest.mark.parametrize("size", [24, 25, 35, 50, 70])
+@pytest.mark.parametrize("version", [4, 6])
+def test_uncut_super_packets_in_a_row_stay_apart_whatever_their_segments_size(size: int, version: int) -> None:
+    """Where the size divides that of the headers (50 bytes, IPv6: 70), each looked like more of one."""
+    with ExitStack() as undo:
+        for express in (False, True):
+            world = World(orders.Mode.VXLAN, undo, express=express, udp=True, mtu=1450)
+            segment = Segment(bytes(20 * size), version, UDP, destination=2)
+            world.send("whole", size, segment, (0, 0))
+            world.work_off()
+            for _ in range(10):
+                world.send("whole", size, segment, (0, 0))
+            world.work_off()
+            written, _ = world.left()
+            header = VNET.pack(NEEDS_CSUM, GSO_UDP_L4, segment.header, size, segment.network, 6)
+            assert written == [header + encode(segment, finished=False)] * 11

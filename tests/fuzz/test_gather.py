@@ -27,6 +27,7 @@ packets = st.builds(
         version=st.sampled_from((4, 4, 6)),
         destination=st.sampled_from((2, 2, 3)),
         ttl=st.sampled_from((1, 64)),
+        tos=st.sampled_from((0, 0, 2)),
     ),
     st.integers(0, 39),
     st.sampled_from((0, 0, 0, 1, 0x40)),

@@ -24,13 +24,15 @@ class Paper(Wire):
             super().__init__(unused, unused)
         self.segmentation = True
         self.sent: list[tuple[Endpoint, list[bytes]]] = []
+        self.codepoints: list[int] = []
         self.failure: OSError | None = None
 
-    def send(self, parts: Sequence[bytes | memoryview], size: int, to: Endpoint) -> None:
+    def send(self, parts: Sequence[bytes | memoryview], size: int, to: Endpoint, codepoint: int) -> None:
         if self.failure is not None:
             raise self.failure
         whole = b"".join(parts)
         assert len(whole) <= self.capacity(size)
+        self.codepoints.append(codepoint)
         self.sent.append((to, [whole[at : at + size] for at in range(0, len(whole), size)]))
 
 
@@ -56,7 +58,7 @@ def test_every_peer_gets_its_datagrams_in_order(
         size = min(size, length)
         if whole:
             data = data[: length // size * size]
-        batch.add(data, size, to)
+        batch.add(data, size, to, 0)
         expected[to] += cut(data, size)
     batch.flush()
     for to in (A, B):
@@ -67,7 +69,7 @@ def test_super_packets_in_a_row_fill_their_sends() -> None:
     wire = Paper()
     batch = Batch(wire, lambda error, _: pytest.fail(str(error)))
     for _ in range(44):
-        batch.add(bytes(46 * 1472), 1472, A)
+        batch.add(bytes(46 * 1472), 1472, A, 0)
     batch.flush()
     assert [len(datagrams) for _, datagrams in wire.sent] == [44] * 46
 
@@ -76,9 +78,19 @@ def test_small_packets_ride_together_and_a_smaller_one_is_the_last() -> None:
     wire = Paper()
     batch = Batch(wire, lambda error, _: pytest.fail(str(error)))
     for size in (100, 100, 100, 60, 100):
-        batch.add(bytes(size), size, A)
+        batch.add(bytes(size), size, A, 0)
     batch.flush()
     assert [list(map(len, datagrams)) for _, datagrams in wire.sent] == [[100, 100, 100, 60], [100]]
+
+
+def test_what_bears_another_ecn_codepoint_rides_apart() -> None:
+    wire = Paper()
+    batch = Batch(wire, lambda error, _: pytest.fail(str(error)))
+    for codepoint in (0, 0, 2, 2, 3):
+        batch.add(bytes(100), 100, A, codepoint)
+    batch.flush()
+    assert [len(datagrams) for _, datagrams in wire.sent] == [2, 2, 1]
+    assert wire.codepoints == [0, 2, 3]
 
 
 def test_what_cannot_be_sent_is_told_and_forgotten() -> None:
@@ -86,7 +98,7 @@ def test_what_cannot_be_sent_is_told_and_forgotten() -> None:
     batch = Batch(wire, lambda error, count: told.append((error, count)))
     wire.failure = BlockingIOError(11, "full")
     for size in (100, 100, 60):
-        batch.add(bytes(size), size, A)
+        batch.add(bytes(size), size, A, 0)
     batch.flush()
     assert told == [(wire.failure, 3)]
     wire.failure = None

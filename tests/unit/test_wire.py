@@ -89,7 +89,7 @@ def test_a_path_that_takes_no_batch_gets_each_datagram_and_is_told(
 ) -> None:
     wire, end, peer = refusing
     end.refusal = refusal
-    wire.send([b"one", b"two", b"3"], 3, peer.getsockname())
+    wire.send([b"one", b"two", b"3"], 3, peer.getsockname(), 0)
     assert [peer.recv(9) for _ in range(3)] == [b"one", b"two", b"3"]
     assert (wire.segmentation, wire.narrow) == (True, {peer.getsockname()})
     assert wire.path_mtu(peer.getsockname()) == 65535, "of the loopback interface, as IPv4 has it"
@@ -100,15 +100,15 @@ def test_a_device_that_takes_no_batch_is_asked_again_now_and_then(
 ) -> None:
     wire, end, peer = refusing
     end.refusal = errno.EIO
-    wire.send([b"one"], 3, peer.getsockname())
+    wire.send([b"one"], 3, peer.getsockname(), 0)
     assert not wire.segmentation
     for _ in range(2 * REFUSED_SENDS):
-        wire.send([b"one"], 3, peer.getsockname())
+        wire.send([b"one"], 3, peer.getsockname(), 0)
     assert not wire.segmentation
     assert not wire.narrow
     end.refusal = 0
     for _ in range(REFUSED_SENDS + 1):
-        wire.send([b"one"], 3, peer.getsockname())
+        wire.send([b"one"], 3, peer.getsockname(), 0)
     assert wire.segmentation
 
 
@@ -133,5 +133,22 @@ def test_over_ipv6_path_mtus_are_believed_as_no_router_fragments() -> None:
         for fd in (wire.fileno(), wire.sender_fileno()):
             with socket.socket(fileno=os.dup(fd)) as end:
                 assert end.getsockopt(socket.IPPROTO_IPV6, 23) == 0, "IPV6_MTU_DISCOVER is IPV6_PMTUDISC_DONT"
+    finally:
+        wire.close()
+
+
+@pytest.mark.parametrize("local", [LOCAL, IPv6Address("::1")])
+def test_an_ecn_codepoint_comes_out_as_it_went_in(local: IPv4Address | IPv6Address) -> None:
+    port, buffer = free_port(), memoryview(bytearray(2000))
+    (wire,) = open_wires(local, port, 1, spread=True)
+    to = (str(local), port)
+    try:
+        for codepoint in (0, 1, 2, 3):
+            wire.send_one(b"one", to, codepoint)
+            assert wire.receive_into(buffer)[::3] == (3, codepoint)
+            wire.send([b"two", b"2"], 3, to, codepoint)
+            assert wire.receive_into(buffer)[:2] == (4, 3)
+        wire.send([b"two", b"2"], 3, to, 2)
+        assert wire.receive_into(buffer)[3] == 2, "of a batch as well"
     finally:
         wire.close()
