@@ -1,7 +1,8 @@
 """`flanneld-py`: from the command line to an exit code.
 
 0   stopped by SIGTERM, SIGINT or SIGQUIT; --help, --version; --cleanup: nothing of ours is left
-1   cannot go on: a file or port that cannot be used, an unexpected fault; --cleanup: an agent runs, something is left
+1   cannot go on: a file or port that cannot be used, an unexpected fault; --cleanup, --release: an agent runs, or
+    something is left
 2   wrong flags, variables or files named by them: one sentence on stderr says what to change
 """
 
@@ -41,12 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Only now, so that a wrong flag is answered at once.
     from flanneld_py.agent.broken import Broken
-    from flanneld_py.agent.daemon import Daemon, require_capability, stop_datapath
+    from flanneld_py.agent.daemon import Daemon, give_back, require_capability, stop_datapath
     from flanneld_py.agent.notify import Notifier
 
     async def run() -> None:
         if options.datapath_stop:
             await stop_datapath(options.subnet_file.parent)
+        elif options.release:
+            await give_back(options)
         elif options.cleanup:
             from flanneld_py.agent.cleanup import clean_up
 

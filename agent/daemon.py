@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+from flanneld_py.agent import release
 from flanneld_py.agent.agent import Agent
 from flanneld_py.agent.blackhole import Blackhole
 from flanneld_py.agent.broken import Broken
@@ -24,7 +25,7 @@ from flanneld_py.agent.guard import FirewallOptions, Guard, names_of_interest
 from flanneld_py.agent.host import read_host
 from flanneld_py.agent.http import HealthServer
 from flanneld_py.agent.identity import read_identity
-from flanneld_py.agent.interface import Asked, Choice, Network, choose, outside
+from flanneld_py.agent.interface import Asked, Choice, Network, NoInterface, choose, outside
 from flanneld_py.agent.lock import Locks
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.neighbours import Neighbours
@@ -91,7 +92,8 @@ class Daemon:
                 tasks.create_task(keeper.run(wanted=self._options.blackhole), name="blackhole")
                 self._notifier.tell(READY="1")
         except* Stopped:
-            pass  # That was said when the signal came.
+            if self._agent is not None and self._options.release_on_stop:
+                await release.at_stop(registry, self._agent.keeper.lease, self._agent.identity.name)
         finally:
             self._notifier.tell(STOPPING="1", STATUS="stopped; traffic goes on")
             health.close()
@@ -186,6 +188,20 @@ async def start_datapath(control: Path) -> None:
     from flanneld_py.agent.line import start_process
 
     await start_process(control)
+
+
+async def give_back(options: Options) -> None:
+    """Give this host's lease back, and exit. Raises UsageError and Broken."""
+    locks, registry = Locks(), Registry(open_store(options), options.prefix, options.lease_ttl)
+    try:
+        locks.take_file(options.subnet_file)
+        choice = await choose_underlay(options, await registry.config(), previous_subnets(options.subnet_file), None)
+        await release.by_hand(registry, read_identity(choice.interface.mac).name, print)
+    except (RegistryError, NoInterface, OSError) as error:
+        raise Broken(f"the lease cannot be given back: {error}") from error
+    finally:
+        locks.close()
+        await registry.close()
 
 
 async def stop_datapath(folder: Path) -> None:

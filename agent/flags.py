@@ -48,6 +48,8 @@ FLAGS = (
         "subnet-lease-renew-margin", "number", "60", "warn if the lease is not renewed this many minutes before it ends"
     ),
     Flag("lease-ttl", "number", "1440", "minutes that the lease lasts if it is not renewed; at least 10"),
+    Flag("release-on-stop", "switch", "false", "give the lease back when the host shuts down (systemd tells)"),
+    Flag("release", "switch", "false", "give the lease back (the agent must be stopped), and exit"),
     Flag(
         "subnet-len",
         "number",

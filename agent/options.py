@@ -59,6 +59,8 @@ class Options:
     margin: float
     lease_ttl: int
     subnet_len: int | None
+    release: bool
+    release_on_stop: bool
     healthz: tuple[str, int] | None
     datapath: Literal["auto", "kernel", "userspace"]
     firewall: FirewallOptions
@@ -206,6 +208,8 @@ def _check(given: Mapping[str, list[str]]) -> Options:
         margin=60.0 * margin,
         lease_ttl=60 * minutes,
         subnet_len=number("subnet-len", 1, 30) if "subnet-len" in given else None,
+        release=text("release") == "true",
+        release_on_stop=text("release-on-stop") == "true",
         healthz=(healthz_ip, port) if port else None,
         datapath=datapath,
         blackhole=given.get("ip-blackhole-route") == ["true"],

@@ -15,7 +15,7 @@ Nothing here waits, retries or decides; the store's errors pass through.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 from flanneld_py.registry import codec
@@ -147,6 +147,20 @@ class Registry:
         known = over if isinstance(over, Lease) else lease
         seen = Lease(lease.subnets, lease.attrs, known.create_revision, over.mod_revision, known.lease_id)
         return await self.update(seen, lease.attrs, owner)
+
+    async def release(self, lease: Lease, identity: str) -> None:
+        """Give a lease of ours back, with all that is beside it. Raises Conflict if somebody wrote to it."""
+        key = self.key(lease.subnets)
+        owner = codec.owner_key(self._prefix, identity)
+        await self._store.commit([Expect(key, lease.mod_revision)], [Delete(key), Delete(owner)])
+        with suppress(RegistryError):  # Its claims count for nothing without it, and end with it.
+            await self._store.revoke(lease.lease_id)
+
+    async def lease(self, subnets: Subnets) -> Lease | None:
+        """Read the lease of these subnets; None if there is none, or an unreadable one."""
+        entry = await self._store.get(self.key(subnets))
+        record = codec.decode_record(self._prefix, entry) if entry is not None else None
+        return record if isinstance(record, Lease) else None
 
     async def owner(self, identity: str) -> Owner | None:
         """Read who a host said it is; None if unknown or unreadable."""

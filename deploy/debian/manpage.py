@@ -43,7 +43,8 @@ TAIL = r""".SH EXIT STATUS
 stopped by SIGTERM, SIGINT or SIGQUIT; --help, --version; --cleanup: nothing of ours is left
 .TP
 1
-cannot go on: a file that cannot be written, a health port that is taken; --cleanup: an agent runs, or something is left
+cannot go on: a file that cannot be written, a health port that is taken; --cleanup, --release: an agent runs, or
+something is left
 .TP
 2
 a flag, variable or file named by one is wrong
