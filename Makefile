@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEBIAN := busybox-static containernetworking-plugins curl docker-cli? docker.io etcd-client etcd-server ethtool gcc iperf3 iproute2 iptables iputils-ping lxc mmdebstrap nftables openssl podman procps python3-dev python3-venv runc systemd-container tcpdump util-linux vagrant
 
 .DEFAULT_GOAL := help
-.PHONY: help system check format test test-unit test-boot test-managers test-kernels test-releases test-image dist deb image lab bench interop clean
+.PHONY: help system check format test test-unit test-boot test-managers test-kernels test-releases test-arm64 test-image dist deb image lab bench interop clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -29,11 +29,13 @@ format: .venv/ready ## rewrite the sources as `make check` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# One process for each core, and the tests of one file in one of them, in order; make test SIDE_BY_SIDE= for one after the other.
+SIDE_BY_SIDE ?= -n auto --maxprocesses=4 --dist=loadgroup
 test: system .venv/ready ## (root) all tests, with real etcd and real kernel devices
-	$(BIN)/pytest -m 'not managers'
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not managers'
 
 test-unit: .venv/ready ## the tests that need neither root nor etcd
-	$(BIN)/pytest -m 'not root and not etcd'
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not root and not etcd'
 
 # make test-boot RELEASE=bookworm boots Debian 12, for which the package is then built.
 RELEASE ?= trixie
@@ -52,6 +54,10 @@ RELEASES ?= bookworm,trixie,sid
 test-releases: system .venv/ready ## (root) lab, engines, a choice of the tests in Debian's releases; RELEASES=sid, ARGS=--help
 	@.ci/packages rsync
 	$(BIN)/python -m tests.matrix releases --in $(RELEASES) $(ARGS)
+
+test-arm64: .venv/ready ## the tests of the packet path with the arm64 package's own files, emulated; make deb ARCH=arm64 first
+	@.ci/packages mmdebstrap qemu-user-static
+	@nice deploy/debian/emulate arm64
 
 test-image: system .venv/ready ## (root) the container image in Docker and podman; IMAGE= names one that is made
 	@.ci/packages buildah

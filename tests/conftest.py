@@ -1,17 +1,26 @@
 """What holds for all tests: as root nothing is skipped; without root, what needs it is skipped with the reason.
 
-The time that pytest-timeout gives a test is a deadline like the others: it is stretched as well.
+What pytest-timeout gives a test and Hypothesis an example are deadlines like the others: they are stretched as well.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from datetime import timedelta
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.lab.programs import program
-from tests.patience import patient
+from tests.patience import FACTOR, patient
+
+settings.register_profile(
+    "patient",
+    deadline=timedelta(seconds=patient(0.2)),
+    suppress_health_check=[HealthCheck.too_slow] if FACTOR > 1 else [],
+)
+settings.load_profile("patient")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -26,6 +35,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
+    # Side by side (pytest -n) a file is one process's, and so are the booted tests, which share what they boot.
+    folder = item.path.parent.name
+    item.add_marker(pytest.mark.xdist_group(folder if folder == "boot" else f"{folder}/{item.path.name}"))
     own = item.get_closest_marker("timeout")
     seconds = float(own.args[0] if own else item.config.getini("timeout"))
     item.add_marker(pytest.mark.timeout(patient(seconds)), append=False)
