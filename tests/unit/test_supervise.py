@@ -21,6 +21,7 @@ from flanneld_py.agent.supervise import Supervisor
 from flanneld_py.encap import feed, orders
 from tests.fake_datapath import FakeProcess
 from tests.lab.processes import start_time
+from tests.patience import patient
 
 CONFIGURE = orders.Configure(
     orders.Mode.RAW, "flannel0", bytes([10, 0, 0, 1]), 8285, 1472, (IPv4Network("10.5.1.0/24"),)
@@ -75,7 +76,7 @@ class World:
 
 @asynccontextmanager
 async def world_at(directory: Path, probe_every: float = 0.02, patience: float = PATIENCE) -> AsyncIterator[World]:
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(patient(20)), asyncio.TaskGroup() as tasks:
         world = World(directory, tasks, probe_every, patience)
         agent = world.supervise()
         try:
@@ -180,11 +181,11 @@ async def test_one_that_dies_is_replaced_and_gets_everything(tmp_path: Path) -> 
         assert world.prepared == 2
 
 
-@pytest.mark.parametrize("many", [5, 100_000], ids=["a few", "more than its socket takes"])
+@pytest.mark.parametrize("many", [5, 30_000], ids=["a few", "more than its socket takes"])
 async def test_one_that_hangs_is_ended_however_much_it_is_to_be_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: int
 ) -> None:
-    async with world_at(tmp_path, probe_every=60, patience=0.1) as world:
+    async with world_at(tmp_path, probe_every=60, patience=patient(0.3)) as world:
         await until(lambda: world.supervisor.status is not None)
         ended: list[int] = []
 
