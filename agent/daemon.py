@@ -6,7 +6,6 @@ SIGTERM, SIGINT or SIGQUIT -> STOPPING=1, tasks end, exit 0; device, routes, lea
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 from collections.abc import Callable, Sequence
@@ -37,6 +36,7 @@ from flanneld_py.agent.signals import Stopped, stop_on_signal
 from flanneld_py.agent.status import Document, starting
 from flanneld_py.agent.subnetfile import previous_subnets
 from flanneld_py.agent.sysctls import Sysctls
+from flanneld_py.agent.tasks import Tasks
 from flanneld_py.agent.values import UsageError
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap import blackhole
@@ -79,7 +79,7 @@ class Daemon:
         health = HealthServer(lambda: self._agent is not None and self._agent.ready.is_set(), self._status)
         kernel = Netlink()
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with Tasks() as tasks:
                 tasks.create_task(stop_on_signal(), name="signals")
                 tasks.create_task(self._notifier.keep_watchdog(self._clock), name="watchdog")
                 await self._serve_health(health)
@@ -89,7 +89,10 @@ class Daemon:
                 tasks.create_task(self._sysctls.run(), name="sysctls")
                 relax_garbage_collection()
                 await self._agent.start(tasks)
-                tasks.create_task(keeper.run(wanted=self._options.blackhole), name="blackhole")
+                if self._options.blackhole:
+                    tasks.create_task(keeper.run(wanted=True), name="blackhole")
+                else:
+                    await keeper.run(wanted=False)
                 self._notifier.tell(READY="1")
         except* Stopped:
             if self._agent is not None and self._options.release_on_stop:

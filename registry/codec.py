@@ -154,7 +154,7 @@ def decode_record(prefix: str, entry: KeyValue) -> Lease | Rejected:
         subnets = parse_lease_key(prefix, entry.key)
         attrs = decode_attrs(entry.value)
     except ValueError as error:
-        return Rejected(str(error), entry.mod_revision, subnets)
+        return Rejected(str(error), entry.mod_revision, subnets, entry.create_revision, entry.lease_id)
     return Lease(subnets, attrs, entry.create_revision, entry.mod_revision, entry.lease_id)
 
 

@@ -69,18 +69,20 @@ class EtcdStore:
         self._streams: set[Stream] = set()
         self._closed = False
 
-    async def get(self, key: str) -> KeyValue | None:
-        """Read one key, linearizable."""
-        answer = await self._call(f"read {key}", api.RANGE, api.RANGE.request(key=api.encode(key)))
+    async def get(self, key: str, revision: int = 0) -> KeyValue | None:
+        """Read one key, linearizable; see Store. Raises HistoryLost."""
+        answer = await self._call(f"read {key}", api.RANGE, api.get_request(key, revision))
         self._cluster_id = self._cluster_id or answer.header.cluster_id
         return api.entry(answer.kvs[0]) if answer.kvs else None
 
-    async def pages(self, prefix: str, page_size: int = 500, since: int = 0) -> AsyncGenerator[Listing, None]:
+    async def pages(
+        self, prefix: str, page_size: int = 500, since: int = 0, *, keys_only: bool = False
+    ) -> AsyncGenerator[Listing, None]:
         """List the keys that start with `prefix`; see Store. Raises HistoryLost."""
         start, end = api.span(prefix)
         revision = 0
         while True:
-            request = api.list_request(start, end, page_size, revision, since)
+            request = api.list_request(start, end, page_size, revision, since, keys_only=keys_only)
             answer = await self._call(f"list {prefix}", api.RANGE, request)
             if not revision:
                 revision, self._cluster_id = answer.header.revision, answer.header.cluster_id
@@ -88,6 +90,12 @@ class EtcdStore:
             if not answer.more:
                 return
             start = answer.kvs[-1].key + b"\0"
+
+    async def count(self, prefix: str, revision: int = 0) -> tuple[int, int]:
+        """Count the keys that start with `prefix`; see Store. Raises HistoryLost."""
+        answer = await self._call(f"count {prefix}", api.RANGE, api.count_request(prefix, revision))
+        api.require_cluster(answer.header, self._cluster_id, self._links[self._preferred].endpoint.url)
+        return int(answer.count), int(answer.header.revision)
 
     async def commit(self, expect: Sequence[Expect], operations: Sequence[Put | Delete]) -> int:
         """Do all operations if every expectation holds, else none. Raises Conflict, LeaseGone."""

@@ -122,10 +122,23 @@ def _request(operation: Put | Delete) -> Message:
             return _RequestOp(request_delete_range=_DeleteRange(key=encode(key)))
 
 
-def list_request(start: bytes, end: bytes, limit: int, revision: int, since: int) -> Message:
+def get_request(key: str, revision: int) -> Message:
+    """Build a request for one key as of `revision`; 0 is the newest."""
+    return RANGE.request(key=encode(key), revision=revision)
+
+
+def list_request(start: bytes, end: bytes, limit: int, revision: int, since: int, *, keys_only: bool) -> Message:
     """Build a request for a page of what was written after revision `since`, as of `revision`; 0 is the newest."""
-    written = since + 1 if since else 0  # Any bound makes etcd read the whole range for each page.
-    return RANGE.request(key=start, range_end=end, limit=limit, revision=revision, min_mod_revision=written)
+    request = RANGE.request(key=start, range_end=end, limit=limit, revision=revision, keys_only=keys_only)
+    if since:
+        request.min_mod_revision = since + 1  # Any bound makes etcd read the whole range for each page.
+    return request
+
+
+def count_request(prefix: str, revision: int) -> Message:
+    """Build a linearizable read that counts the keys under `prefix` as of `revision`, without looking at them."""
+    start, end = span(prefix)
+    return RANGE.request(key=start, range_end=end, revision=revision, count_only=True)
 
 
 def header_request(prefix: str) -> Message:
@@ -144,10 +157,15 @@ def watch_request(prefix: str, start_revision: int, newest: int) -> Message:
     return WATCH.request(create_request=_WatchCreate(key=key, range_end=end, start_revision=first, fragment=True))
 
 
-def require_history(header: Message, cluster_id: int, start_revision: int, url: str) -> None:
-    """Check that this is the cluster we listed (`cluster_id` 0: none yet), not behind us. Raises StoreReplaced."""
+def require_cluster(header: Message, cluster_id: int, url: str) -> None:
+    """Check that this is the cluster we listed (`cluster_id` 0: none yet). Raises StoreReplaced."""
     if cluster_id not in (0, header.cluster_id):
         raise StoreReplaced(f"etcd at {url} is another cluster than the one we listed; list again")
+
+
+def require_history(header: Message, cluster_id: int, start_revision: int, url: str) -> None:
+    """Check that this is the cluster we listed, and not behind us. Raises StoreReplaced."""
+    require_cluster(header, cluster_id, url)
     if header.revision < start_revision - 1:
         raise StoreReplaced(
             f"etcd at {url} is at revision {header.revision} and we know {start_revision - 1}: "

@@ -2,9 +2,8 @@
 
 It passes the contract suite that the real stores pass. Not here: authentication, several endpoints, persistence.
 
-    commit, revoke, expiry --> one revision each --> _keys (now)
-                                                 --> _log  (revision, events), cut off by compact()
-    watch                  --> reads _log from its own position, woken by every change
+    commit, revoke, expiry --> one revision each --> History (history.py), cut off by compact()
+    watch                  --> reads it from its own position, woken by every change
 
 Time is what `now()` says. Leases are looked at on every call; `tick()` looks at them without a call, and lets calls
 and watches notice that they have waited too long on a frozen store.
@@ -16,11 +15,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 
+from flanneld_py.registry.history import History
 from flanneld_py.registry.store import (
     Batch,
     Conflict,
     Delete,
-    Deleted,
     Denied,
     Expect,
     HistoryLost,
@@ -35,8 +34,6 @@ from flanneld_py.registry.store import (
 
 # etcd's --max-txn-ops.
 _MOST_OPERATIONS = 128
-# As etcd does for a watch that catches up.
-_MOST_REVISIONS_PER_BATCH = 1000
 _FIRST_LEASE_ID = 0x1000
 
 
@@ -56,10 +53,7 @@ class MemoryStore:
     def __init__(self, now: Callable[[], float], *, timeout: float = 5.0) -> None:
         self._now = now
         self._timeout = timeout
-        self._revision = 1
-        self._compacted = 0
-        self._keys: dict[str, KeyValue] = {}
-        self._log: list[tuple[int, tuple[KeyValue | Deleted, ...]]] = []
+        self._history = History()
         self._leases: dict[int, _EtcdLease] = {}
         self._next_lease_id = _FIRST_LEASE_ID
         self._nothing_expires_before = 0.0
@@ -73,25 +67,36 @@ class MemoryStore:
     @property
     def revision(self) -> int:
         """The store's revision now."""
-        return self._revision
+        return self._history.revision
 
-    async def get(self, key: str) -> KeyValue | None:
-        """Read one key, linearizable."""
+    async def get(self, key: str, revision: int = 0) -> KeyValue | None:
+        """Read one key, linearizable; see Store. Raises HistoryLost."""
         await self._admit()
-        return self._keys.get(key)
+        if revision:
+            self._require_readable(revision)
+        return (self._history.at(revision) if revision else self._history.keys).get(key)
 
-    async def pages(self, prefix: str, page_size: int = 500, since: int = 0) -> AsyncGenerator[Listing, None]:
+    async def pages(
+        self, prefix: str, page_size: int = 500, since: int = 0, *, keys_only: bool = False
+    ) -> AsyncGenerator[Listing, None]:
         """List the keys that start with `prefix`; see Store. Raises HistoryLost."""
         await self._admit()
-        revision = self._revision
-        written = (kv for kv in self._keys.values() if kv.key.startswith(prefix) and kv.mod_revision > since)
-        found = sorted(written, key=_etcd_order)
+        revision, keys = self._history.revision, self._history.keys.values()
+        written = (kv for kv in keys if kv.key.startswith(prefix) and kv.mod_revision > since)
+        found = sorted((kv._replace(value=b"") if keys_only else kv for kv in written), key=_etcd_order)
         yield Listing(tuple(found[:page_size]), revision)
         for first in range(page_size, len(found), page_size):
             await self._admit()
-            if not self._compacted <= revision <= self._revision:
-                raise HistoryLost(f"revision {revision} is not in the store any more; list again")
+            self._require_readable(revision)
             yield Listing(tuple(found[first : first + page_size]), revision)
+
+    async def count(self, prefix: str, revision: int = 0) -> tuple[int, int]:
+        """Count the keys that start with `prefix`; see Store. Raises HistoryLost."""
+        await self._admit()
+        if revision:
+            self._require_readable(revision)
+        keys = self._history.at(revision) if revision else self._history.keys
+        return sum(key.startswith(prefix) for key in keys), self.revision
 
     async def commit(self, expect: Sequence[Expect], operations: Sequence[Put | Delete]) -> int:
         """Do all operations if every expectation holds, else none. Raises Conflict, LeaseGone, Denied."""
@@ -102,14 +107,14 @@ class MemoryStore:
         if len(keys) > _MOST_OPERATIONS:
             raise Denied(f"a transaction has at most {_MOST_OPERATIONS} operations, this one has {len(keys)}")
         for want in expect:
-            have = self._keys.get(want.key)
+            have = self._history.keys.get(want.key)
             if want.mod_revision != (have.mod_revision if have else 0):
                 raise Conflict(f"{want.key} is not at revision {want.mod_revision}; somebody else was first")
         for operation in operations:
             if isinstance(operation, Put) and operation.lease_id and operation.lease_id not in self._leases:
                 raise LeaseGone(f"etcd lease {operation.lease_id:x} does not exist (any more)")
         self._apply(operations)
-        return self._revision
+        return self._history.revision
 
     async def grant(self, ttl: int) -> int:
         """Create an etcd lease of `ttl` seconds and return its id."""
@@ -141,9 +146,9 @@ class MemoryStore:
         """Stream every change under `prefix` from `start_revision` on. Raises Unavailable, HistoryLost."""
         generation = self._generation
         await self._admit()
-        if self._revision < start_revision - 1:
+        if self.revision < start_revision - 1:
             raise StoreReplaced(
-                f"the store is at revision {self._revision} and we know {start_revision - 1}; list again"
+                f"the store is at revision {self.revision} and we know {start_revision - 1}; list again"
             )
         yield Batch((), start_revision - 1)
         position = start_revision
@@ -156,12 +161,12 @@ class MemoryStore:
                     raise Unavailable(f"the watch on {prefix} fell silent")
                 await changed.wait()
                 continue
-            if position < self._compacted:
-                raise HistoryLost(f"the changes before revision {self._compacted} are compacted; list again")
-            events, position = self._since(prefix, position)
+            if position < self._history.compacted:
+                raise HistoryLost(f"the changes before revision {self._history.compacted} are compacted; list again")
+            events, position = self._history.since(prefix, position)
             if events:
                 yield Batch(events, events[-1].mod_revision)
-            elif position > self._revision:
+            elif position > self.revision:
                 await changed.wait()
 
     async def reconnect(self) -> None:
@@ -183,10 +188,7 @@ class MemoryStore:
 
     def compact(self, revision: int) -> None:
         """Forget the changes before `revision`. Raises ValueError if that is ahead of the store."""
-        if revision > self._revision:
-            raise ValueError(f"cannot compact at revision {revision}: the store is at {self._revision}")
-        self._compacted = max(self._compacted, revision)
-        self._log = [record for record in self._log if record[0] >= self._compacted]
+        self._history.compact(revision)
 
     def fail(self, count: int = 1, error: RegistryError | None = None) -> None:
         """Let the next `count` calls (a page and the start of a watch are calls) raise `error`, or Unavailable."""
@@ -203,13 +205,25 @@ class MemoryStore:
 
     def replace(self) -> None:
         """Become an empty store at its first revision, as though etcd was set up anew; running watches are cut."""
-        self._revision, self._compacted = 1, 0
-        self._keys, self._log, self._leases = {}, [], {}
+        self._history, self._leases = History(), {}
         self.cut_watches()
+
+    def snapshot(self) -> Callable[[], None]:
+        """Make a backup of all there is; what is returned restores it, as with etcd under the same cluster id."""
+        history, leases = self._history.copy(), dict(self._leases)
+
+        def restore() -> None:
+            self._history, self._leases = history.copy(), dict(leases)
+            self._nothing_expires_before = 0.0
+            self.cut_watches()
+
+        return restore
 
     def wipe_unnoticed(self) -> None:
         """Lose every key and lease, with the revision kept: a wiped store that has caught up again; watches go on."""
-        self._keys, self._leases = {}, {}
+        revision = self.revision
+        self._history, self._leases = History(), {}
+        self._history.revision = revision
 
     def freeze(self) -> None:
         """Answer nobody until `thaw`. Leases go on expiring."""
@@ -254,34 +268,15 @@ class MemoryStore:
 
     def _end_lease(self, lease_id: int) -> None:
         if self._leases.pop(lease_id, None) is not None:
-            self._apply([Delete(kv.key) for kv in self._keys.values() if kv.lease_id == lease_id])
+            self._apply([Delete(kv.key) for kv in self._history.keys.values() if kv.lease_id == lease_id])
 
     def _apply(self, operations: Sequence[Put | Delete]) -> None:
-        """Do all operations at one new revision; if nothing changes, there is none."""
-        revision = self._revision + 1
-        events: list[KeyValue | Deleted] = []
-        for operation in operations:
-            have = self._keys.get(operation.key)
-            match operation:
-                case Put(key, value, lease_id):
-                    kv = KeyValue(key, value, have.create_revision if have else revision, revision, lease_id)
-                    self._keys[key] = kv
-                    events.append(kv)
-                case Delete(key) if have is not None:
-                    del self._keys[key]
-                    events.append(Deleted(key, revision))
-        if events:
-            self._revision = revision
-            self._log.append((revision, tuple(events)))
+        if self._history.apply(operations):
             self._wake()
 
-    def _since(self, prefix: str, position: int) -> tuple[tuple[KeyValue | Deleted, ...], int]:
-        """Collect the next events from revision `position` on; return them and the position after them."""
-        # The log has every revision from its first record on.
-        first = max(0, position - self._log[0][0]) if self._log else 0
-        records = self._log[first : first + _MOST_REVISIONS_PER_BATCH]
-        events = tuple(event for _, happened in records for event in happened if event.key.startswith(prefix))
-        return events, records[-1][0] + 1 if records else self._revision + 1
+    def _require_readable(self, revision: int) -> None:
+        if not self._history.readable(revision):
+            raise HistoryLost(f"revision {revision} is not in the store any more; list again")
 
     def _wake(self) -> None:
         self._changed.set()

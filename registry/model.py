@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Union
+from typing import NamedTuple, Union
 
 NO_IPV4 = IPv4Network("0.0.0.0/31")
 """What stands for the IPv4 subnet of a lease that has none: flannel's keys cannot do without, and no packet goes there.
@@ -101,9 +101,24 @@ class Rejected:
     reason: str
     mod_revision: int = field(default=0, compare=False)
     subnets: Subnets | None = field(default=None, compare=False)
+    create_revision: int = field(default=0, compare=False)
+    lease_id: int = field(default=0, compare=False)
 
 
 Record = Lease | Rejected
+
+
+class Stamp(NamedTuple):
+    """What etcd says of a key besides its value. Equal ones with a lease mean an equal value, in one history."""
+
+    create_revision: int
+    mod_revision: int
+    lease_id: int
+
+
+def stamp_of(record: Record) -> Stamp:
+    """Return what etcd said of a key when the record was read."""
+    return Stamp(record.create_revision, record.mod_revision, record.lease_id)
 
 
 @dataclass(frozen=True, slots=True)

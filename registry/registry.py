@@ -22,7 +22,7 @@ from flanneld_py.registry import codec
 from flanneld_py.registry.claims import Claims
 from flanneld_py.registry.config import NetworkConfig, parse_config
 from flanneld_py.registry.lifetime import TTL
-from flanneld_py.registry.model import Delta, Lease, LeaseAttrs, Owner, Page, Record, Subnets
+from flanneld_py.registry.model import Delta, Lease, LeaseAttrs, Owner, Page, Record, Stamp, Subnets
 from flanneld_py.registry.store import (
     Delete,
     Deleted,
@@ -33,6 +33,9 @@ from flanneld_py.registry.store import (
     RegistryError,
     Store,
 )
+
+_INDEX_PAGE = 2000
+"""Keys at once without values: 130 kB."""
 
 
 class ConfigMissing(RegistryError):
@@ -72,6 +75,23 @@ class Registry:
             async for listing in listings:
                 records = {entry.key: codec.decode_record(self._prefix, entry) for entry in listing.entries}
                 yield Page(records, listing.revision)
+
+    async def index(self, since: int = 0) -> AsyncGenerator[tuple[dict[str, Stamp], int], None]:
+        """List what was written after `since` without values, with the registry's revision. Raises HistoryLost."""
+        parts = self._store.pages(self.subnets_prefix, _INDEX_PAGE, since, keys_only=True)
+        async with aclosing(parts):
+            async for part in parts:
+                stamps = {kv.key: Stamp(kv.create_revision, kv.mod_revision, kv.lease_id) for kv in part.entries}
+                yield stamps, part.revision
+
+    async def count(self, revision: int = 0) -> tuple[int, int]:
+        """Count the keys of leases, as of `revision`; return also the registry's revision now. Raises HistoryLost."""
+        return await self._store.count(self.subnets_prefix, revision)
+
+    async def record(self, key: str, revision: int = 0) -> Record | None:
+        """Read what is at the key of a lease, or was at `revision`. Raises HistoryLost."""
+        entry = await self._store.get(key, revision)
+        return codec.decode_record(self._prefix, entry) if entry is not None else None
 
     async def written_since(self, revision: int) -> list[Lease]:
         """List the readable leases that were written after `revision` and are there now."""

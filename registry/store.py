@@ -122,15 +122,28 @@ class Delete:
 class Store(Protocol):
     """See the module's docstring for the rules that hold for all methods."""
 
-    async def get(self, key: str) -> KeyValue | None:
-        """Read one key, linearizable."""
+    async def get(self, key: str, revision: int = 0) -> KeyValue | None:
+        """Read one key, linearizable; with `revision` as it was then.
+
+        Raises HistoryLost if that is compacted, or yet to come.
+        """
         ...
 
-    def pages(self, prefix: str, page_size: int = 500, since: int = 0) -> AsyncGenerator[Listing, None]:
+    def pages(
+        self, prefix: str, page_size: int = 500, since: int = 0, *, keys_only: bool = False
+    ) -> AsyncGenerator[Listing, None]:
         """List every key that starts with `prefix` and was written after revision `since`, all at one revision.
 
-        In key order. At least one page comes, also when there is nothing. Raises HistoryLost if the revision is
-        compacted meanwhile.
+        In key order; with `keys_only` the values are empty, not read. At least one page comes, also when there is
+        nothing. Raises HistoryLost if the revision is compacted meanwhile.
+        """
+        ...
+
+    async def count(self, prefix: str, revision: int = 0) -> tuple[int, int]:
+        """Count the keys that start with `prefix`, linearizable; with `revision` as it was then.
+
+        Returns also the store's own revision. Raises HistoryLost if `revision` is compacted, or yet to come;
+        StoreReplaced if this is another cluster than the one listed last.
         """
         ...
 

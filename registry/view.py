@@ -3,6 +3,7 @@
 Pure, and level-triggered: what changed are keys, not events; whoever works on them reads the record as it is then.
 
     listing   begin_listing -> page ... page -> end_listing      what the listing did not show is gone
+    by index  begin_listing -> index -> page ... -> end_listing  what has the revisions that we know is as we know it
     watching  delta ... delta                                    an empty delta changes nothing
 
 A key whose new value cannot be read keeps its last readable lease: one garbled record must not cut off a host that
@@ -11,9 +12,19 @@ works. It is listed in `unreadable` until it is mended or deleted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
-from flanneld_py.registry.model import Delta, Lease, Page, Record, Rejected
+from flanneld_py.registry.model import Delta, Lease, Page, Record, Rejected, Stamp, stamp_of
+
+
+class Witness(NamedTuple):
+    """The last change that the watch told: whoever has it at that revision has the history that we followed."""
+
+    key: str
+    revision: int
+    before: Record | None
+    after: Record | None
 
 
 class _Listing:
@@ -24,6 +35,7 @@ class _Listing:
         self.revision = before
         self.shown: set[str] = set()
         self.overtaken: set[str] = set()
+        self.news = False
 
 
 class LeaseView:
@@ -41,6 +53,7 @@ class LeaseView:
         self.synced = False
         self.generation = 0
         self.doubts = 0
+        self.witness: Witness | None = None
         self._replaced = False
         self._changed: dict[str, dict[str, None]] = {}
         self._listing: _Listing | None = None
@@ -74,34 +87,81 @@ class LeaseView:
 
     def page(self, page: Page) -> None:
         """Take in one page of a listing."""
-        listing = self._listing
-        assert listing is not None, "page() outside a listing"
+        listing = self._under_way()
         listing.revision = page.revision
         listing.shown.update(page.records)
         for key, record in page.records.items():
-            if key not in listing.overtaken:
-                self._set(key, record)
+            if key in listing.overtaken:
+                continue
+            known = self.written(key)
+            if record.mod_revision <= listing.before and not _same(known, record):
+                # We were told all that happened until then, and this was not among it.
+                self._replaced = True
+            listing.news |= self._set(key, record)
 
-    def end_listing(self) -> None:
-        """Finish a listing. A store that is behind what we knew before is another one."""
-        listing, self._listing = self._listing, None
-        assert listing is not None, "end_listing() outside a listing"
-        for key in [key for key in self.records if key not in listing.shown and key not in listing.overtaken]:
-            self._set(key, None)
+    def index(self, stamps: Mapping[str, Stamp], revision: int) -> list[str]:
+        """Take in part of a listing without values; return the keys whose records have to be read.
+
+        Those are the ones that we know otherwise or not, and reservations: nothing about their revisions is unique to
+        one history, while the ids of etcd's leases are random.
+        """
+        listing = self._under_way()
+        listing.revision = revision
+        unread = []
+        for key, stamp in stamps.items():
+            known = self.written(key)
+            if stamp.lease_id and known is not None and stamp_of(known) == stamp:
+                listing.shown.add(key)
+            elif key not in listing.overtaken:
+                unread.append(key)
+        return unread
+
+    def unshown(self) -> list[str]:
+        """Return what the listing under way has not shown, by revision, and no delta told of meanwhile."""
+        listing = self._under_way()
+        keys = [key for key in self.records if key not in listing.shown and key not in listing.overtaken]
+        return sorted(keys, key=lambda key: self.records[key].mod_revision)
+
+    def behind(self, stamps: Mapping[str, Stamp]) -> dict[str, Stamp]:
+        """Return which of these keys are newer in the registry than here."""
+
+        def ours(key: str) -> int:
+            known = self.written(key)
+            return known.mod_revision if known is not None else 0
+
+        return {key: stamp for key, stamp in stamps.items() if ours(key) < stamp.mod_revision}
+
+    def told(self, key: str) -> bool:
+        """Tell whether a delta told of a key since the listing under way began."""
+        return key in self._under_way().overtaken
+
+    def end_listing(self) -> bool:
+        """Finish a listing; return whether it showed anything new.
+
+        A store that is behind what we knew before is another one, which is new as well.
+        """
+        listing = self._under_way()
+        for key in self.unshown():
+            listing.news |= self._set(key, None)
+        self._listing = None
         if listing.revision < listing.before:
             self._replaced = True
             self.revision = listing.revision
         else:
             self.revision = max(self.revision, listing.revision)
+        if listing.news or self._replaced or (self.witness is not None and self.witness.revision < self.revision):
+            self.witness = None
         self.synced = True
         if self._replaced or not self.records:
             self.doubt()
         self.generation += self._replaced
-        self._replaced = False
+        news, self._replaced = listing.news or self._replaced, False
+        return news
 
     def delta(self, delta: Delta) -> None:
         """Take in changes. That they leave nothing is no cluster's way to shrink, but doubtful."""
         for key, record in delta.changes:
+            self.witness = Witness(key, delta.revision, self.written(key), record)
             self._set(key, record)
             if self._listing is not None:
                 self._listing.overtaken.add(key)
@@ -124,21 +184,31 @@ class LeaseView:
         if reader in self._changed:
             self._changed[reader].update(dict.fromkeys(keys))
 
-    def _set(self, key: str, record: Record | None) -> None:
+    def _under_way(self) -> _Listing:
+        assert self._listing is not None, "outside a listing"
+        return self._listing
+
+    def _set(self, key: str, record: Record | None) -> bool:
+        """Put a record in force, and return whether that changes anything."""
         known = self.records.get(key)
         if isinstance(record, Rejected):
-            self.unreadable[key] = record
+            garbled, self.unreadable[key] = self.unreadable.get(key), record
             if isinstance(known, Lease):
-                return
+                return not _same(garbled, record)
         else:
             self.unreadable.pop(key, None)
         if record is None:
             if known is None:
-                return
+                return False
             del self.records[key]
-        elif known is not None and known.mod_revision == record.mod_revision and known == record:
-            return
+        elif _same(known, record):
+            return False
         else:
             self.records[key] = record
         for changed in self._changed.values():
             changed[key] = None
+        return True
+
+
+def _same(known: Record | None, record: Record) -> bool:
+    return known is not None and stamp_of(known) == stamp_of(record) and known == record

@@ -86,6 +86,22 @@ async def test_a_key_made_anew_has_a_new_create_revision(subject: Subject) -> No
     assert await subject.store.get(key) == KeyValue(key, b"two", again, again, 0)
 
 
+async def test_a_key_is_read_as_it_was(subject: Subject) -> None:
+    key = subject.prefix + "a"
+    one = await subject.store.commit([], [Put(key, b"one")])
+    two = await subject.store.commit([], [Put(key, b"two")])
+    gone = await subject.store.commit([], [Delete(key)])
+    assert await subject.store.get(key, one) == KeyValue(key, b"one", one, one, 0)
+    assert await subject.store.get(key, two) == KeyValue(key, b"two", one, two, 0)
+    assert await subject.store.get(key, gone) is None
+    with pytest.raises(HistoryLost):
+        await subject.store.get(key, gone + 1000)
+    subject.compact(two)
+    assert await subject.store.get(key, two) == KeyValue(key, b"two", one, two, 0)
+    with pytest.raises(HistoryLost):
+        await subject.store.get(key, one)
+
+
 # Listings
 
 
@@ -114,6 +130,32 @@ async def test_a_listing_of_what_was_written_since(subject: Subject) -> None:
     assert keys(pages) == [names[3], *names[5:15]]
     assert {page.revision for page in pages} == {gone}
     assert [page async for page in subject.store.pages(subject.prefix, since=newest)] == [Listing((), gone)]
+
+
+async def test_a_listing_without_values(subject: Subject) -> None:
+    names = [f"{subject.prefix}{number:02}" for number in range(12)]
+    lease = await subject.store.grant(60)
+    first = await subject.store.commit([], [Put(name, b"old", lease) for name in names])
+    newest = await subject.store.commit([], [Put(name, b"new") for name in names[:2]])
+    pages = [page async for page in subject.store.pages(subject.prefix, 5, keys_only=True)]
+    assert [kv for page in pages for kv in page.entries] == [
+        *(KeyValue(name, b"", first, newest, 0) for name in names[:2]),
+        *(KeyValue(name, b"", first, first, lease) for name in names[2:]),
+    ]
+    since = [page async for page in subject.store.pages(subject.prefix, since=first, keys_only=True)]
+    assert keys(since) == names[:2]
+
+
+async def test_keys_are_counted_now_and_as_they_were(subject: Subject) -> None:
+    names = [f"{subject.prefix}{number}" for number in range(12)]
+    revision = await subject.store.commit([], [Put(name, b"") for name in names])
+    after = await subject.store.commit([], [Delete(names[3]), Put("/elsewhere" + names[3], b"")])
+    assert await subject.store.count(subject.prefix) == (11, after)
+    assert await subject.store.count(subject.prefix, revision) == (12, after)
+    assert await subject.store.count(subject.prefix + "none/") == (0, after)
+    subject.compact(after)
+    with pytest.raises(HistoryLost):
+        await subject.store.count(subject.prefix, revision)
 
 
 async def test_a_listing_of_exactly_one_page(subject: Subject) -> None:
@@ -415,6 +457,19 @@ async def test_a_watch_from_exactly_where_history_was_compacted_has_all_of_it(su
         ]
         await subject.store.commit([], [Put(subject.prefix + "e", b"")])
         assert [event.key for event in await take(stream, 1)] == [subject.prefix + "e"]
+
+
+async def test_what_a_watch_does_not_tell_of_a_compacted_deletion_the_number_of_keys_does(subject: Subject) -> None:
+    """A deletion at exactly the compacted revision is lost (etcd-io/etcd#18089; in 3.4.23)."""
+    revision = await subject.store.commit([], [Put(subject.prefix + name, b"") for name in "ab"])
+    gone = await subject.store.commit([], [Delete(subject.prefix + "a")])
+    subject.compact(gone)
+    async with watching(subject.store, subject.prefix, revision + 1) as stream:
+        assert await anext(stream) == Batch((), revision)
+        await subject.store.commit([], [Put(subject.prefix + "c", b"")])
+        told = [event.key for event in await take(stream, 1)]
+    assert subject.prefix + "b" not in told
+    assert (await subject.store.count(subject.prefix, gone))[0] == 1
 
 
 async def test_a_watch_from_what_comes_next_repeats_nothing_of_what_was_last(subject: Subject) -> None:

@@ -15,6 +15,7 @@ from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.interface import Network, NoInterface
 from flanneld_py.agent.lock import Held
 from flanneld_py.agent.settings import Settings
+from flanneld_py.agent.tasks import Tasks
 from flanneld_py.encap import orders
 from flanneld_py.encap.backend import Underlay
 from flanneld_py.encap.backends import Choice
@@ -127,7 +128,7 @@ class Cluster:
         )
 
         async def live() -> None:
-            async with asyncio.TaskGroup() as tasks:
+            async with Tasks() as tasks:
                 await agent.start(tasks)
 
         async with asyncio.TaskGroup() as tasks:

@@ -482,6 +482,24 @@ async def test_a_replaced_registry_that_others_have_come_back_to_deletes_nothing
         assert on_device(kernel) == before
 
 
+async def test_of_a_restored_registry_only_what_it_lacks_is_held(cluster: Cluster) -> None:
+    await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+    kernel = cluster.kernel(1)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        restore = cluster.store.snapshot()
+        await cluster.put("10.5.8.0-24", "192.0.2.8", "02:00:00:00:00:08")
+        await cluster.settle(agent)
+        restore()
+        await cluster.settle(agent)
+        assert len(on_device(kernel)) == 8
+        held = entries(agent.view.leases()[f"{PREFIX}/subnets/10.5.9.0-24"])
+        await cluster.delete("10.5.9.0-24")
+        await cluster.settle(agent)
+        assert not held.keys() & on_device(kernel).keys(), "it was there unchanged, and left in order"
+        assert len(on_device(kernel)) == 4, "what the registry has lost stays"
+
+
 async def test_a_restart_finds_an_empty_registry_and_deletes_nothing(cluster: Cluster) -> None:
     await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
     async with cluster.agent(1) as agent:

@@ -52,14 +52,20 @@ class Hesitant:
     async def _hesitate(self) -> None:
         await self._clock.sleep(self._rng.uniform(0, 0.01))
 
-    async def get(self, key: str) -> KeyValue | None:
+    async def get(self, key: str, revision: int = 0) -> KeyValue | None:
         await self._hesitate()
-        return await self._store.get(key)
+        return await self._store.get(key, revision)
 
-    async def pages(self, prefix: str, page_size: int = 500, since: int = 0) -> AsyncGenerator[Listing, None]:
+    async def pages(
+        self, prefix: str, page_size: int = 500, since: int = 0, *, keys_only: bool = False
+    ) -> AsyncGenerator[Listing, None]:
         await self._hesitate()
-        async for page in self._store.pages(prefix, page_size, since):
+        async for page in self._store.pages(prefix, page_size, since, keys_only=keys_only):
             yield page
+
+    async def count(self, prefix: str, revision: int = 0) -> tuple[int, int]:
+        await self._hesitate()
+        return await self._store.count(prefix, revision)
 
     async def commit(self, expect: Sequence[Expect], operations: Sequence[Put | Delete]) -> int:
         await self._hesitate()

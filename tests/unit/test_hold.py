@@ -67,6 +67,7 @@ class Host:
         self.kernel = FakeKernel()
         self.process = Process()
         self.view = LeaseView()
+        self.revision = 0
         self.on_link = OnLinkVerdicts(self.kernel, "eth0", IPV4, self.clock)
         backend = Vxlan(CONFIG, UNDERLAY, self.on_link, nexthop_objects=True)
         ours = Lease(Subnets(IPv4Network("10.5.1.0/24")), backend.attrs(Found("host")))
@@ -90,8 +91,9 @@ class Host:
             running.cancel()
 
     def list(self, *numbers: int) -> None:
+        self.revision += 1
         self.view.begin_listing()
-        self.view.page(Page({f"k/10.5.{n}.0-24": lease(n) for n in numbers}, 1))
+        self.view.page(Page({f"k/10.5.{n}.0-24": lease(n, self.revision) for n in numbers}, self.revision))
         self.view.end_listing()
 
     def both(self) -> tuple[set[str], set[str]]:
@@ -100,13 +102,13 @@ class Host:
         return routes, self.process.peers
 
 
-def lease(number: int) -> Lease:
+def lease(number: int, revision: int) -> Lease:
     attrs = LeaseAttrs(
         IPv4Address(f"192.0.2.{number}"),
         backend_type="vxlan",
         backend_data={"VNI": 1, "VtepMAC": f"02:00:00:00:00:{number:02x}"},
     )
-    return Lease(Subnets(IPv4Network(f"10.5.{number}.0/24")), attrs, 1, 1)
+    return Lease(Subnets(IPv4Network(f"10.5.{number}.0/24")), attrs, revision, revision)
 
 
 def same(*numbers: int) -> tuple[set[str], set[str]]:
