@@ -104,7 +104,8 @@ class Agent:
         self._follower = Follower(registry, self.view, clock, rng, self._changed)
         host = (identity, underlay.public_ip, underlay.public_ip6, settings.subnet_len)
         claimer = self._claimer = Claimer(registry, self.view, self._follower.list, clock, rng, *host)
-        self.keeper = Keeper(registry, self.view, self._follower.list, clock, rng, claimer, margin=settings.margin)
+        share = (registry, self.view, self._follower.list, clock, rng, claimer)
+        self.keeper = self._keeper = Keeper(*share, margin=settings.margin)
         self._reconcilers: tuple[Reconciler, ...] = ()
         self.ready = asyncio.Event()
 
@@ -139,7 +140,7 @@ class Agent:
 
         tasks.create_task(self._leftovers.run(), name="leftovers")
         tasks.create_task(self._follower.run(), name="follower")
-        tasks.create_task(self.keeper.keep(self._take_another), name="keeper")
+        tasks.create_task(self._keeper.keep(self._take_another), name="keeper")
         for reconciler, each in zip(reconcilers, wanted, strict=True):
             family = each.backend.family
             tasks.create_task(reconciler.run(), name=f"reconciler of {family.name}")
@@ -200,9 +201,9 @@ class Agent:
     async def _acquire(self, previous: tuple[subnetfile.Network, ...]) -> Lease:
         member = self._member
         assert member is not None
-        lease = await self.keeper.acquire(member.config, self._attrs, previous)
+        lease = await self._keeper.acquire(member.config, self._attrs, previous)
         if self._member is not member:  # The underlay changed meanwhile.
-            self.keeper.revise(self._attrs(lease))
+            self._keeper.revise(self._attrs(lease))
         return lease
 
     def _attrs(self, had: Lease | None) -> LeaseAttrs:
@@ -226,7 +227,7 @@ class Agent:
     async def _look(self) -> Underlay:
         """Choose the underlay as it is now. Raises NoInterface, OSError."""
         assert self._member is not None
-        lease = self.keeper.lease
+        lease = self._keeper.lease
         overlay = lease.subnets.families if lease is not None else self._previous
         return await self._find(self._member.config, overlay, self._underlay)
 
@@ -239,8 +240,8 @@ class Agent:
             self._listen(self._member.devices)
             for verdicts in self._on_link.values():
                 verdicts.over(underlay.interface)
-        if (lease := self.keeper.lease) is not None:  # Else it will be acquired with this.
-            self.keeper.revise(attrs := self._attrs(lease))
+        if (lease := self._keeper.lease) is not None:  # Else it will be acquired with this.
+            self._keeper.revise(attrs := self._attrs(lease))
             if self._reconcilers:
                 self._bring_about(replace(lease, attrs=attrs))
         if moved:
@@ -263,15 +264,15 @@ class Agent:
 
     def _changed(self) -> None:
         """Let everybody look again: the view or the connection has changed."""
-        self.keeper.mark()
+        self._keeper.mark()
         if self._follower.connected and not self._connected:
-            self.keeper.check()
+            self._keeper.check()
         self._connected = self._follower.connected
         for reconciler in self._reconcilers:
             reconciler.mark()
         if self.ready.is_set():
             state = "registry connected" if self._connected else "registry away, traffic goes on"
-            if self.keeper.overdue:
+            if self._keeper.overdue:
                 state += ", OUR LEASE ENDS SOON"
             rejected = max(len(reconciler.rejected) for reconciler in self._reconcilers)
             self._say(f"{self._peers} peers, {rejected} leases not used, {state}")

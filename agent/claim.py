@@ -27,7 +27,7 @@ from flanneld_py.agent.log import OnChange, facts, log
 from flanneld_py.registry.allocate import Claim, Create, Network, Reuse, choose, has_address, overlapping, room
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.lifetime import PERIOD, YOUTH, looks_alive
-from flanneld_py.registry.model import Lease, LeaseAttrs, Owner, Subnets
+from flanneld_py.registry.model import Lease, LeaseAttrs, Owner, Record, Subnets
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import Conflict, HistoryLost, LeaseGone, RegistryError
 from flanneld_py.registry.view import LeaseView
@@ -213,16 +213,23 @@ class Claimer:
             )
 
     def _is_here(self, owner: Owner) -> bool:
-        """Tell whether we wrote that, under whichever identity: it was this boot of this host, at our address.
+        """Tell whether we wrote that, under whichever identity: this boot of this host, with our name and address.
 
         An identity changes with the network card's MAC, and where the machine id cannot be read any more.
         """
-        same_boot = bool(owner.boot_id) and owner.boot_id == self._identity.boot_id
-        return same_boot and (owner.identity == self._identity.name or owner.public_ip in self._addresses)
+        who = self._identity
+        if not owner.boot_id or owner.boot_id != who.boot_id:
+            return False
+        return owner.identity == who.name or (owner.hostname == who.hostname and owner.public_ip in self._addresses)
 
-    async def holds(self, lease: Lease) -> bool:
-        """Tell whether the last host of ours that wrote to a lease is this one, in this boot. Raises RegistryError."""
-        holder = await self._registry.owner_of(lease.subnets)
+    async def holds(self, lease: Lease, found: Record) -> bool:
+        """Tell whether the last host of ours that wrote to our lease is this one, in this boot; `found` is at its key.
+
+        Raises RegistryError.
+        """
+        holder = await self._registry.owner(self._identity.name)
+        if holder is None or holder.mod_revision != found.mod_revision:  # Else we did, and all owners are not read.
+            holder = await self._registry.owner_of(lease.subnets)
         return holder is None or (holder.identity, holder.boot_id) == (self._identity.name, self._identity.boot_id)
 
     async def _alive(self, lease: Lease, holder: Owner) -> bool:

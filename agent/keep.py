@@ -129,8 +129,8 @@ class Keeper:
             try:
                 if current and now >= self._second_look and await self._contest(lease, now):
                     step = GiveUp(lease)
-                if isinstance(step, Adopt | Restore) and not await self._claimer.holds(lease):
-                    step = GiveUp(lease)
+                if isinstance(step, Adopt | Restore) and shown is not None:
+                    step = step if await self._claimer.holds(lease, shown) else GiveUp(lease)
                 match step:
                     case Wait() | Renew() if wanted.attrs != lease.attrs:
                         self._hold(await self._registry.update(lease, wanted.attrs, self._claimer.owner(lease.subnets)))

@@ -174,6 +174,24 @@ async def test_a_host_that_was_silent_does_not_fight_for_what_was_taken_over(
             assert store.revision == revision
 
 
+async def test_a_host_whose_lease_expired_does_not_claim_it_beside_another_of_its_address(
+    store: MemoryStore, clock: ManualClock
+) -> None:
+    first, second = Host(store, clock, 1, public_ip=ADDRESS), Host(store, clock, 2, public_ip=ADDRESS)
+    await first.acquire()
+    await store.revoke(first.lease.lease_id)
+    async with living(second):
+        await clock.run_for(10)
+        assert second.lease.subnets != first.lease.subnets
+        async with first.running():
+            await clock.run_for(600)
+            assert first.lost
+            assert not second.lost
+            revision = store.revision
+            await clock.run_for(3600)
+            assert store.revision == revision
+
+
 async def test_a_clone_with_our_identity_and_address_is_found_by_its_name(
     store: MemoryStore, clock: ManualClock
 ) -> None:

@@ -30,12 +30,23 @@ CONFIGS = {
     name: parse_config(f'{{{document}, "Backend": {{"Type": "vxlan"}}}}'.encode())
     for name, document in {
         "ipv4": V4.format(28),
+        "ipv4, smaller": V4.format(28),
         "dual": f"{V4.format(28)}, {V6.format(124)}",
         "dual, larger": f"{V4.format(27)}, {V6.format(123)}",
         "ipv6": f'"EnableIPv4": false, {V6.format(124)}',
     }.items()
 }
-WISHES = ("10.5.0.32/28 fd00:5::20/124", "10.5.0.32/28 fd00:5::40/124", "10.5.0.64/27 fd00:5::20/123")
+SMALLER = 30
+"""What hosts with `--subnet-len` ask for: parts of the others' subnets."""
+
+SMALL_WISH = "10.5.0.40/30 fd00:5::28/126"
+
+WISHES = (
+    "10.5.0.32/28 fd00:5::20/124",
+    "10.5.0.32/28 fd00:5::40/124",
+    "10.5.0.64/27 fd00:5::20/123",
+    SMALL_WISH,
+)
 """What they find in their subnet files: all want the same, as hosts made from one image do."""
 
 FLANNELS = ("10.5.0.32-28", "10.5.0.32-28&fd00:5::40-124", "10.5.0.96-28&fd00:5::20-124", "10.5.0.64-27&fd00:5::60-123")
@@ -154,12 +165,20 @@ async def race(stacks: list[tuple[str, str]], flannels: list[Flannel], seed: int
     store = MemoryStore(clock.now)
     rng = Random(seed)
     hosts = [
-        Host(Hesitant(store, clock, rng), clock, number, f"2001:db8::{number:x}" if stack == "ipv6" else "")
+        Host(
+            Hesitant(store, clock, rng),
+            clock,
+            number,
+            f"2001:db8::{number:x}" if stack == "ipv6" else "",
+            subnet_len=SMALLER if stack.endswith("smaller") else None,
+        )
         for number, (stack, _) in enumerate(stacks, 1)
     ]
     async with asyncio.TaskGroup() as tasks:
         # Flannel's daemons and other sizes are found out only afterwards.
-        of_one_kind = not flannels and not any(stack == "dual, larger" for stack, _ in stacks)
+        of_one_kind = not flannels and not any(
+            "larger" in stack or "smaller" in stack or wish == SMALL_WISH for stack, wish in stacks
+        )
         witnessing = [tasks.create_task(witness(store))] if of_one_kind else []
         for flannel in flannels:
             tasks.create_task(flannel.acquire(store, clock))
