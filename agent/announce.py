@@ -33,7 +33,7 @@ class Announcer:
         content = subnetfile.SubnetFile(families, min(each.backend.mtu for each in wanted), ipmasq)
         before, self._told = self._told, content
         try:
-            self._file.want(content)
+            self._file.want(content, [each.own.address for each in wanted])
         except OSError as error:
             raise Broken(
                 f"cannot write the subnet file {self._file.path} ({error.strerror}); "

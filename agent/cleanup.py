@@ -82,7 +82,7 @@ async def _remove_rules(tell: Callable[[str], None]) -> list[str]:
 def _remove_file(path: Path, tell: Callable[[str], None]) -> list[str]:
     """Remove the subnet file, if we wrote it: flannel's daemon, if it is back on this host, writes its own but once."""
     try:
-        ours = signature.signed_for(path) is not None and subnetfile.is_one(path)
+        ours = signature.signature_of(path) is not None and subnetfile.is_one(path)
         if ours:
             path.unlink()
         signature.remove(path)

@@ -24,7 +24,7 @@ from flanneld_py.agent.guard import FirewallOptions, Guard, names_of_interest
 from flanneld_py.agent.host import read_host
 from flanneld_py.agent.http import HealthServer
 from flanneld_py.agent.identity import read_identity
-from flanneld_py.agent.interface import Asked, Choice, Network, NoInterface, choose, outside
+from flanneld_py.agent.interface import Asked, Choice, IPAddress, Network, NoInterface, choose, outside
 from flanneld_py.agent.lock import Locks
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.neighbours import Neighbours
@@ -137,10 +137,12 @@ class Daemon:
         rng = Random()
 
         async def find(config: NetworkConfig, overlay: Sequence[Network], keep: Underlay | None) -> Underlay:
-            return underlay(await choose_underlay(options, config, overlay, keep))
+            had = [keep.address, keep.address6] if keep is not None else []
+            return underlay(await choose_underlay(options, config, overlay, had, stay=True))
 
         async def use(config: NetworkConfig) -> Choice:
-            return await choose_underlay(options, config, previous_subnets(options.subnet_file), None)
+            overlay = previous_subnets(options.subnet_file)
+            return await choose_underlay(options, config, overlay, earlier.addresses, stay=False)
 
         choice = await wait_for_network(registry, use, self._clock, rng, self._say)
         log.info("underlay chosen", **facts(underlay=underlay(choice), public_ip=choice.public_ip or choice.public_ip6))
@@ -232,16 +234,34 @@ def relax_garbage_collection() -> None:
 
 
 async def choose_underlay(
-    options: Options, config: NetworkConfig, overlay: Sequence[Network], keep: Underlay | None
+    options: Options,
+    config: NetworkConfig,
+    overlay: Sequence[Network],
+    had: Sequence[IPAddress | None],
+    *,
+    stay: bool,
 ) -> Choice:
-    """Look at the host and choose the underlay interface; see agent.Find. Raises NoInterface, OSError."""
+    """Look at the host and choose the underlay interface; see agent.Find and interface.choose.
+
+    Raises NoInterface, OSError.
+    """
     host = outside(await read_host(options.can_reach), overlay)
     asked = Asked(
         options.interfaces, options.interface_regexes, options.can_reach, options.public_ip, options.public_ip6
     )
-    had = (keep.address, keep.address6) if keep is not None else ()
     kept = [address for address in had if address is not None]
-    return choose(host, asked, ipv4=config.ipv4 is not None, ipv6=config.ipv6 is not None, keep=kept)
+    families = {"ipv4": config.ipv4 is not None, "ipv6": config.ipv6 is not None}
+    choice = choose(host, asked, **families, keep=kept, stay=stay)
+    for public, own, family in (
+        (choice.public_ip, choice.address, config.ipv4),
+        (choice.public_ip6, choice.address6, config.ipv6),
+    ):
+        if public is not None and family is not None and public != own and public in family.network:
+            raise NoInterface(
+                f"the public address {public} is inside Network {family.network} and not that of "
+                f"{choice.interface.name}: other hosts would send to it through the tunnel; give one at which they reach us"
+            )
+    return choice
 
 
 def underlay(choice: Choice) -> Underlay:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from flanneld_py.agent import subnetfile
+from flanneld_py.agent.interface import IPAddress
 from flanneld_py.agent.log import facts, log
-from flanneld_py.agent.signature import signed_for
+from flanneld_py.agent.signature import signature_of
 from flanneld_py.encap.family import Network
 
 
@@ -16,10 +18,12 @@ class Earlier:
     """Network and subnet of each family back then. `ours`: an agent of our network wrote it, so what it made is ours.
 
     Another network's agent, which was given the same file by mistake, may run, or be stopped for a moment.
+    `addresses` were the underlay's: of several on an interface, keepalived's among them, that one stays.
     """
 
     families: tuple[tuple[Network, Network], ...] = ()
     ours: bool = False
+    addresses: tuple[IPAddress, ...] = ()
 
     @property
     def networks(self) -> list[Network]:
@@ -34,10 +38,16 @@ class Earlier:
 
 def read_earlier(path: Path, network: str) -> Earlier:
     """Read the subnet file of the network with this etcd prefix, before it is written."""
-    families, signer = subnetfile.previous(path), signed_for(path)
-    if signer not in (network, None):
-        log.warning(
-            "the subnet file is another network's; it will be ours, and what the other has made stays",
-            **facts(file=path, network=signer, ours=network),
-        )
-    return Earlier(families, signer == network)
+    families, signature = subnetfile.previous(path), signature_of(path)
+    ours = signature is not None and signature.network == network
+    if signature is None or not ours:
+        if signature is not None:
+            log.warning(
+                "the subnet file is another network's; it will be ours, and what the other has made stays",
+                **facts(file=path, network=signature.network, ours=network),
+            )
+        return Earlier(families)
+    try:
+        return Earlier(families, ours, tuple(ip_address(address) for address in signature.addresses))
+    except ValueError:
+        return Earlier(families, ours)

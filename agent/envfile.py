@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import Never
 
-from flanneld_py.agent import signature, subnetfile
+from flanneld_py.agent import subnetfile
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.log import OnChange, facts, log
+from flanneld_py.agent.signature import Signature, sign, signature_of
 from flanneld_py.agent.subnetfile import SubnetFile
 
 LOOK_EVERY = 30.0
@@ -30,15 +32,19 @@ class EnvFile:
 
     def __init__(self, path: Path, network: str, clock: Clock) -> None:
         self.path = path
-        self._network = network
+        self._signature = Signature(network)
         self._clock = clock
         self._content: SubnetFile | None = None
         self._trouble, self._failing = OnChange(clock), False
         self.written = asyncio.Event()
 
-    def want(self, content: SubnetFile) -> None:
-        """Bring the file to this. Raises OSError if it was never right yet, and more room would not help."""
+    def want(self, content: SubnetFile, addresses: Iterable[object] = ()) -> None:
+        """Bring the file to this, signed with our underlay addresses.
+
+        Raises OSError if it was never right yet, and more room would not help.
+        """
         self._content = content
+        self._signature = Signature(self._signature.network, tuple(map(str, addresses)))
         try:
             self._bring(content)
         except OSError as error:
@@ -67,9 +73,9 @@ class EnvFile:
         differs = self._read() != content.text()
         if differs:
             subnetfile.write(self.path, content)
-        if signature.signed_for(self.path) != self._network:
+        if signature_of(self.path) != self._signature:
             with suppress(OSError):  # Then --cleanup leaves the file, until we can.
-                signature.sign(self.path, self._network)
+                sign(self.path, self._signature)
         self.written.set()
         self._failing = False
         return differs

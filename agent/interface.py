@@ -2,7 +2,9 @@
 
     no --iface, --iface-regex or --iface-can-reach:
         --public-ip (else --public-ipv6) given and on an interface: that one       (flannel fails if it is on none: NAT)
-        else the interface of the default route, in dual stack of IPv4's
+        else, while we run, the interface that we are on, as long as its address and its link live
+        else the interface of the best default route, in dual stack of IPv4's, but no tunnel's: a VPN that takes the
+        default route away (wg-quick, OpenVPN) is no underlay unless somebody says so
     otherwise the first that fits of: each --iface, each --iface-regex, --iface-can-reach
 
 An interface fits if it has an address of every family that the network config turns on. What names an address takes
@@ -33,29 +35,43 @@ SCOPE_GLOBAL = 0  # linux/rtnetlink.h: rt_scope_t
 SCOPE_LINK = 253
 
 
+TUNNELS = frozenset({"tun", "wireguard", "vti", "vti6", "xfrm"})
+"""Kinds of interfaces that VPNs have: over one of them the other hosts are reached by chance at best."""
+
+
 class NoInterface(Exception):
     """No interface fits; the text says what was looked for, and what there is."""
 
 
 @dataclass(frozen=True, slots=True)
 class InterfaceAddress:
-    """An address of an interface; flags and scope as the kernel has them. `broadcast` is that of its network."""
+    """An address of an interface; flags and scope as the kernel has them.
+
+    `broadcast` and `base` are the last and the first address of its network, where they are no hosts'.
+    """
 
     address: IPAddress
     scope: int = SCOPE_GLOBAL
     flags: int = IFA_F_PERMANENT
     broadcast: IPv4Address | None = None
+    base: IPv4Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """An interface of the host; `mtu` in bytes."""
+    """An interface of the host; `mtu` in bytes, `kind` the kernel's word for what it is if it is no hardware.
+
+    `live`: it is up, and has a carrier.
+    """
 
     name: str
     index: int
     mtu: int
     mac: bytes
     addresses: tuple[InterfaceAddress, ...]
+    kind: str = ""
+    live: bool = True
+    loopback: bool = False
 
     @property
     def broadcasts(self) -> frozenset[IPAddress]:
@@ -67,14 +83,14 @@ class Interface:
 class Host:
     """What selection needs to know: interfaces in index order, and where some routes lead, None where there is no such.
 
-    `default` and `default6` name the interface of each family's default route; `reach` is the index of the one that
-    leads to --iface-can-reach, with the source address the kernel would use.
+    `defaults` and `defaults6` name the interfaces of each family's default routes, the best first; `reach` is the index
+    of the one that leads to --iface-can-reach, with the source address the kernel would use.
     """
 
     interfaces: tuple[Interface, ...]
-    default: str | None
+    defaults: tuple[str, ...]
     reach: tuple[int, IPAddress | None] | None = None
-    default6: str | None = None
+    defaults6: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +125,33 @@ def outside(host: Host, overlay: Sequence[Network]) -> Host:
 
 
 def choose(
-    host: Host, asked: Asked, *, ipv4: bool = True, ipv6: bool = False, keep: Sequence[IPAddress] = ()
+    host: Host,
+    asked: Asked,
+    *,
+    ipv4: bool = True,
+    ipv6: bool = False,
+    keep: Sequence[IPAddress] = (),
+    stay: bool = False,
 ) -> Choice:
     """Choose the underlay for these families. Raises NoInterface.
 
-    Where several addresses of the interface would do, one of `keep` stays: that it is still there is enough.
+    Where several addresses of the interface would do, one of `keep` stays: that it is still there is enough. `stay`:
+    so does the interface that has it.
     """
-    candidates = _asked_for(host, asked, (ipv4, ipv6)) if _asks(asked) else _by_default(host, asked, ipv4=ipv4)
+    if _asks(asked):
+        candidates = _asked_for(host, asked, (ipv4, ipv6))
+    else:
+        candidates = _by_default(host, asked, keep if stay else (), ipv4=ipv4)
     for interface, named in candidates:
         own4 = _on(interface, IPv4Address, named, keep) if ipv4 else None
         own6 = _on(interface, IPv6Address, named, keep) if ipv6 else None
         if (own4 is None and ipv4) or (own6 is None and ipv6):
             continue
+        if interface.loopback:
+            raise NoInterface(
+                f"no packet leaves this host by {interface.name}: name the interface that leads to the other hosts "
+                f"(--iface); there are: {_overview(host)}"
+            )
         if interface.mtu == 0:
             raise NoInterface(
                 f"interface {interface.name} has an MTU of 0; set one with: ip link set {interface.name} mtu 1500"
@@ -129,6 +160,11 @@ def choose(
             raise NoInterface(
                 f"--public-ip {asked.public_ip} is the broadcast address of {interface.name}; give an address at which "
                 "other hosts can reach this one"
+            )
+        if asked.public_ip in [entry.base for entry in interface.addresses if entry.base not in (None, own4)]:
+            raise NoInterface(
+                f"--public-ip {asked.public_ip} is the network's own address on {interface.name}; give an address at "
+                "which other hosts can reach this one"
             )
         public4 = (asked.public_ip or own4) if ipv4 else None
         public6 = (asked.public_ip6 or own6) if ipv6 else None
@@ -157,12 +193,19 @@ def _asked_for(host: Host, asked: Asked, families: tuple[bool, bool]) -> Iterato
         yield from ((interface, named) for interface in host.interfaces if interface.index == index)
 
 
-def _by_default(host: Host, asked: Asked, *, ipv4: bool) -> Iterator[Candidate]:
+def _by_default(host: Host, asked: Asked, stay: Sequence[IPAddress], *, ipv4: bool) -> Iterator[Candidate]:
     for public in (asked.public_ip, asked.public_ip6):
         if public is not None:
-            yield from _by_address(host, str(public), [asked.public_ip6] if asked.public_ip6 is not None else [])
-    default = host.default if ipv4 else host.default6
-    yield from ((interface, ()) for interface in host.interfaces if interface.name == default)
+            beside = [asked.public_ip6] if asked.public_ip6 is not None else []
+            # An address of lo is published as one behind NAT is.
+            yield from (each for each in _by_address(host, str(public), beside) if not each[0].loopback)
+    for interface in host.interfaces:
+        if interface.live and any(entry.address in stay for entry in interface.addresses):
+            yield interface, ()
+    for default in host.defaults if ipv4 else host.defaults6:
+        for interface in host.interfaces:
+            if interface.name == default and interface.kind not in TUNNELS:
+                yield interface, ()
 
 
 def _by_address(host: Host, wanted: str, beside: Sequence[IPAddress]) -> Iterator[Candidate]:
@@ -237,7 +280,10 @@ def _why(host: Host, asked: Asked, *, ipv4: bool, ipv6: bool) -> str:
         route = [f"route to {asked.can_reach}"] if asked.can_reach is not None else []
         wanted = ", ".join([*asked.names, *patterns, *route])
         return f"no interface with {need} matches {wanted}; there are: {_overview(host)}"
-    return f"no default route over an interface with {need}; give --iface. There are: {_overview(host)}"
+    defaults = host.defaults if ipv4 else host.defaults6
+    tunnels = [each.name for each in host.interfaces if each.kind in TUNNELS and each.name in defaults]
+    but = f" but that over {', '.join(tunnels)}, a tunnel's, which is taken only if it is named" if tunnels else ""
+    return f"no default route over an interface with {need}{but}; give --iface. There are: {_overview(host)}"
 
 
 def _overview(host: Host) -> str:

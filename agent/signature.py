@@ -4,29 +4,40 @@ flannel's daemon writes the same file, often with the same words, and so do agen
 path by mistake. What is removed by the word of that file is only what the network whose agent wrote it has made.
 
     /run/flannel/subnet.env              replaced by whoever writes it: another inode, another time
-    /run/flannel/.subnet.env.flanneld-py   <inode> <time, ns> <etcd prefix> of the file that we wrote last
+    /run/flannel/.subnet.env.flanneld-py   <inode> <time, ns> of the file that we wrote last, this host's underlay
+                                           addresses (with a comma between; - for none), <etcd prefix>
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def sign(path: Path, network: str) -> None:
-    """Say that the subnet file, as it is now, is ours, for the network with this etcd prefix. Raises OSError."""
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Who wrote the file: the agent of the network with this etcd prefix, over these underlay addresses."""
+
+    network: str
+    addresses: tuple[str, ...] = ()
+
+
+def sign(path: Path, signature: Signature) -> None:
+    """Say that the subnet file, as it is now, is ours. Raises OSError."""
     place = _place(path)
     temporary = place.with_name(f"{place.name}.new")
     temporary.unlink(missing_ok=True)
     with temporary.open("x", encoding="utf-8") as file:  # Not through a link that somebody has put there.
-        file.write(f"{_state(path)} {network}\n")
+        file.write(f"{_state(path)} {','.join(signature.addresses) or '-'} {signature.network}\n")
     temporary.replace(place)
 
 
-def signed_for(path: Path) -> str | None:
-    """Return the etcd prefix that the subnet file was written for; None if somebody else wrote it, or there is none."""
+def signature_of(path: Path) -> Signature | None:
+    """Return who wrote the subnet file; None if it was somebody else, or there is none."""
     try:
-        inode, time, network = _place(path).read_text(encoding="utf-8").rstrip("\n").split(" ", 2)
-        return network if f"{inode} {time}" == _state(path) else None
+        inode, time, addresses, network = _place(path).read_text(encoding="utf-8").rstrip("\n").split(" ", 3)
+        found = Signature(network, tuple(addresses.split(",")) if addresses != "-" else ())
+        return found if f"{inode} {time}" == _state(path) else None
     except (OSError, ValueError):
         return None
 

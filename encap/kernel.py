@@ -52,7 +52,9 @@ class LinkChanged:
 
 @dataclass(frozen=True, slots=True)
 class HostChanged:
-    """An address or a default route of the host changed: the underlay may be another one now."""
+    """An address (of `device`) or a default route of the host changed: the underlay may be another one now."""
+
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

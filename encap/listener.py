@@ -144,7 +144,7 @@ class Listener:
                     return [Rerouted()]
                 seen = address.device in self.watched.values()
                 events = [Seen(address) if kind == rt.RTM_NEWADDR else Gone(address.key)] if seen else []
-                return [*events, Rerouted(), HostChanged()]
+                return [*events, Rerouted(), HostChanged(address.device)]
             case rt.RTM_NEWNEXTHOP | rt.RTM_DELNEXTHOP:
                 return self._nexthop(rt.read_nexthop(buffer, at, end), made=kind == rt.RTM_NEWNEXTHOP)
             case rt.RTM_NEWLINK | rt.RTM_DELLINK if buffer[at] == 0:

@@ -230,9 +230,9 @@ class FakeKernel:
         self.links[link.name] = link
         self._tell(LinkChanged(link.name, True))
 
-    def meddle_host(self) -> None:
-        """Change an address or a default route of the host."""
-        self._tell(HostChanged())
+    def meddle_host(self, device: str | None = None) -> None:
+        """Change an address (of a device) or a default route of the host."""
+        self._tell(HostChanged(device))
 
     def meddle_down(self, name: str) -> None:
         """Set a device down: IPv4 routes and nexthop objects go unreported."""

@@ -241,7 +241,7 @@ class Meddler:
         self._kernel.meddle_delete_link(device)
 
     def move_host(self, change: str) -> None:
-        self._kernel.meddle_host()
+        self._kernel.meddle_host(UNDERLAY if change.startswith("addr") else None)
 
     def table(self) -> set[Entry]:
         return set(self._kernel.tables.values())

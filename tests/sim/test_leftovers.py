@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flanneld_py.agent.lock import Held
-from flanneld_py.agent.signature import sign
+from flanneld_py.agent.signature import Signature, sign
 from flanneld_py.encap.family import Network
 from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.state import Address, Entry, Neighbour, Route, VxlanLink
@@ -32,7 +32,7 @@ def earlier(tmp_path: Path, prefix: str) -> None:
     """Host 1's subnet file, written by the agent of a network."""
     file = tmp_path / "1.env"
     file.write_text(EARLIER)
-    sign(file, prefix)
+    sign(file, Signature(prefix))
 
 
 def left(kernel: FakeKernel) -> set[Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from flanneld_py.agent.agent import Agent
+from flanneld_py.agent.interface import Network
 from flanneld_py.encap.backend import Underlay
 from flanneld_py.encap.backends import Choice
 from flanneld_py.encap.state import RTPROT_BOOT, Address, Entry, FdbEntry, Neighbour, Route, TunLink, VxlanLink
+from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.model import Lease
 from tests.sim.cluster import DEVICE, Cluster, device, entries, on_device
 
@@ -271,3 +274,53 @@ async def test_at_a_migration_the_entries_of_hosts_inside_network_stay(tmp_path:
     async with cluster.agent(1) as agent:
         await cluster.settle(agent)
         assert [kernel.tables.get(entry.key) for entry in flannels] == flannels
+
+
+async def test_a_look_that_fails_is_soon_done_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        right, failing = agent._find, [True, True]
+
+        async def find(config: NetworkConfig, overlay: Sequence[Network], keep: Underlay | None) -> Underlay:
+            if failing:
+                failing.pop()
+                raise OSError(24, "Too many open files")
+            return await right(config, overlay, keep)
+
+        monkeypatch.setattr(agent, "_find", find)
+        cluster.move(1, MOVED)
+        await cluster.clock.run_until(lambda: str(lease_address(agent)) == str(NEW), 10)
+
+
+async def test_a_network_that_an_interface_cannot_carry_is_tried_again(cluster: Cluster) -> None:
+    """Its MTU is put right, and no event is about the interface that we are still on."""
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        cluster.move(1, Underlay("eth1", 100, NEW, NEW))
+        await cluster.clock.run_for(20)
+        cluster.underlays[1] = Underlay("eth1", 1400, NEW, NEW)
+        await cluster.clock.run_until(lambda: str(lease_address(agent)) == str(NEW), 90)
+
+
+async def test_addresses_of_containers_cause_few_looks(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        right, looks = agent._find, 0
+
+        async def find(config: NetworkConfig, overlay: Sequence[Network], keep: Underlay | None) -> Underlay:
+            nonlocal looks
+            looks += 1
+            return await right(config, overlay, keep)
+
+        monkeypatch.setattr(agent, "_find", find)
+        for number in range(100):
+            cluster.kernel(1).meddle_host(f"veth{number}")
+            await cluster.clock.run_for(1)
+        assert 5 <= looks <= 11
+        cluster.move(1, MOVED)
+        await cluster.clock.run_until(lambda: str(lease_address(agent)) == str(NEW), 3)
+
+
+def lease_address(agent: Agent) -> IPv4Address:
+    assert agent._keeper.lease is not None
+    return agent._keeper.lease.attrs.public_ip

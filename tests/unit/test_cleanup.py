@@ -7,7 +7,7 @@ import pytest
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.broken import Broken
 from flanneld_py.agent.cleanup import _remove_file, clean_up
-from flanneld_py.agent.signature import sign
+from flanneld_py.agent.signature import Signature, sign
 
 HEADER = "Num       RefCount Protocol Flags    Type St Inode Path\n"
 HELD = HEADER + "00000000f: 00000002 00000000 00000000 0002 01 4711 @flanneld-py/device flannel.1\n"
@@ -37,13 +37,13 @@ def test_the_subnet_file_goes_if_we_wrote_it(tmp_path: Path) -> None:
     file.write_text(words)
     assert _remove_file(file, print) == []
     assert file.exists(), "never ours"
-    sign(file, "/coreos.com/network")
+    sign(file, Signature("/coreos.com/network"))
     flannels = tmp_path / ".subnet.env"
     flannels.write_text(words)
     flannels.replace(file)
     assert _remove_file(file, print) == []
     assert [each.name for each in tmp_path.iterdir()] == ["subnet.env"]
-    sign(file, "/coreos.com/network")
+    sign(file, Signature("/coreos.com/network"))
     assert _remove_file(file, print) == []
     assert list(tmp_path.iterdir()) == []
 

@@ -14,7 +14,7 @@ import pytest
 
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.envfile import EnvFile
-from flanneld_py.agent.signature import signed_for
+from flanneld_py.agent.signature import Signature, signature_of
 from flanneld_py.agent.subnetfile import SubnetFile
 from tests.manual_clock import ManualClock
 
@@ -53,7 +53,7 @@ async def test_what_somebody_removes_or_changes_is_written_again(
         meddle(path)
         await clock.run_for(31)
         assert path.read_text() == CONTENT.text()
-        assert signed_for(path) == PREFIX
+        assert signature_of(path) == Signature(PREFIX)
         path.parent.joinpath("subnet.env").unlink()
         os.mkfifo(path)
         await clock.run_for(31)

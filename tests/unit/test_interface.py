@@ -30,7 +30,7 @@ def interface(name: str, index: int, *addresses: str) -> Interface:
 
 NAT = interface("enp0s3", 2, "10.0.2.15")
 LAN = interface("enp0s8", 3, "192.168.56.11", "192.168.56.12")
-HOST = Host((interface("lo", 1, "127.0.0.1"), NAT, LAN, interface("docker0", 4)), default="enp0s3")
+HOST = Host((interface("lo", 1, "127.0.0.1"), NAT, LAN, interface("docker0", 4)), defaults=("enp0s3",))
 
 
 def pick(
@@ -95,7 +95,7 @@ def test_a_public_address_behind_nat_is_advertised_only() -> None:
 
 def test_the_better_address_of_an_interface() -> None:
     def addresses(*entries: InterfaceAddress) -> Host:
-        return Host((replace(NAT, addresses=entries),), default="enp0s3")
+        return Host((replace(NAT, addresses=entries),), defaults=("enp0s3",))
 
     link_local = InterfaceAddress(IPv4Address("169.254.1.1"), scope=SCOPE_LINK)
     dynamic = InterfaceAddress(IPv4Address("10.0.0.1"), flags=0)
@@ -112,18 +112,18 @@ def test_nothing_that_fits_is_an_error_that_shows_what_there_is() -> None:
     with pytest.raises(NoInterface, match=r"matches eth7, /xyz/; there are: lo \(127.0.0.1\), enp0s3 \(10.0.2.15\)"):
         pick("eth7", regexes=["xyz"])
     with pytest.raises(NoInterface, match="no default route"):
-        pick(host=replace(HOST, default=None))
+        pick(host=replace(HOST, defaults=()))
     with pytest.raises(NoInterface, match=r"route to 192\.0\.2\.1"):
         pick(can_reach="192.0.2.1")
     with pytest.raises(NoInterface, match="MTU of 0"):
-        pick(host=Host((replace(NAT, mtu=0),), default="enp0s3"))
+        pick(host=Host((replace(NAT, mtu=0),), defaults=("enp0s3",)))
 
 
 ONE, TWO = IPv6Address("2001:db8:1::1"), IPv6Address("2001:db8:2::1")
 BOTH = interface("eth0", 2, "192.0.2.1", "fe80::1", str(ONE))
 FOUR = interface("eth1", 3, "198.51.100.1", "fe80::2")
 SIX = interface("eth2", 4, "fe80::3", "2001:db8:2::2", str(TWO))
-MIXED = Host((interface("lo", 1, "127.0.0.1", "::1"), BOTH, FOUR, SIX), default="eth0", default6="eth2")
+MIXED = Host((interface("lo", 1, "127.0.0.1", "::1"), BOTH, FOUR, SIX), defaults=("eth0",), defaults6=("eth2",))
 
 
 def test_each_family_has_its_default_route_and_dual_stack_takes_ipv4s() -> None:
@@ -140,7 +140,7 @@ def test_an_interface_without_a_family_that_is_on_does_not_fit() -> None:
     with pytest.raises(NoInterface, match=r"no interface with an IPv4 and an IPv6 address matches eth1, eth2; there"):
         pick("eth1", "eth2", host=MIXED, families="46")
     with pytest.raises(NoInterface, match="no default route over an interface with an IPv6 address; give --iface"):
-        pick(host=replace(MIXED, default6="eth1"), families="6")
+        pick(host=replace(MIXED, defaults6=("eth1",)), families="6")
 
 
 def test_a_named_ipv6_address_is_taken_in_any_spelling() -> None:
@@ -178,7 +178,7 @@ def test_can_reach_gives_one_family_and_the_interface_the_other() -> None:
 
 def test_the_better_ipv6_address_of_an_interface() -> None:
     def best(*entries: InterfaceAddress) -> IPv6Address | None:
-        return pick(host=Host((replace(SIX, addresses=entries),), None, default6="eth2"), families="6").address6
+        return pick(host=Host((replace(SIX, addresses=entries),), (), defaults6=("eth2",)), families="6").address6
 
     temporary = InterfaceAddress(IPv6Address("2001:db8::1"), flags=IFA_F_SECONDARY)
     dynamic = InterfaceAddress(IPv6Address("2001:db8::2"), flags=0)
@@ -208,7 +208,7 @@ def test_an_address_that_is_looked_for_elsewhere_is_none_yet() -> None:
     with pytest.raises(NoInterface):
         choose(host, Asked(), ipv4=False, ipv6=True)
     optimistic = replace(tentative, flags=IFA_F_TENTATIVE | IFA_F_OPTIMISTIC)
-    host = Host((replace(BOTH, addresses=(optimistic,)),), default="eth0", default6="eth0")
+    host = Host((replace(BOTH, addresses=(optimistic,)),), defaults=("eth0",), defaults6=("eth0",))
     assert choose(host, Asked(), ipv4=False, ipv6=True).address6 == ONE
 
 
@@ -218,7 +218,60 @@ def test_the_overlay_is_no_underlay() -> None:
     device = interface("flannel.1", 5, "10.42.7.0")
     bridge = interface("cni0", 6, "10.42.7.1")
     eth0 = interface("eth0", 9, "10.0.0.5")
-    host = outside(Host((device, bridge, eth0), default=None), ours)
+    host = outside(Host((device, bridge, eth0), defaults=()), ours)
     assert choose(host, Asked(regexes=[r"^10\."])).interface is eth0
     with pytest.raises(NoInterface):
-        choose(outside(Host((device, bridge), default=None), ours), Asked(regexes=[r"^10\."]))
+        choose(outside(Host((device, bridge), defaults=()), ours), Asked(regexes=[r"^10\."]))
+
+
+TUN = Interface("tun0", 9, 1500, b"", (InterfaceAddress(ip_address("10.9.0.1")),), "tun")
+
+
+def test_a_vpn_that_takes_the_default_route_is_no_underlay() -> None:
+    host = Host((NAT, LAN, TUN), defaults=("tun0", "enp0s3"))
+    assert pick(host=host).interface is NAT
+    assert pick("tun0", host=host).interface is TUN, "but if it is named"
+    with pytest.raises(NoInterface, match=r"no default route .* but that over tun0, a tunnel's, .*; give --iface"):
+        pick(host=replace(host, defaults=("tun0",)))
+    wireguard = replace(TUN, name="wg0", kind="wireguard")
+    assert pick(host=Host((NAT, wireguard), defaults=("wg0", "enp0s3"))).interface is NAT
+    six = replace(TUN, addresses=(InterfaceAddress(ONE),))
+    assert pick(host=replace(MIXED, interfaces=(SIX, six), defaults6=("tun0", "eth2")), families="6").interface is SIX
+
+
+def test_of_several_default_routes_the_best_over_an_interface_that_may_be_counts() -> None:
+    """One over our own device, or the containers' bridge (dhcpcd makes such), hides that of the host no more."""
+    device = interface("flannel.1", 5, "10.42.7.0")
+    host = outside(Host((NAT, LAN, device), defaults=("flannel.1", "enp0s8", "enp0s3")), [IPv4Network("10.42.7.0/24")])
+    assert pick(host=host).interface is LAN
+
+
+def test_while_it_runs_it_stays_where_address_and_link_live() -> None:
+    moved, kept = replace(HOST, defaults=("enp0s8",)), [IPv4Address("10.0.2.15")]
+    assert choose(moved, Asked(), keep=kept, stay=True).interface is NAT
+    assert choose(moved, Asked(), keep=kept).interface is LAN, "a start takes the default route's"
+    assert choose(moved, Asked(), keep=[IPv4Address("10.0.2.16")], stay=True).interface is LAN
+    dead = replace(moved, interfaces=(replace(NAT, live=False), LAN))
+    assert choose(dead, Asked(), keep=kept, stay=True).interface is LAN
+    assert choose(replace(dead, defaults=("enp0s3",)), Asked(), keep=kept, stay=True).interface.name == "enp0s3"
+    assert choose(moved, Asked(("enp0s8",)), keep=kept, stay=True).interface is LAN, "as asked for"
+
+
+def test_no_packet_leaves_by_lo() -> None:
+    lo = replace(interface("lo", 1, "127.0.0.1", "203.0.113.1"), loopback=True)
+    host = replace(HOST, interfaces=(lo, NAT))
+    for asked in ("lo", "127.0.0.1", "203.0.113.1"):
+        with pytest.raises(NoInterface, match="no packet leaves this host by lo: name the interface"):
+            pick(asked, host=host)
+    anycast = IPv4Address("203.0.113.1")
+    assert pick(public_ip=str(anycast), host=host) == Choice(NAT, IPv4Address("10.0.2.15"), anycast)
+
+
+def test_the_address_of_the_network_is_nobodys() -> None:
+    wide = replace(LAN.addresses[0], base=IPv4Address("192.168.56.0"))
+    host = replace(HOST, interfaces=(NAT, replace(LAN, addresses=(wide,))))
+    with pytest.raises(NoInterface, match=r"^--public-ip 192\.168\.56\.0 is the network's own address on enp0s8; give"):
+        pick("enp0s8", public_ip="192.168.56.0", host=host)
+    lowest = replace(wide, address=IPv4Address("192.168.56.0"))
+    host = replace(HOST, interfaces=(NAT, replace(LAN, addresses=(lowest,))))
+    assert pick("enp0s8", public_ip="192.168.56.0", host=host).address == lowest.address, "Linux 5.14 has such hosts"
