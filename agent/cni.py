@@ -26,6 +26,7 @@ from flanneld_py.agent.cni_conf import netconf
 from flanneld_py.agent.cni_delegate import Delegates
 from flanneld_py.agent.cni_plugin import Plugin, supported
 from flanneld_py.agent.cni_spec import NEWEST, VERSIONS, CniError, Code, Json, request
+from flanneld_py.agent.subnetfile import replace
 
 USAGE = """\
 flannel-py is a plugin for CNI and for netavark (podman 5), run by container engines.
@@ -110,9 +111,6 @@ def install(directory: Path) -> Path:
     """Write the plugin's quick launcher, for this Python and this installation, and return it. Raises OSError."""
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / "flannel-py"
-    temporary = directory / f".flannel-py.{os.getpid()}"
     agent = str(Path(__file__).resolve().parent)
-    temporary.write_text(LAUNCHER.format(python=sys.executable, agent=agent), encoding="utf-8")
-    temporary.chmod(0o755)
-    temporary.replace(target)
+    replace(target, LAUNCHER.format(python=sys.executable, agent=agent), 0o755)
     return target

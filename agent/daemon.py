@@ -258,8 +258,8 @@ async def choose_underlay(
     ):
         if public is not None and family is not None and public != own and public in family.network:
             raise NoInterface(
-                f"the public address {public} is inside Network {family.network} and not that of "
-                f"{choice.interface.name}: other hosts would send to it through the tunnel; give one at which they reach us"
+                f"the public address {public} is in Network {family.network} and not that of {choice.interface.name}: "
+                "other hosts would send to it through the tunnel; give one at which they reach us"
             )
     return choice
 

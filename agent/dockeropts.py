@@ -21,7 +21,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from flanneld_py.agent import subnetfile
-from flanneld_py.agent.subnetfile import SubnetFile
+from flanneld_py.agent.subnetfile import SubnetFile, replace
 
 USAGE = """\
 usage: flanneld-py-docker-opts [-f file] [-d file] [-i] [-c] [-m] [-k name]
@@ -88,13 +88,8 @@ def parse(arguments: Sequence[str]) -> Wish:
 def write(wish: Wish, environment: Mapping[str, str], routes: Path) -> None:
     """Write the file. Raises OptsError, also if it was written and another route to our subnet is in the way."""
     subnets = _read(wish.subnet_file)
-    temporary = wish.output.with_name(f".{wish.output.name}.{os.getpid()}")
     try:
-        try:
-            temporary.write_text(render(wish, subnets, environment), encoding="utf-8")
-            temporary.replace(wish.output)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace(wish.output, render(wish, subnets, environment), 0o644)
     except OSError as error:
         raise OptsError(f"cannot write {wish.output}: {error.strerror}") from error
     own = _own(subnets)

@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from flanneld_py.agent.subnetfile import replace
+
 
 @dataclass(frozen=True, slots=True)
 class Signature:
@@ -24,12 +26,8 @@ class Signature:
 
 def sign(path: Path, signature: Signature) -> None:
     """Say that the subnet file, as it is now, is ours. Raises OSError."""
-    place = _place(path)
-    temporary = place.with_name(f"{place.name}.new")
-    temporary.unlink(missing_ok=True)
-    with temporary.open("x", encoding="utf-8") as file:  # Not through a link that somebody has put there.
-        file.write(f"{_state(path)} {','.join(signature.addresses) or '-'} {signature.network}\n")
-    temporary.replace(place)
+    words = f"{_state(path)} {','.join(signature.addresses) or '-'} {signature.network}\n"
+    replace(_place(path), words, 0o644)
 
 
 def signature_of(path: Path) -> Signature | None:

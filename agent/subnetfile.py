@@ -46,10 +46,21 @@ class SubnetFile:
 def write(path: Path, content: SubnetFile) -> None:
     """Replace the file atomically, mode 0644, making its folder (0755). Raises OSError."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    replace(path, content.text(), 0o644)
+
+
+def replace(path: Path, text: str, mode: int) -> None:
+    """Replace a file atomically. Raises OSError.
+
+    What somebody else has put in the temporary file's place, a link perhaps, is removed and not written to: the folder
+    may belong to another user.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
     try:
-        temporary.write_text(content.text(), encoding="ascii")
-        temporary.chmod(0o644)
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(text)
+            os.fchmod(file.fileno(), mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def test_each_gets_a_folder_with_what_it_needs_and_no_more(tmp_path: Path) -> None:
-    said = certificates(tmp_path, "member", "etcd1", "10.0.0.5", "fd00::5", "etcd1.example.org").stdout
+    said = certificates(tmp_path, "member", "etcd1", "10.0.0.5", "fd00::5", "etcd1.example.org", "etcd.dc1").stdout
     assert certificates(tmp_path, "client", "web-1", "flannel").returncode == 0
     member, client = tmp_path / "etcd1", tmp_path / "web-1"
     assert {path.name for path in member.iterdir()} == {
@@ -36,7 +36,9 @@ def test_each_gets_a_folder_with_what_it_needs_and_no_more(tmp_path: Path) -> No
     }
     assert {path.name for path in client.iterdir()} == {"ca.crt", "client.crt", "client.key"}
     names = shown(member / "server.crt", "-ext", "subjectAltName")
-    assert all(name in names for name in ("IP Address:10.0.0.5", "IP Address:FD00", "DNS:etcd1.example.org"))
+    assert all(
+        name in names for name in ("IP Address:10.0.0.5", "IP Address:FD00", "DNS:etcd1.example.org", "DNS:etcd.dc1")
+    )
     # A common name would make the server's own gateway a user.
     assert "CN" not in shown(member / "server.crt", "-subject")
     assert shown(client / "client.crt", "-subject", "-nameopt", "RFC2253") == "subject=CN=flannel,O=etcd\n"

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
 
-from flanneld_py.agent.subnetfile import SubnetFile, previous_subnets, read, write
+from flanneld_py.agent.subnetfile import SubnetFile, previous_subnets, read, replace, write
 
 V4 = (IPv4Network("10.42.0.0/16"), IPv4Network("10.42.5.0/24"))
 V6 = (IPv6Network("2001:cafe:42::/56"), IPv6Network("2001:cafe:42:5::/64"))
@@ -87,3 +88,14 @@ def test_whoever_needs_all_of_it_is_told_what_is_wrong(tmp_path: Path, old: str,
     path.write_text(CONTENT.text().replace(old, new))
     with pytest.raises(ValueError, match=message):
         read(path)
+
+
+def test_nothing_is_written_through_a_link_that_somebody_has_put_there(tmp_path: Path) -> None:
+    """The agent may run as root in a folder of another user, who can foretell the temporary file's name."""
+    victim, target = tmp_path / "shadow", tmp_path / "subnet.env"
+    victim.write_text("root:")
+    (tmp_path / f".subnet.env.{os.getpid()}").symlink_to(victim)
+    replace(target, "FLANNEL_MTU=1450\n", 0o644)
+    assert (victim.read_text(), target.read_text()) == ("root:", "FLANNEL_MTU=1450\n")
+    assert target.stat().st_mode & 0o777 == 0o644
+    assert not target.is_symlink()
