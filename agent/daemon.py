@@ -200,7 +200,9 @@ async def give_back(options: Options) -> None:
     locks, registry = Locks(), Registry(open_store(options), options.prefix, options.lease_ttl)
     try:
         locks.take_file(options.subnet_file)
-        choice = await choose_underlay(options, await registry.config(), previous_subnets(options.subnet_file), None)
+        earlier = read_earlier(options.subnet_file, options.prefix)
+        about = previous_subnets(options.subnet_file), earlier.addresses
+        choice = await choose_underlay(options, await registry.config(), *about, stay=False)
         await release.by_hand(registry, read_identity(choice.interface.mac).name, print)
     except (RegistryError, NoInterface, OSError) as error:
         raise Broken(f"the lease cannot be given back: {error}") from error

@@ -203,7 +203,7 @@ class Reconciler:
                     assert not isinstance(have, ForeignLink)
                     await self._kernel.change_link(have, want)
                 case LinkStep.CREATE | LinkStep.RECREATE | LinkStep.MAKE_ROOM:
-                    await self._kernel.delete_link(want.name)
+                    await self._kernel.delete_link(want.name, want)
                     if isinstance(want, VxlanLink):
                         await self._kernel.create_link(want)
         except KernelError as error:

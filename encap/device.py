@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator
-from errno import ENODEV
+from errno import EADDRINUSE, ENODEV
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,16 @@ async def _route() -> AsyncIterator[Any]:
     except NetlinkError as error:
         words = str(error.args[1])
         raise Refused(error.code, "" if words == os.strerror(error.code) else words) from error
+
+
+def port_is_taken(want: VxlanLink) -> bool:
+    """Tell whether a program has the UDP port that a device is to have, over its version of IP."""
+    family = socket.AF_INET6 if want.local is not None and len(want.local) == 16 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as tried:
+        if family == socket.AF_INET6:
+            tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            tried.bind(("", want.port))
+        except OSError as error:
+            return error.errno == EADDRINUSE
+    return False

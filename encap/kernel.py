@@ -108,8 +108,11 @@ class Kernel(Protocol):
         """
         ...
 
-    async def delete_link(self, name: str) -> None:
-        """Delete a device and with it all entries; an absent device is no error. Raises KernelError."""
+    async def delete_link(self, name: str, successor: OurLink | None = None) -> None:
+        """Delete a device and with it all entries; an absent device is no error. Raises KernelError.
+
+        `successor` is what is to take its place: if that cannot be made, as far as one can know, nothing is deleted.
+        """
         ...
 
     def devices_in(self, subnets: Collection[Network]) -> list[str]:

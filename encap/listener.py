@@ -25,7 +25,6 @@ import socket
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from errno import ENOBUFS
-from itertools import count
 
 from flanneld_py.encap import bpf
 from flanneld_py.encap import rtnetlink as rt
@@ -89,9 +88,9 @@ class Listener:
         bpf.attach(self.socket, bpf.SO_ATTACH_FILTER, _all_but(own_port))
         self._name_devices()
 
-    def read(self, expected: Collection[Event] = (), limit: int | None = None) -> list[Event]:
+    def read(self, expected: Collection[Event], limit: int) -> list[Event]:
         """Read up to `limit` messages that lie ready; return all events that wait for `take`."""
-        for _ in count() if limit is None else range(limit):
+        for _ in range(limit):
             try:
                 buffer = self.socket.recv(RECEIVE_BYTES)
             except BlockingIOError:

@@ -5,7 +5,8 @@
     dump     reader.py    rtnetlink.py -> entries, part by part
     devices  here, device.py (pyroute2)
 
-Own changes come back through the monitor; `apply` reads them at its end, while it still knows which they were.
+Own changes come back through the monitor; `apply` reads them at its end, while it still knows which they were. Behind
+more than a few thousand changes of others they are told later, as those of others are: that costs a second look.
 
 All sockets belong to the network namespace of the thread that calls.
 """
@@ -43,6 +44,8 @@ from flanneld_py.encap.writer import Writer
 
 _MONITOR_BATCH = 2000
 """Messages per wakeup: about 5 ms."""
+_APPLY_BATCH = 4000
+"""Messages before and after our own changes: a routing daemon that loads its table makes them quicker than we read."""
 
 
 class Netlink:
@@ -84,7 +87,7 @@ class Netlink:
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
         """See kernel.Kernel."""
-        earlier = self._read_events(())
+        earlier = self._read_events((), _APPLY_BATCH)
         failures = self._writer.apply(operations)
         if self._readings or earlier:
             failed = {id(failure.operation) for failure in failures}
@@ -92,7 +95,7 @@ class Netlink:
             self._mark(done)
             if self._listening is not None:
                 self._listening[1].drop(done)
-        if self._read_events(_expected(operations)) and self._listening is not None:
+        if self._read_events(_expected(operations), _APPLY_BATCH) and self._listening is not None:
             self._listening[0].call_soon(self._deliver)
         return failures
 
@@ -182,11 +185,15 @@ class Netlink:
         except Refused as refused:
             raise KernelError(f"cannot change {want.name}: {self._why_not(want, refused)}") from refused
 
-    async def delete_link(self, name: str) -> None:
+    async def delete_link(self, name: str, successor: OurLink | None = None) -> None:
         """See kernel.Kernel."""
         found = find_link(self._requests, name)
         if found is None:
             return
+        if isinstance(successor, VxlanLink) and (found.kind, found.port) != ("vxlan", successor.port):
+            shared = any((link.kind, link.port) == ("vxlan", successor.port) for link in self._links())
+            if not shared and device.port_is_taken(successor):
+                raise KernelError(f"{name} stays as it is: {self._why_not(successor, Refused(EADDRINUSE, ''))}")
         try:
             await device.delete(found.ifindex)
         except Refused as refused:
@@ -237,7 +244,7 @@ class Netlink:
 
     # Events
 
-    def _read_events(self, expected: Collection[Event], limit: int | None = None) -> bool:
+    def _read_events(self, expected: Collection[Event], limit: int) -> bool:
         if self._listening is None:
             return False
         events = self._listening[1].read(expected, limit)

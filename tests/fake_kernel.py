@@ -136,7 +136,7 @@ class FakeKernel:
         self.links[want.name] = want
         self._tell(LinkChanged(want.name, True))
 
-    async def delete_link(self, name: str) -> None:
+    async def delete_link(self, name: str, successor: OurLink | None = None) -> None:
         self._refuse_link_if_told()
         if name in self.links:
             self.meddle_delete_link(name)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -124,6 +126,45 @@ async def test_without_free_descriptors_everything_fails_so_that_it_is_tried_aga
                     await coroutine
             assert await kernel.why_no_vxlan() == ""
         assert set(peer(2, objects=True)) <= {entry for part in kernel.dump() for entry in part}
+    finally:
+        kernel.close()
+
+
+def batch(lines: list[str]) -> None:
+    subprocess.run(["ip", "-batch", "-"], input="".join(lines), text=True, check=True)
+
+
+@pytest.mark.root
+async def test_a_change_of_ours_waits_for_no_end_of_others_changes(namespace: str) -> None:
+    """A routing daemon loads its table: what it does meanwhile is told in portions, between which others run."""
+    kernel = Netlink(receive_buffer=64 << 20)
+    foreign = [f"route add 198.18.{at // 250}.{at % 250}/32 dev p0 proto 186\n" for at in range(12_000)]
+    try:
+        kernel.listen([DEVICE], lambda _: None)
+        await kernel.create_link(LINK)
+        batch(foreign)
+        assert kernel.apply([Operation(Verb.ADD, entry) for entry in peer(1, objects=False)]) == []
+        assert kernel._listening is not None
+        assert kernel._listening[1].socket.recv(1 << 16), "much is still to be told"
+    finally:
+        kernel.close()
+
+
+@pytest.mark.root
+async def test_a_device_stays_where_its_successor_cannot_be(namespace: str) -> None:
+    kernel = Netlink()
+    try:
+        await kernel.create_link(LINK)
+        await kernel.create_link(replace(LINK, name="flannel.9", vni=9, port=4799))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as program:
+            program.bind(("", 4790))
+            with pytest.raises(KernelError, match=r"flannel\.1 stays as it is: UDP port 4790 is taken by a program"):
+                await kernel.delete_link(DEVICE, replace(LINK, port=4790))
+        assert kernel.link(DEVICE) == LINK
+        for successor in (replace(LINK, vni=7), replace(LINK, port=4790), replace(LINK, port=4799), LINK6):
+            await kernel.delete_link(DEVICE, successor)
+            assert kernel.link(DEVICE) is None, "free, or shared with a device"
+            await kernel.create_link(LINK)
     finally:
         kernel.close()
 

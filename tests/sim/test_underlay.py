@@ -322,5 +322,5 @@ async def test_addresses_of_containers_cause_few_looks(cluster: Cluster, monkeyp
 
 
 def lease_address(agent: Agent) -> IPv4Address:
-    assert agent._keeper.lease is not None
-    return agent._keeper.lease.attrs.public_ip
+    assert agent.keeper.lease is not None
+    return agent.keeper.lease.attrs.public_ip
