@@ -54,6 +54,10 @@ if TYPE_CHECKING:
     from flanneld_py.agent.supervise import Supervisor
 
 
+SAY_EVERY = 1.0
+"""Seconds between two looks at what a host waits for before it is ready."""
+
+
 class Agent:
     """See the module's docstring.
 
@@ -98,14 +102,16 @@ class Agent:
         self._watch: UnderlayWatch | None = None
         self._leftovers = Leftovers(kernel, settings.control, earlier, locks.others, clock, rng)
         self._announcer = Announcer(settings.subnet_file, settings.prefix, clock)
-        self._wanted: tuple[Wanted, ...] = ()
+        self.wanted: tuple[Wanted, ...] = ()
+        """This host as it should be, each family; nothing before there is a lease."""
         self._supervisors: dict[Family, Supervisor] = {}
         self.view = LeaseView()
         self._follower = Follower(registry, self.view, clock, rng, self._changed)
         host = (identity, underlay.public_ip, underlay.public_ip6, settings.subnet_len)
         claimer = self._claimer = Claimer(registry, self.view, self._follower.list, clock, rng, *host)
         share = (registry, self.view, self._follower.list, clock, rng, claimer)
-        self.keeper = self._keeper = Keeper(*share, margin=settings.margin)
+        claimer.waits = lambda reason: self._say(f"waiting for a lease: {reason}")
+        self.keeper = Keeper(*share, margin=settings.margin)
         self._reconcilers: tuple[Reconciler, ...] = ()
         self.ready = asyncio.Event()
 
@@ -121,8 +127,7 @@ class Agent:
         self._say("waiting for a lease")
         lease = await self._acquire(self._previous)
         await self._leftovers.remove(self._member, lease)
-        wanted = self._wanted = self._work_out(lease)
-        self._say("waiting for the device, its entries and the packet filter")
+        wanted = self.wanted = self._work_out(lease)
         neighbours = Neighbours(wanted)
         parts = self._settings.control, self._start_datapath, self._mark_reconcilers, self._clock, self._rng
         supervisors = self._supervisors = dict(make_supervisors(wanted, *parts))
@@ -140,7 +145,7 @@ class Agent:
 
         tasks.create_task(self._leftovers.run(), name="leftovers")
         tasks.create_task(self._follower.run(), name="follower")
-        tasks.create_task(self._keeper.keep(self._take_another), name="keeper")
+        tasks.create_task(self.keeper.keep(self._take_another), name="keeper")
         for reconciler, each in zip(reconcilers, wanted, strict=True):
             family = each.backend.family
             tasks.create_task(reconciler.run(), name=f"reconciler of {family.name}")
@@ -150,17 +155,18 @@ class Agent:
         if guard is not None:
             tasks.create_task(guard.run(), name="firewall")
         for supervisor in supervisors.values():
-            await supervisor.fed.wait()
+            await self._wait(supervisor.fed)
         for reconciler in reconcilers:
-            await reconciler.ready.wait()
+            await self._wait(reconciler.ready)
+            reconciler.passed = self._tell_state
         if guard is not None:
             await guard.wait_looked()
         tasks.create_task(self._announcer.run(), name="subnet file")
         self._announce()
         await self._announcer.written.wait()  # Else containers would get a subnet of another day, or none.
         self.ready.set()
-        own, devices = self._wanted[0].own.subnets, " and ".join(member.devices) or None
-        log.info("ready", **facts(subnet=own, device=devices, peers=self._peers))
+        own, devices = self.wanted[0].own.subnets, " and ".join(member.devices) or None
+        log.info("ready", **facts(subnet=own, device=devices, peers=max(each.peers for each in reconcilers)))
         self._changed()
 
     async def _take_another(self, lost: Lease) -> None:
@@ -173,7 +179,7 @@ class Agent:
         """Return the state of everything, for operators; see status.py."""
         document = status.starting(self._status)
         document |= {"ready": self.ready.is_set(), "registry_connected": self._connected}
-        document |= status.network(self._wanted) | status.peers(self._reconcilers) | status.firewall(self._guard)
+        document |= status.network(self.wanted) | status.peers(self._reconcilers) | status.firewall(self._guard)
         for family, supervisor in self._supervisors.items():
             document |= {status.USERSPACE[family]: status.userspace(await supervisor.report(), supervisor.trouble)}
         return document
@@ -201,9 +207,9 @@ class Agent:
     async def _acquire(self, previous: tuple[subnetfile.Network, ...]) -> Lease:
         member = self._member
         assert member is not None
-        lease = await self._keeper.acquire(member.config, self._attrs, previous)
+        lease = await self.keeper.acquire(member.config, self._attrs, previous)
         if self._member is not member:  # The underlay changed meanwhile.
-            self._keeper.revise(self._attrs(lease))
+            self.keeper.revise(self._attrs(lease))
         return lease
 
     def _attrs(self, had: Lease | None) -> LeaseAttrs:
@@ -216,7 +222,7 @@ class Agent:
 
     def _bring_about(self, lease: Lease) -> None:
         """Let everybody work towards what a lease means now."""
-        new = self._wanted = self._work_out(lease)
+        new = self.wanted = self._work_out(lease)
         for reconciler, each in zip(self._reconcilers, new, strict=True):
             reconciler.want(each)
             if each.datapath is not None:
@@ -227,7 +233,7 @@ class Agent:
     async def _look(self) -> Underlay:
         """Choose the underlay as it is now. Raises NoInterface, OSError."""
         assert self._member is not None
-        lease = self._keeper.lease
+        lease = self.keeper.lease
         overlay = lease.subnets.families if lease is not None else self._previous
         return await self._find(self._member.config, overlay, self._underlay)
 
@@ -240,8 +246,8 @@ class Agent:
             self._listen(self._member.devices)
             for verdicts in self._on_link.values():
                 verdicts.over(underlay.interface)
-        if (lease := self._keeper.lease) is not None:  # Else it will be acquired with this.
-            self._keeper.revise(attrs := self._attrs(lease))
+        if (lease := self.keeper.lease) is not None:  # Else it will be acquired with this.
+            self.keeper.revise(attrs := self._attrs(lease))
             if self._reconcilers:
                 self._bring_about(replace(lease, attrs=attrs))
         if moved:
@@ -260,32 +266,27 @@ class Agent:
 
     def _announce(self) -> None:
         """Write the subnet file. Raises Broken."""
-        self._announcer.announce(self._wanted, ipmasq=self._guard is not None and self._guard.masquerades)
+        self._announcer.announce(self.wanted, ipmasq=self._guard is not None and self._guard.masquerades)
 
     def _changed(self) -> None:
         """Let everybody look again: the view or the connection has changed."""
-        self._keeper.mark()
+        self.keeper.mark()
         if self._follower.connected and not self._connected:
-            self._keeper.check()
+            self.keeper.check()
         self._connected = self._follower.connected
         for reconciler in self._reconcilers:
             reconciler.mark()
+        self._tell_state()
+
+    def _tell_state(self) -> None:
         if self.ready.is_set():
-            state = "registry connected" if self._connected else "registry away, traffic goes on"
-            if self._keeper.overdue:
-                state += ", OUR LEASE ENDS SOON"
-            rejected = max(len(reconciler.rejected) for reconciler in self._reconcilers)
-            self._say(f"{self._peers} peers, {rejected} leases not used, {state}")
+            self._say(status.serving(self._reconcilers, connected=self._connected, overdue=self.keeper.overdue))
 
-    @property
-    def wanted(self) -> tuple[Wanted, ...]:
-        """This host as it should be, each family; nothing before there is a lease."""
-        return self._wanted
-
-    @property
-    def _peers(self) -> int:
-        """How many peers there are, counted in the family that has most of them."""
-        return max(reconciler.peers for reconciler in self._reconcilers)
+    async def _wait(self, event: asyncio.Event) -> None:
+        """Wait for something that is needed to be ready, and say why it takes its time."""
+        while not event.is_set():
+            self._say(status.waiting(self._reconcilers, self._supervisors.values()))
+            await self._clock.wait(event, self._clock.now() + SAY_EVERY)
 
     def _on_events(self, events: Sequence[Event]) -> None:
         if self._watch is not None:

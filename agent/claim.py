@@ -68,6 +68,8 @@ class Claimer:
         """Whether we have had a lease, in this run."""
         self._made = 0
         """When our lease was made, by the clock, which goes on over restarts; 0: unknown."""
+        self.waits: Callable[[str], None] = lambda _: None
+        """Hears what a claim waits for, at each try."""
 
     def move(self, public_ip: IPv4Address | None, public_ip6: IPv6Address | None) -> None:
         """Take in that the others reach this host at other addresses now."""
@@ -109,6 +111,7 @@ class Claimer:
                 await self._clock.sleep(0 if conflicts < 10 else backoff.next())
             except RegistryError as error:
                 trouble.warn("no lease yet, trying again", error)
+                self.waits(str(error))
                 await self._clock.sleep(backoff.next())
             else:
                 reservation = facts(subnet=lease.subnets, how=how, reservation=lease.lease_id == 0)

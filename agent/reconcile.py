@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Never
 
@@ -76,7 +76,7 @@ class Reconciler:
         self._link_backoff = Backoff(0.1, 30.0, rng)
         self._read_backoff, self._pace = Backoff(0.02, 30.0, rng), Pace(0.1, 10.0, rng)
         self.postponed = Postponed(self._tracker, rng)
-        self._link_undone, self._link_failure = Undone(), ""
+        self._link_undone, self.link_failure = Undone(), ""
         self._lacking, self._awaiting = False, False
         self._unused = Unused()
         self._retry_at = float("inf")
@@ -86,6 +86,8 @@ class Reconciler:
         self.surveyed = asyncio.Event()
         """Set once every lease of the first listing has been looked at, and told."""
         self.ready = asyncio.Event()
+        self.passed: Callable[[], None] = lambda: None
+        """Called after each pass: what is told of us may be another now."""
         self._want(wanted)
 
     # Marks
@@ -134,7 +136,7 @@ class Reconciler:
             self._tracker.forget(name)
         if name == backend.device or backend.asks_on_link:
             self._read_at = 0.0
-        if name == backend.parent and self._link_failure:
+        if name == backend.parent and self.link_failure:
             self._retry_at = self._clock.now()  # It may have failed for want of this very interface.
 
     # State for people
@@ -162,6 +164,7 @@ class Reconciler:
             await self._clock.sleep(max(SETTLE, self._repairs.patience))
             self._wake.clear()
             await self._reconcile()
+            self.passed()
 
     async def _reconcile(self) -> None:
         now = self._clock.now()
@@ -207,8 +210,8 @@ class Reconciler:
                     if isinstance(want, VxlanLink):
                         await self._kernel.create_link(want)
         except KernelError as error:
-            if str(error) != self._link_failure:
-                self._link_failure = str(error)
+            if str(error) != self.link_failure:
+                self.link_failure = str(error)
                 log.error("the device cannot be made, trying again", **facts(device=want.name, reason=error))
             self._retry_at = now + self._link_backoff.next()
             # One that is up and cannot be changed still carries packets: its underlay may be gone for a while.
@@ -218,7 +221,7 @@ class Reconciler:
         if step.acts:
             self._link_undone.again(now)
         if not self._link_undone.contested:
-            self._link_failure = ""
+            self.link_failure = ""
             self._link_backoff.reset()
         if step is not LinkStep.NOTHING:
             self._read_at = 0.0

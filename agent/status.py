@@ -5,7 +5,7 @@ The names and their units are documented in docs/operate.md. What is not known y
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from flanneld_py.agent.postponed import SHOWN
@@ -14,7 +14,7 @@ from flanneld_py.encap.family import IPV4, IPV6
 if TYPE_CHECKING:
     from flanneld_py.agent.guard import Guard
     from flanneld_py.agent.reconcile import Reconciler
-    from flanneld_py.agent.supervise import Report
+    from flanneld_py.agent.supervise import Report, Supervisor
     from flanneld_py.agent.wanted import Wanted
     from flanneld_py.encap.orders import PeerTraffic, Status
 
@@ -49,6 +49,22 @@ def starting(state: str) -> Document:
         "firewall": None,
         **dict.fromkeys(USERSPACE.values()),
     }
+
+
+def waiting(reconcilers: Sequence[Reconciler], supervisors: Iterable[Supervisor]) -> str:
+    """Return the sentence for a host that has its lease and is not ready, with what is in the way."""
+    reasons = [each.link_failure for each in reconcilers] + [each.trouble for each in supervisors]
+    return ": ".join(
+        filter(None, ["waiting for the device, its entries and the packet filter", "; ".join(filter(None, reasons))])
+    )
+
+
+def serving(reconcilers: Sequence[Reconciler], *, connected: bool, overdue: bool) -> str:
+    """Return the sentence for a host that is ready."""
+    state = "registry connected" if connected else "registry away, traffic goes on"
+    rejected = max(len(reconciler.rejected) for reconciler in reconcilers)
+    peers = max(reconciler.peers for reconciler in reconcilers)
+    return f"{peers} peers, {rejected} leases not used, {state}" + (", OUR LEASE ENDS SOON" if overdue else "")
 
 
 def network(wanted: Sequence[Wanted]) -> Document:

@@ -256,6 +256,44 @@ async def test_what_is_undone_now_and_then_is_back_at_once_each_time(
         assert WARNING not in caplog.text
 
 
+async def test_the_sentence_for_people_is_true_after_each_change(cluster: Cluster) -> None:
+    async def sentence(agent: Agent) -> str:
+        await cluster.clock.run_for(1)
+        return str((await agent.describe())["state"])
+
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        assert await sentence(agent) == "0 peers, 0 leases not used, registry connected"
+        await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+        assert await sentence(agent) == "1 peers, 0 leases not used, registry connected"
+        await cluster.put_raw("10.5.8.0-24", b"garbage")
+        assert await sentence(agent) == "1 peers, 1 leases not used, registry connected"
+        await cluster.delete("10.5.9.0-24")
+        assert await sentence(agent) == "0 peers, 1 leases not used, registry connected"
+
+
+async def test_the_sentence_for_people_says_what_is_waited_for(cluster: Cluster) -> None:
+    cluster.kernel(1).fail_links("UDP port 8472 is taken", times=10)
+    async with cluster.agent(1) as agent:
+        await cluster.clock.run_for(3)
+        assert (await agent.describe())["state"] == (
+            "waiting for the device, its entries and the packet filter: UDP port 8472 is taken"
+        )
+        await cluster.settle(agent)
+        assert str((await agent.describe())["state"]).startswith("0 peers")
+
+
+async def test_the_sentence_for_people_says_why_there_is_no_lease(cluster: Cluster) -> None:
+    await cluster.configure(b'{"Network": "10.5.0.0/28", "SubnetLen": 30, "Backend": {"Type": "vxlan"}}')
+    for number in (0, 4, 8, 12):
+        await cluster.put(f"10.5.0.{number}-30", f"192.0.2.{90 + number}", f"02:00:00:00:00:{number:02x}")
+    async with cluster.agent(1) as agent:
+        await cluster.clock.run_for(30)
+        state = str((await agent.describe())["state"])
+        assert state.startswith("waiting for a lease: ")
+        assert "subnet" in state
+
+
 async def test_who_keeps_setting_the_device_down_is_a_warning_and_no_line_for_each_time(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -96,7 +96,7 @@ async def test_another_network_leaves_no_address_of_the_former_on_our_device(
     async with cluster.agent(1) as agent:
         await cluster.settle(agent)
         (lease,) = [each for each in agent.view.leases().values() if str(each.attrs.public_ip) == "192.0.2.9"]
-        own = agent._wanted[0].own.subnets.v4
+        own = agent.wanted[0].own.subnets.v4
         wanted = {*entries(lease).values(), Address(DEVICE, own.network_address.packed, 32), *operators}
         assert set(kernel.tables.values()) == wanted
 
