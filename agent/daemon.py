@@ -17,6 +17,7 @@ from flanneld_py.agent import release
 from flanneld_py.agent.agent import Agent
 from flanneld_py.agent.blackhole import Blackhole
 from flanneld_py.agent.broken import Broken
+from flanneld_py.agent.changed import ConfigWatch
 from flanneld_py.agent.clock import Clock, SystemClock
 from flanneld_py.agent.earlier import Earlier, read_earlier
 from flanneld_py.agent.former import FormerRules
@@ -93,6 +94,8 @@ class Daemon:
                     tasks.create_task(keeper.run(wanted=True), name="blackhole")
                 else:
                     await keeper.run(wanted=False)
+                config = ConfigWatch(registry, self._agent.wanted[0].config, self._clock, Random())
+                tasks.create_task(config.run(), name="config")
                 self._notifier.tell(READY="1")
         except* Stopped:
             if self._agent is not None and self._options.release_on_stop:
