@@ -45,7 +45,7 @@ def wanted6(agent: Agent) -> set[Key]:
 
 
 def own_key(agent: Agent) -> str:
-    held = agent._keeper._held
+    held = agent.keeper._held
     assert held is not None
     return agent._registry.key(held.lease.subnets)
 
