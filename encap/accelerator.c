@@ -203,7 +203,7 @@ static PyMethodDef methods[] = {
     {"segment", segment, METH_VARARGS, "segment(train, each, prefix) -> (datagrams, size): see offload.py."},
     {"gather", gather, METH_VARARGS, "gather(fd, buffer, most, have) -> trains: see gather.py."},
     {"coalesce", coalesce, METH_VARARGS, "coalesce(buffer, size, offset, mtu, udp) -> writes: see merge.py."},
-    {"wait", express_wait, METH_VARARGS, "wait(epoll, lanes, from_device, from_wire, known, admitted, offset, mtu, segmentation) -> ready: see express.c."},
+    {"wait", express_wait, METH_VARARGS, "wait(epoll, lanes, from_device, from_wire, notes, known, admitted, offset, mtu, segmentation) -> ready: see express.c."},
     {NULL, NULL, 0, NULL},
 };
 

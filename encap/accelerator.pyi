@@ -12,6 +12,7 @@ def wait(
     lanes: tuple[Lane, ...],
     from_device: memoryview,
     from_wire: memoryview,
+    notes: memoryview,
     known: dict[bytes, Remote],
     admitted: dict[tuple[bytes, bytes, bytes], Remote],
     offset: int,

@@ -27,18 +27,35 @@
 #ifndef UDP_SEGMENT
 #define UDP_SEGMENT 103
 #endif
+#ifndef SO_MEMINFO
+#define SO_MEMINFO 55
+#endif
 #ifndef UDP_GRO
 #define UDP_GRO 104
 #endif
 
 enum { MOST_LANES = 32, MOST_EVENTS = 2 * MOST_LANES + 4 }; /* device and wire of each, and what is not ours */
 enum { SHARE = 1 << 18, LITTLE = 1 << 14, MOST = 64 }; /* see relay.py */
+enum { CROWDED = 256, RELIEFS = 1024, AHEAD = 4 * MOST };                  /* see relieve */
 enum { MAX_SEGMENTS = 64, MAX_PAYLOAD = 65507, RECEIVE_SIZE = 65535 };    /* see wire.py */
 
-/* A lane's descriptors, and what is called there: outward, admit, failed. */
+/* A lane's descriptors, and what is called there: outward, admit, failed, overflowed. */
 struct lane {
     int device, wire, sender, udp;
-    PyObject *outward, *admit, *failed;
+    PyObject *outward, *admit, *failed, *overflowed;
+};
+
+/* How crowded a queue is: packets since it was last seen empty, how often it may be relieved without new proof, what had
+   found it full by the last one, and the flow that has most of the packets, if one has more than half (Boyer and Moore's
+   majority vote, by what each costs). */
+struct crowd {
+    size_t standing, reliefs, overflowed, votes;
+    uint64_t flow;
+};
+
+/* What is remembered from call to call, in a buffer of Python's that is zero at first: of devices and of wires. */
+struct notes {
+    struct crowd outward[MOST_LANES], inward[MOST_LANES];
 };
 
 /* What was received: bytes in all, bytes of each datagram, ECN codepoint, and from whom. */
@@ -56,6 +73,7 @@ struct receipt {
 struct express {
     int epoll, segmentation, asked;
     byte *from_device, *from_wire;
+    struct notes *notes;
     Py_ssize_t count;
     struct lane lanes[MOST_LANES];
     PyObject *known, *admitted;
@@ -260,20 +278,109 @@ static int dispatch(struct express *express, const struct lane *lane, size_t siz
     return done;
 }
 
+/* A queue that was not empty for a while, and that packets find full, is relieved: of what still waits a UDP flow that has
+   most of it is dropped, which is quicker than to carry it, and all others' packets pass. So it is full for nobody else.
+   TCP slows down by itself, and what does not overflow may wait. */
+
+static void join(struct crowd *crowd, const byte *packet, size_t length, size_t charge)
+{
+    uint64_t flow = flow_of(packet, length);
+    crowd->standing++;
+    if (crowd->flow == flow) {
+        crowd->votes += charge;
+    } else if (crowd->votes >= charge) {
+        crowd->votes -= charge;
+    } else {
+        crowd->flow = flow;
+        crowd->votes = charge;
+    }
+}
+
+static void emptied(struct crowd *crowd)
+{
+    crowd->reliefs -= crowd->standing >= CROWDED && crowd->reliefs;
+    crowd->standing = crowd->votes = 0;
+}
+
+/* Tell whether packets found a crowded queue full since this was last asked. */
+static int proven(struct crowd *crowd, size_t overflowed)
+{
+    if (overflowed <= crowd->overflowed) {
+        crowd->standing = 0; /* Ask again, but not each turn. */
+        return 0;
+    }
+    crowd->overflowed = overflowed;
+    crowd->reliefs = RELIEFS;
+    return 1;
+}
+
+static int crowds(const struct crowd *crowd, const byte *packet, size_t length)
+{
+    return crowd->votes && length >= 20 && packet[packet[0] >> 4 == 4 ? 9 : 6] == UDP &&
+           flow_of(packet, length) == crowd->flow;
+}
+
+enum served { FAILED = -1, ELSEWHERE, SERVED, EMPTY };
+
+/* Read a packet and send it, or drop it if it is of the flow that crowds the queue and `dropped` is there to count it. */
+static enum served serve_packet(struct express *express, const struct lane *lane, int first, size_t *charged, size_t *dropped)
+{
+    struct crowd *crowd = &express->notes->outward[lane - express->lanes];
+    const byte *packet = express->from_device + sizeof(struct vnet);
+    size_t before = *charged, length;
+    ssize_t size = read(lane->device, express->from_device, sizeof(struct vnet) + MAX_PACKET);
+    if (size < 0 && errno == EAGAIN) {
+        emptied(crowd);
+        return EMPTY;
+    }
+    length = size > (ssize_t)sizeof(struct vnet) ? (size_t)size - sizeof(struct vnet) : 0;
+    if (dropped && crowds(crowd, packet, length)) {
+        struct vnet vnet;
+        memcpy(&vnet, express->from_device, sizeof vnet);
+        *dropped += segments(&vnet, length);
+        crowd->standing++;
+        return SERVED;
+    }
+    int done = size > 0 ? dispatch(express, lane, (size_t)size, first, charged) : 0;
+    join(crowd, packet, length, *charged - before);
+    if (done)
+        return done < 0 ? FAILED : SERVED;
+    return asked(express, PyObject_CallFunction(lane->outward, "n", (Py_ssize_t)(size > 0 ? size : 0))) ? FAILED : ELSEWHERE;
+}
+
+static int relieve_device(struct express *express, const struct lane *lane)
+{
+    struct crowd *crowd = &express->notes->outward[lane - express->lanes];
+    size_t charged = 0, dropped = 0;
+    enum served served = SERVED;
+    if (crowd->standing < CROWDED)
+        return 0;
+    if (!crowd->reliefs) {
+        PyObject *told = PyObject_CallObject(lane->overflowed, NULL);
+        size_t overflowed = told ? PyLong_AsSize_t(told) : 0;
+        Py_XDECREF(told);
+        express->asked = 1;
+        if (PyErr_Occurred())
+            return -1;
+        if (!proven(crowd, overflowed))
+            return 0;
+    }
+    for (int taken = 0; served == SERVED && taken < AHEAD && charged < SHARE; taken++)
+        served = serve_packet(express, lane, 1, &charged, &dropped);
+    if (served == FAILED || (dropped && failed(express, lane, "out-flood", 0, dropped)))
+        return -1;
+    return 0;
+}
+
 static int serve_device(struct express *express, const struct lane *lane)
 {
     size_t charged = 0;
     for (int taken = 0; taken < MOST && charged < SHARE; taken++) {
-        ssize_t size = read(lane->device, express->from_device, sizeof(struct vnet) + MAX_PACKET);
-        if (size < 0 && errno == EAGAIN)
-            return 0;
-        int done = size > 0 ? dispatch(express, lane, (size_t)size, !taken, &charged) : 0;
-        if (done < 0)
-            return -1;
-        if (!done)
-            return asked(express, PyObject_CallFunction(lane->outward, "n", (Py_ssize_t)(size > 0 ? size : 0)));
+        enum served served = serve_packet(express, lane, !taken, &charged, NULL);
+        if (served != SERVED)
+            return served == FAILED ? -1 : 0;
     }
-    return 0;
+    return relieve_device(express, lane);
 }
 
 /* Inward */
@@ -375,7 +482,7 @@ static int deliver(struct express *express, const struct lane *lane, size_t at, 
             size_t lost;
             end = combine(buffer, at, end, size, offset, run->codepoint, &lost);
             marked = 0;
-            if (lost && failed(express, lane, "in", 0, lost))
+            if (lost && failed(express, lane, "in-ecn", 0, lost))
                 return -1;
             continue;
         }
@@ -407,16 +514,63 @@ static int continues(struct express *express, const struct receipt *run, size_t 
            !(next->total > next->each && perhaps_uncut(express, buffer + at, (size_t)next->total));
 }
 
+/* Return how many datagrams have found a socket's buffer full. */
+static size_t lost_at(int wire)
+{
+    uint32_t told[9] = {0}; /* linux/sock_diag.h: SK_MEMINFO_DROPS is the last */
+    socklen_t size = sizeof told;
+    return getsockopt(wire, SOL_SOCKET, SO_MEMINFO, told, &size) || size < sizeof told ? 0 : told[8];
+}
+
+/* Give the first of the datagrams that were received at `at`: the inner packet, and its bytes. */
+static const byte *inner(struct express *express, size_t at, const struct receipt *receipt, size_t *length)
+{
+    size_t have = (size_t)(receipt->each < receipt->total ? receipt->each : receipt->total), offset = (size_t)express->offset;
+    *length = have > offset ? have - offset : 0;
+    return express->from_wire + at + offset;
+}
+
+static int relieve_wire(struct express *express, const struct lane *lane)
+{
+    struct crowd *crowd = &express->notes->inward[lane - express->lanes];
+    struct receipt next;
+    size_t charged = 0, dropped = 0, length;
+    if (crowd->standing < CROWDED || (!crowd->reliefs && !proven(crowd, lost_at(lane->wire))))
+        return 0;
+    for (int taken = 0; taken < AHEAD && charged < SHARE; taken++) {
+        if (receive(express, lane, 0, &next) < 0) {
+            emptied(crowd);
+            break;
+        }
+        const byte *packet = inner(express, 0, &next, &length);
+        if (crowds(crowd, packet, length)) {
+            dropped += (size_t)((next.total + next.each - 1) / next.each);
+            crowd->standing++;
+            continue;
+        }
+        charged += cost((size_t)next.total, (size_t)next.each);
+        if (deliver(express, lane, 0, (size_t)next.total, &next))
+            return -1;
+    }
+    return dropped ? failed(express, lane, "in-flood", 0, dropped) : 0;
+}
+
 static int serve_wire(struct express *express, const struct lane *lane)
 {
+    struct crowd *crowd = &express->notes->inward[lane - express->lanes];
     struct receipt run, next;
-    size_t begin = 0, at = 0, charged = 0;
+    size_t begin = 0, at = 0, charged = 0, length;
+    int more = 1;
     for (int taken = 0; taken < MOST && charged <= SHARE; taken++) {
         if (receive(express, lane, at, &next) < 0) {
             if (errno != EAGAIN && failed(express, lane, "in-wire", errno, 1))
                 return -1;
+            emptied(crowd);
+            more = 0;
             break;
         }
+        const byte *packet = inner(express, at, &next, &length);
+        join(crowd, packet, length, cost((size_t)next.total, (size_t)next.each));
         charged += cost((size_t)next.total, (size_t)next.each);
         if (at > begin && !(next.total && continues(express, &run, begin, at, &next))) {
             if (deliver(express, lane, begin, at, &run))
@@ -433,7 +587,9 @@ static int serve_wire(struct express *express, const struct lane *lane)
             run = next;
         at += (size_t)next.total;
     }
-    return at > begin ? deliver(express, lane, begin, at, &run) : 0;
+    if (at > begin && deliver(express, lane, begin, at, &run))
+        return -1;
+    return more ? relieve_wire(express, lane) : 0;
 }
 
 /* The loop */
@@ -486,27 +642,29 @@ static PyObject *wait_all(struct express *express)
 
 static int take_lane(PyObject *described, struct lane *lane)
 {
-    return PyArg_ParseTuple(described, "iiipOOO", &lane->device, &lane->wire, &lane->sender, &lane->udp,
-                            &lane->outward, &lane->admit, &lane->failed);
+    return PyArg_ParseTuple(described, "iiipOOOO", &lane->device, &lane->wire, &lane->sender, &lane->udp,
+                            &lane->outward, &lane->admit, &lane->failed, &lane->overflowed);
 }
 
 PyObject *express_wait(PyObject *self, PyObject *args)
 {
     struct express express = {.count = 0};
-    Py_buffer from_device, from_wire;
+    Py_buffer from_device, from_wire, notes;
     PyObject *lanes, *ready = NULL;
     Py_ssize_t wanted;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iO!w*w*O!O!nnp", &express.epoll, &PyTuple_Type, &lanes, &from_device, &from_wire,
-                          &PyDict_Type, &express.known, &PyDict_Type, &express.admitted, &express.offset, &express.mtu,
+    if (!PyArg_ParseTuple(args, "iO!w*w*w*O!O!nnp", &express.epoll, &PyTuple_Type, &lanes, &from_device, &from_wire,
+                          &notes, &PyDict_Type, &express.known, &PyDict_Type, &express.admitted, &express.offset, &express.mtu,
                           &express.segmentation))
         return NULL;
     express.from_device = from_device.buf;
     express.from_wire = from_wire.buf;
+    express.notes = notes.buf;
     wanted = PyTuple_Size(lanes);
     if (wanted > MOST_LANES || express.offset < 0 || express.mtu < 0)
         PyErr_SetString(PyExc_ValueError, "expected at most 32 lanes, and sizes that are positive");
-    else if (from_device.len < (Py_ssize_t)sizeof(struct vnet) + MAX_PACKET || from_wire.len < SHARE + 2 * RECEIVE_SIZE)
+    else if (from_device.len < (Py_ssize_t)sizeof(struct vnet) + MAX_PACKET || from_wire.len < SHARE + 2 * RECEIVE_SIZE ||
+             notes.len < (Py_ssize_t)sizeof(struct notes))
         PyErr_SetString(PyExc_ValueError, "the buffers are too small");
     else
         while (express.count < wanted && take_lane(PyTuple_GetItem(lanes, express.count), &express.lanes[express.count]))
@@ -515,5 +673,6 @@ PyObject *express_wait(PyObject *self, PyObject *args)
         ready = wait_all(&express);
     PyBuffer_Release(&from_device);
     PyBuffer_Release(&from_wire);
+    PyBuffer_Release(&notes);
     return ready;
 }

@@ -49,17 +49,23 @@ Lane = tuple[
     Callable[[int], None],
     Callable[[int, int, int, Endpoint, int], None],
     Callable[[str, int, int], None],
+    Callable[[], int],
 ]
 """A lane as express.c takes it: the descriptors of device, wire and sender; whether UDP is merged; what it calls:
-outward(have), received(start, stop, size, sender, codepoint) and failed(where, errno, count)."""
+outward(have), received(start, stop, size, sender, codepoint), failed(where, errno, count) or failed(counter, 0, count),
+and overflowed(): how many packets have found the device's queues full."""
 
 
 class Room:
-    """The buffers for what comes from the device and from the wire; all lanes', as nothing stays from turn to turn."""
+    """The buffers for what comes from the device and from the wire; all lanes', as nothing stays from turn to turn.
+
+    And `notes`, for what express.c remembers of its lanes.
+    """
 
     def __init__(self) -> None:
         self.from_device = memoryview(bytearray(SHARE))
         self.from_wire = memoryview(bytearray(SHARE + 2 * RECEIVE_SIZE))
+        self.notes = memoryview(bytearray(1 << 12))
 
 
 class DeviceGone(Exception):
@@ -95,7 +101,7 @@ class Relay:
     def lane(self) -> Lane:
         """What express.c works with."""
         descriptors = self.tun.fileno(), self.wire.fileno(), self.wire.sender_fileno()
-        return (*descriptors, self._udp, self.outward, self._received, self._failed)
+        return (*descriptors, self._udp, self.outward, self._received, self._failed, self._overflowed)
 
     def outward(self, have: int = 0) -> None:
         """Send what waits in the TUN device, up to a share; `have` bytes of it are read. Raises DeviceGone."""
@@ -221,7 +227,10 @@ class Relay:
         if where == "in-device":
             self._refused_by_device("in", error, count)
         else:
-            self._dropped(where, _name(error) if number else Refused.ECN.value, count)
+            self._directory.drops[f"{where}-{_name(error)}" if number else where] += count
+
+    def _overflowed(self) -> int:
+        return self.tun.overflowed
 
     def _admit(self, datagrams: memoryview, size: int, sender: Endpoint, codepoint: int) -> None:
         offset = self._directory.admission.offset

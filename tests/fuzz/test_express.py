@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import struct
@@ -67,6 +68,11 @@ class DeviceEnd(Tun):
     def __init__(self, end: socket.socket, *, udp: bool) -> None:
         self._fd = end.fileno()
         self.device, self.offloads = "pair", ("csum", "tso4", "tso6", *(("uso4", "uso6") if udp else ()))
+        self.lost = 0
+
+    @property
+    def overflowed(self) -> int:
+        return self.lost
 
 
 class World:
@@ -100,10 +106,12 @@ class World:
         self._put(REMOTE, subnets)
         self._put(UNREACHABLE, [ip_network("10.2.0.16/28")])
         self._room = Room()
-        relay = Relay(self.directory, DeviceEnd(ours, udp=udp), wire, self._room, lambda: True, lambda: 0.0)
+        self.end = DeviceEnd(ours, udp=udp)
+        relay = Relay(self.directory, self.end, wire, self._room, lambda: True, lambda: 0.0)
         self._turns = Turns()
         undo.callback(self._turns.close)
         self._ends = (ours, wire)
+        self.wire = wire
         self.long_way: list[str] = []
         self._lane = self._noted(relay.lane)
         self._turns.watch(ours.fileno(), relay.outward)
@@ -119,17 +127,17 @@ class World:
         )
 
     def _noted(self, lane: Lane) -> Lane:
-        *rest, outward, admit, failed = lane
+        *rest, outward, admit, failed, overflowed = lane
 
         def noted(name: str, call: Callable[..., None]) -> Callable[..., None]:
             return lambda *arguments: self.long_way.append(name) or call(*arguments)  # type: ignore[func-returns-value]
 
-        return (*rest, noted("out", outward), noted("in", admit), failed)  # type: ignore[return-value]
+        return (*rest, noted("out", outward), noted("in", admit), failed, overflowed)  # type: ignore[return-value]
 
     def _wait(self, epoll: int) -> list[int]:
         directory, admission = self.directory, self.directory.admission
         known, admitted = directory.table.known, admission.admitted
-        room = self._room.from_device, self._room.from_wire
+        room = self._room.from_device, self._room.from_wire, self._room.notes
         return accelerator.wait(epoll, (self._lane,), *room, known, admitted, admission.offset, directory.mtu, True)
 
     def _rest(self, rung: socket.socket) -> None:
@@ -376,3 +384,64 @@ def test_uncut_super_packets_in_a_row_stay_apart_whatever_their_segments_size(si
             written, _ = world.left()
             header = VNET.pack(NEEDS_CSUM, GSO_UDP_L4, segment.header, size, segment.network, 6)
             assert written == [header + encode(segment, finished=False)] * 11
+
+
+@pytest.mark.parametrize(
+    ("protocol", "overflows", "relieved"), [(UDP, True, True), (UDP, False, False), (TCP, True, False)]
+)
+def test_a_flow_that_crowds_a_lane_is_what_overflows(protocol: int, overflows: bool, relieved: bool) -> None:
+    """All others' packets are sent, whatever they stand behind; and what only waits is not dropped."""
+    with ExitStack() as undo:
+        world = World(orders.Mode.VXLAN, undo, express=True, udp=True, mtu=1450)
+        world.device.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
+        # One super-packet is more than half of a turn, so that few are sent in it.
+        flood = Segment(bytes(150), protocol=protocol, destination=8, options=b"")
+        kind, field = (GSO_UDP_L4, 6) if protocol == UDP else (GSO_TCPV4, 16)
+        vnet = VNET.pack(NEEDS_CSUM, kind, flood.header, 1, 20, field)
+        polite = Segment(b"polite", protocol=UDP, destination=8, ports=(7, 7))
+        for packet, header in ((flood, vnet), (polite, PLAIN)):
+            world.send("out", header, packet, (0, 0))
+            world.work_off()
+        world.left()
+        before = world.counted()[1][0]
+        floods = polites = 0
+        for step in range(400):
+            world.end.lost += overflows
+            for _ in range(4):
+                world.send("out", vnet, flood, (0, 0))
+                floods += 1
+            if step % 10 == 9:
+                world.send("out", PLAIN, polite, (0, 0))
+                polites += 1
+            world.turn()
+        world.work_off()
+        drops, totals = world.counted()
+        sent = totals[0] - before
+        assert sent - polites + drops.get("out-flood", 0) // 150 == floods
+        assert ("out-flood" in drops) == relieved
+        assert drops.keys() <= {"out-flood"}
+
+
+def test_a_flow_that_crowds_the_wire_is_what_overflows() -> None:
+    with ExitStack() as undo:
+        world = World(orders.Mode.VXLAN, undo, express=True, udp=True, mtu=1450)
+        with socket.socket(fileno=os.dup(world.wire.fileno())) as end:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        train = [world.head(4) + packet for packet in cut(Segment(bytes(1200), protocol=UDP, destination=2), 20)]
+        control = ((socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", len(train[0]))),)
+        polite = Segment(b"polite", protocol=UDP, destination=2, ports=(7, 7))
+        expected = 0
+        for step in range(150):
+            for _ in range(20):
+                world.peers[0].sendmsg(train, control, 0, world.to)
+            world.turn()
+            if world.directory.drops["in-flood"] and step % 10 == 9:
+                world.work_off()
+                world.left()
+                for _ in range(3):
+                    world.peers[0].sendmsg(train, control, 0, world.to)
+                world.send("in", REMOTE, polite, (0, 0))
+                world.turn()
+                assert [packet for packet in world.left()[0] if packet.endswith(b"polite")]
+                expected += 1
+        assert expected > 3
