@@ -19,6 +19,7 @@ from random import Random
 from typing import Never
 
 from flanneld_py.agent.backoff import Backoff, Pace
+from flanneld_py.agent.beside import Beside
 from flanneld_py.agent.carrier import Carrier
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.hold import Hold
@@ -75,7 +76,7 @@ class Reconciler:
         self._hold = Hold(view, self._tracker, carrier)
         self._link_backoff = Backoff(0.1, 30.0, rng)
         self._read_backoff, self._pace = Backoff(0.02, 30.0, rng), Pace(0.1, 10.0, rng)
-        self.postponed = Postponed(self._tracker, rng)
+        self.postponed, self.beside = Postponed(self._tracker, rng), Beside(kernel, self._tracker)
         self._link_undone, self.link_failure = Undone(), ""
         self._lacking, self._awaiting = False, False
         self._unused = Unused()
@@ -187,6 +188,7 @@ class Reconciler:
             self._view.again(self._wanted.backend.family.name, await self._on_link.refresh(self._view.leases()))
         await self._take_leases()
         await self._apply()
+        self.beside.look(now)
         self.ready.set()
 
     async def _ensure_link(self, *, retry: bool) -> bool:

@@ -85,7 +85,7 @@ def peers(reconcilers: Sequence[Reconciler]) -> Document:
     if not reconcilers:
         return {}
     rejected = {item for reconciler in reconcilers for item in reconciler.rejected.items()}
-    failing = [item for reconciler in reconcilers for item in reconciler.postponed.refused]
+    failing = [item for each in reconcilers for item in (*each.postponed.refused, *each.beside.found)]
     contested = [entry for reconciler in reconcilers for entry in reconciler.postponed.contested]
     return {
         "peers": max(reconciler.peers for reconciler in reconcilers),

@@ -129,6 +129,12 @@ class Kernel(Protocol):
         """
         ...
 
+    def routes_beside(
+        self, subnets: Collection[tuple[bytes, int]], devices: Collection[str]
+    ) -> dict[tuple[bytes, int], str]:
+        """Find what others have to these subnets with another metric, on none of these devices. Raises KernelError."""
+        ...
+
     def dump(self) -> Iterator[list[Entry]]:
         """Read every entry on the listened-to devices, part by part.
 

@@ -17,7 +17,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from errno import EADDRINUSE, EEXIST, EINVAL, EOPNOTSUPP, EPERM
 
-from flanneld_py.encap import device, request, sweep
+from flanneld_py.encap import beside, device, request, sweep
 from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.kernel import Event, Gone, KernelError, Lost, Seen
 from flanneld_py.encap.listener import Listener, event_key
@@ -116,6 +116,7 @@ class Netlink:
 
     devices_in = staticmethod(sweep.devices_in)
     remove_routes = staticmethod(sweep.remove_routes)
+    routes_beside = staticmethod(beside.routes_beside)
 
     def close(self) -> None:
         """See kernel.Kernel."""

@@ -77,6 +77,8 @@ class FakeKernel:
         self._pending: list[Event] = []
         self._faults: list[_Fault] = []
         self._link_faults: list[str] = []
+        self.beside: dict[tuple[bytes, int], str] = {}
+        """What others have to subnets with another metric."""
         self.opponent: Callable[[Operation], None] | None = None
         """What somebody does right after each of our operations; it may meddle."""
         self.applied = 0
@@ -162,6 +164,11 @@ class FakeKernel:
         for entry in doomed:
             self.meddle_remove(entry.key)
         return [f"route {text(entry.subnet)}/{entry.prefix_length} on {entry.device}" for entry in doomed]
+
+    def routes_beside(
+        self, subnets: Collection[tuple[bytes, int]], devices: Collection[str]
+    ) -> dict[tuple[bytes, int], str]:
+        return {subnet: words for subnet, words in self.beside.items() if subnet in subnets}
 
     def dump(self) -> Iterator[list[Entry]]:
         keys = [key for key, entry in self.tables.items() if self._is_dumped(entry)]

@@ -364,3 +364,23 @@ async def test_packets_go_through_the_tunnels(namespace: str) -> None:
         finally:
             here.close()
             there.close()
+
+
+@pytest.mark.root
+async def test_routes_of_others_with_another_metric_are_found(namespace: str) -> None:
+    kernel, four, six = Netlink(), (ip("10.5.7.0"), 24), (ip("fd05:7::"), 64)
+    try:
+        await kernel.create_link(LINK)
+        await kernel.create_link(LINK6)
+        run("ip route add 10.5.7.0/24 dev p0 proto kernel scope link metric 100")
+        run("ip route add 10.5.8.0/24 dev p0 proto static metric 50")
+        run("ip route add 10.5.9.0/24 dev p0 proto static metric 50 table 100")
+        run("ip addr add fd05:7::1/64 dev p0 nodad")
+        devices, wanted = {DEVICE, DEVICE6}, {four, six, (ip("10.5.9.0"), 24)}
+        found = kernel.routes_beside(wanted, devices)
+        assert set(found) == {four, six}
+        assert "on p0 (proto kernel, metric 100): ours goes before it" in found[four]
+        assert "on p0 (proto kernel, metric 256): it goes before ours" in found[six]
+        assert kernel.routes_beside(wanted, {"p0"}) == {}
+    finally:
+        kernel.close()

@@ -726,3 +726,17 @@ async def test_a_key_that_covers_every_subnet_keeps_nobody_out_and_is_named(
         {"key": f"{PREFIX}/subnets/0.0.0.0-1", "reason": "subnet 0.0.0.0/1 is outside Network 10.5.0.0/16"}
     ]
     assert "lease is not used" in caplog.messages
+
+
+async def test_a_route_of_others_beside_ours_is_named(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    await cluster.put("10.5.9.0-24", "192.0.2.9", "02:00:00:00:00:09")
+    subnet = (bytes([10, 5, 9, 0]), 24)
+    cluster.kernel(1).beside = {subnet: "there is another route on eth1", (bytes(4), 24): "not ours"}
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        failing = (await agent.describe())["failing_entries"]
+        assert failing == [{"entry": "route 10.5.9.0/24", "reason": "there is another route on eth1"}]
+        cluster.kernel(1).beside = {}
+        await cluster.clock.run_for(400)
+        assert (await agent.describe())["failing_entries"] == []
+    assert caplog.text.count("another route is beside ours") == 1
