@@ -25,7 +25,7 @@ from flanneld_py.registry.model import Lease, LeaseAttrs, Subnets
 from flanneld_py.registry.store import Delete, Put
 from tests.lease_host import CONFIG, PREFIX, Host
 from tests.manual_clock import ManualClock
-from tests.sim.test_races import Hesitant
+from tests.sim.test_races import Hesitant, leased
 
 ADDRESS = "10.0.2.15"
 SUBNET = Subnets(IPv4Network("10.5.7.0/24"))
@@ -286,8 +286,9 @@ class Story:
                     del self.hosts[number]
                     await self.lives.pop(number).aclose()
             case Reserve(address, number):
+                await self.clock.run_for(1)  # An operator does not overlap what a host takes in this moment.
                 subnets = Subnets(IPv4Network(f"10.5.{number}.0/24"))
-                free = not any(subnets.overlaps(held.subnets) for held in self.held())
+                free = not any(subnets.overlaps(taken) for taken in (await leased(self.store)).values())
                 mine = [held for held in self.held() if str(held.attrs.public_ip) == address]
                 if mine:
                     key = f"{PREFIX}/subnets/{'&'.join(str(s).replace('/', '-') for s in mine[0].subnets.families)}"
