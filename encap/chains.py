@@ -2,7 +2,7 @@
 
     nat     POSTROUTING             -j FLANNEL-POSTRTG     masquerade
     filter  DOCKER-USER or FORWARD  -j FLANNEL-FWD         accept
-    raw     PREROUTING              -j FLANNEL-RAW         accept
+    raw     PREROUTING              -j FLANNEL-RAW         accept; without nft, what containers send to the tunnel: drop
 
 A jump comes after everybody's special rules, and before whatever ends the chain for all packets (a bare DROP, REJECT,
 RETURN): where flannel puts it, at the end, unless nothing would get there. Docker drops in chains of its own, so where
@@ -102,8 +102,9 @@ def rule_text(rule: Rule, label: str) -> str:
     mark = [f"-m mark --mark 0x{KUBE_MARK:x}/0x{KUBE_MARK:x}"] if rule.marked else []
     ways = [f"-i {rule.came_by}" if rule.came_by else "", f"-o {rule.leaves_by}" if rule.leaves_by else ""]
     sides = [_side("-s", rule.source), _side("-d", rule.destination), *ways]
+    port = [f"-p udp -m udp --dport {rule.port}"] if rule.port is not None else []
     comment = f'-m comment --comment "{label}"'
-    return " ".join([*filter(None, sides), *mark, comment, f"-j {_VERDICTS[rule.verdict]}"])
+    return " ".join([*filter(None, sides), *port, *mark, comment, f"-j {_VERDICTS[rule.verdict]}"])
 
 
 def _side(option: str, side: Match | None) -> str:

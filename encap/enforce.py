@@ -3,6 +3,7 @@
     masquerade   one place: our nftables table, or our chain in the host's iptables
     forward      every iptables in use (nft's, legacy's): each of them can drop, and none can overrule another
     raw          likewise; in legacy iptables only where somebody has made that table
+    tunnel       our nftables table, whatever carries the rest; a host without nft: raw
     mark         our nftables table, where Docker has one of its own
 
     enforce:  survey -> ours in force -> then only: what is left in the other one, and flannel's, removed
@@ -120,7 +121,9 @@ class Enforcer:
                     # What masquerades elsewhere goes only once this is in force.
                     masquerade = each.masquerade if here else None if work.failures else ()
                     await work.attempt(self._chains(each.family, variant.infix).ensure(masquerade, forward))
-                    await work.attempt_raw(self._ensure_raw(each.family, variant, each.raw, each.subnet))
+                    tunnel = each.tunnel if self._nft is None else ()  # Else it is in our nftables table.
+                    raw, make = (*tunnel, *each.raw), here and bool(tunnel)
+                    await work.attempt_raw(self._ensure_raw(each.family, variant, raw, each.subnet, make=make))
         await self._sweep({each.family for each in wanted}, survey, work)
         if choice.kind == "iptables" and self._nft is not None and not work.failures:
             await work.attempt(self._nft.ensure(in_nft, survey))
@@ -192,9 +195,15 @@ class Enforcer:
                     await work.attempt_raw(self._ensure_raw(family, variant, ()))
 
     async def _ensure_raw(
-        self, family: int, variant: _Variant, rules: Sequence[Rule], subnet: Network | None = None
+        self,
+        family: int,
+        variant: _Variant,
+        rules: Sequence[Rule],
+        subnet: Network | None = None,
+        *,
+        make: bool = False,
     ) -> bool:
-        if variant.legacy and RAW not in self._legacy(family):
+        if variant.legacy and RAW not in self._legacy(family) and not make:
             return False
         changed = await self._chains(family, variant.infix).ensure_raw(rules, subnet)
         if changed and not rules and not variant.legacy:

@@ -15,7 +15,9 @@ Network makes the tunnel's own packets look like containers': masqueraded, each 
 Containers see each other's addresses; what leaves Network goes with the host's address; what comes from outside to
 another host's containers goes with ours, so that the answer comes back through us. Raw's are for engines that drop
 there what does not come over their own bridge (Docker since 28.0): what the overlay brings is let through, all else is
-left to them. Not here: how they are written (nft.py, chains.py), and where (enforce.py).
+left to them. And before anything else, where there is a tunnel, UDP to its port from Network to elsewhere is dropped:
+a container could send tunnel packets that way, which its host, masquerading, would make its own. Not here: how they are
+written (nft.py, chains.py), and where (enforce.py).
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ class Rule:
     """One rule; what is None fits every packet. `marked`: only packets with kube-proxy's mark.
 
     `came_by` is the name of the interface that a packet came in by, `leaves_by` of the one that it is to leave by.
+    `port`: only UDP datagrams to it.
     """
 
     verdict: Verdict
@@ -75,6 +78,7 @@ class Rule:
     marked: bool = False
     came_by: str | None = None
     leaves_by: str | None = None
+    port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,8 @@ class Policy:
 class Rules:
     """The rules of one address family (4 or 6), in order; none at all where that part is switched off.
 
-    `subnet` is the one whose packets those in `raw` let through. `closed` are the drops among `forward`.
+    `subnet` is the one whose packets those in `raw` let through. `closed` are the drops among `forward`. `tunnel` comes
+    before all else, and keeps containers from the hosts' tunnel.
     """
 
     family: int
@@ -119,6 +124,7 @@ class Rules:
     closed: tuple[Rule, ...]
     raw: tuple[Rule, ...]
     underlay: str | None
+    tunnel: tuple[Rule, ...] = ()
 
 
 def name_suffix(device: str | None) -> str:
@@ -143,7 +149,15 @@ def rules(policy: Policy) -> Rules:
         _closed(policy) if policy.forward else (),
         _arriving(policy, _excluded(policy) if policy.masquerade else ()) if policy.forward else (),
         policy.underlay,
+        _tunnel(policy) if policy.forward or policy.masquerade else (),
     )
+
+
+def _tunnel(policy: Policy) -> tuple[Rule, ...]:
+    """Drop what a container sends to a host's tunnel: masqueraded, it would come from the address of a peer."""
+    if policy.port is None:
+        return ()
+    return (Rule(Verdict.DROP, In(policy.network), NotIn(policy.network), port=policy.port),)
 
 
 def _masquerade(policy: Policy, multicast: Network) -> tuple[Rule, ...]:

@@ -4,6 +4,7 @@
       chain postrouting     masquerade
       chain forward         what is to be dropped, where it is no iptables that does it
       chain docker-mark     what Docker's nftables backend is to let pass (dockerbridges.py)
+      chain tunnel-port     no container speaks to the hosts' tunnel; also where all else is in iptables
 
     survey    nft list chains               which tables there are, and whose chains packets go through
     ensure    nft list table -> compare -> nft -f -: old table out, new one in, at once -> leftovers out
@@ -100,6 +101,7 @@ HOOKS = {
     "postrouting": "nat hook postrouting priority srcnat",
     "forward": "filter hook forward priority filter",
     "docker-mark": "filter hook prerouting priority -350",
+    "tunnel-port": "filter hook prerouting priority raw",
 }
 """The chains of our tables. What is marked is so before Docker looks, at -300 (raw)."""
 
@@ -111,6 +113,7 @@ def table_text(rules: Rules, name: str) -> str:
         "postrouting": [_rule(rule, family) for rule in rules.masquerade],
         "forward": [_rule(rule, family) for rule in rules.closed],
         "docker-mark": _marks(rules, family),
+        "tunnel-port": [_rule(rule, family) for rule in rules.tunnel],
     }
     lines = []
     for chain, found in chains.items():
@@ -140,7 +143,8 @@ def _rule(rule: Rule, family: str, verdict: str = "") -> str:
     ]
     source = [f"{family} saddr {_side(rule.source)}"] if rule.source else []
     destination = [f"{family} daddr {_side(rule.destination)}"] if rule.destination else []
-    return " ".join([*mark, *ways, *source, *destination, verdict or _VERDICTS[rule.verdict]])
+    port = [f"udp dport {rule.port}"] if rule.port is not None else []
+    return " ".join([*mark, *ways, *source, *destination, *port, verdict or _VERDICTS[rule.verdict]])
 
 
 def _side(side: Match) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -309,8 +310,13 @@ async def test_all_of_ours_goes_whatever_networks_it_is(asked: Asked) -> None:
 class WithoutNft(HostTools):
     """A host that has iptables alone."""
 
+    def __init__(self, *, legacy: bool = False) -> None:
+        super().__init__()
+        self._legacy = legacy
+
     def has(self, name: str) -> bool:
-        return name != "nft" and super().has(name)
+        there = not self._legacy or "legacy" in name or not name.startswith(("iptables", "ip6tables"))
+        return name != "nft" and there and super().has(name)
 
 
 async def test_without_nft_all_of_ours_goes_as_well() -> None:
@@ -323,6 +329,51 @@ async def test_without_nft_all_of_ours_goes_as_well() -> None:
     assert "fd42:" not in everything()
     await host.enforcer.remove()
     assert everything() == before
+
+
+def arrives(source: str, target: str, port: int) -> bool:
+    """Whether a datagram to this host gets through its packet filter."""
+    family = socket.AF_INET6 if ":" in target else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as receiver, socket.socket(family, socket.SOCK_DGRAM) as sender:
+        receiver.bind((target, port))
+        receiver.setblocking(False)
+        sender.bind((source, 0))
+        sender.sendto(b"x", (target, port))  # Over loopback it has arrived, or never will, when this returns.
+        try:
+            return receiver.recv(1) == b"x"
+        except BlockingIOError:
+            return False
+
+
+@pytest.mark.parametrize("tools", ["nftables", "iptables", "iptables without nft", "iptables-legacy without nft"])
+async def test_no_container_speaks_to_a_hosts_tunnel(tools: str) -> None:
+    """Its host would masquerade that, so that it came from the address of a peer."""
+    sh("ip link set lo up")
+    for address in (
+        "10.42.5.2/24",
+        "10.42.5.3/24",
+        "192.0.2.1/24",
+        "fd42:0:0:5::2/64",
+        "fd42:0:0:5::3/64",
+        "fd00::1/64",
+    ):
+        sh(f"ip address add {address} dev lo {'nodad' if ':' in address else ''}")
+    host = Host("nftables" if tools == "nftables" else "iptables")
+    if tools.endswith("without nft"):
+        host.enforcer = Enforcer(WithoutNft(legacy="legacy" in tools), "auto", "", prefer_nft=False)
+    both = [replace(policy, masquerade=False, port=8472) for policy in BOTH]  # On loopback it comes before our look.
+    await host.enforce(*both)
+    assert not (await host.enforce(*both)).changed
+    for container, other, own in (
+        ("10.42.5.2", "10.42.5.3", "192.0.2.1"),
+        ("fd42:0:0:5::2", "fd42:0:0:5::3", "fd00::1"),
+    ):
+        assert not arrives(container, own, 8472)
+        assert arrives(container, own, 8473)
+        assert arrives(container, other, 8472), "a tunnel between containers is their own affair"
+        assert arrives(own, own, 8472), "as a host's does"
+    await host.enforcer.remove()
+    assert "flannel" not in everything().lower()
 
 
 DOCKER_28 = """

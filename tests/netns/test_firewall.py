@@ -301,7 +301,7 @@ def test_a_restart_changes_nothing_and_loses_nothing(make_lab: MakeLab, kind: st
 def test_changing_places_loses_no_masquerade_and_leaves_nothing(make_lab: MakeLab) -> None:
     lab = connected(make_lab, "--ip-masq", "--firewall", "nftables")
     host, here = lab.hosts[0], lab.containers[0]
-    for kind, other in (("iptables", "table ip flanneld-py"), ("nftables", "FLANNEL-POSTRTG")):
+    for kind, other in (("iptables", "\tchain postrouting {"), ("nftables", "FLANNEL-POSTRTG")):
         host.agent.terminate()
         host.agent.start("--firewall", kind)
         host.agent.wait_ready()
