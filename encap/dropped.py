@@ -9,6 +9,7 @@ What cannot be read is left out: the next look may.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -80,7 +81,8 @@ class Dropped:
             for name in nftjson.named_maps(items)[:MOST_MAPS]:
                 one = await self._tools.run("nft", "-j", "list", "map", *table, name)
                 maps[name] = nftjson.elements(nftjson.read_items(one))
-            found = drops(nftjson.read_filter(table[0], bases, items, maps), ours)
+            # In a thread, as long rulesets take longer than the event loop may stand still.
+            found = await asyncio.to_thread(lambda: drops(nftjson.read_filter(table[0], bases, items, maps), ours))
             if table[1] == FIREWALLD:
                 # Where it drops what is forwarded, its zones are told: see `_lacking`.
                 found = [drop for drop in found if not drop.kind.inside]
@@ -102,15 +104,19 @@ class Dropped:
             listed = await self._tools.run(f"{command}-save")
         except FirewallError:
             return []
-        found = []
-        for name, table in (read_save(listed) if len(listed) <= MOST_TEXT else {}).items():
-            if name == "nat" or not table.readable:
-                continue
-            place = Place(command, "", name, managed_by="ufw" if "ufw-user-input" in table.chains else "")
-            for drop in drops(saverules.read_filter(family, table), ours):
-                if not _OUR_CHAINS.match(drop.chain):
-                    found.append(place.obstacle(drop, _name(drop), policies))
-        return found
+
+        def read() -> list[Obstacle]:
+            found = []
+            for name, table in (read_save(listed) if len(listed) <= MOST_TEXT else {}).items():
+                if name == "nat" or not table.readable:
+                    continue
+                place = Place(command, "", name, managed_by="ufw" if "ufw-user-input" in table.chains else "")
+                for drop in drops(saverules.read_filter(family, table), ours):
+                    if not _OUR_CHAINS.match(drop.chain):
+                        found.append(place.obstacle(drop, _name(drop), policies))
+            return found
+
+        return await asyncio.to_thread(read)
 
     async def _lacking(self, policy: Policy, survey: Survey) -> list[Obstacle]:
         """Say what Docker's nftables backend and firewalld have to be told; they write their tables themselves."""

@@ -1,9 +1,7 @@
 """Which rule of somebody's drops packets of ours for certain. Pure; what nftables and iptables have in common.
 
-    nft -j list table   nftjson.py  \\
-                                      Filter: chains of rules, as far as we understand them
-    iptables-save       saverules.py /
-    Policy              kinds.py      Kind: packets of ours that are alike, at one hook
+    nft -j list table -> nftjson.py,   iptables-save -> saverules.py   Filter: chains of rules that we understand
+    Policy            -> kinds.py                                      Kind: packets of ours that are alike, at a hook
 
 A Kind goes along a chain. Rules that every packet of it fits decide; rules that none fits are passed by; where only
 some may fit, or we cannot tell, it is taken to pass if the rule lets packets pass, and to go on if it drops. So what is
@@ -14,79 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
-from typing import Literal
 
 from flanneld_py.encap.firewall import Network
+from flanneld_py.encap.ruleset import Addresses, Base, By, Condition, Filter, Interfaces, Of, Ports, Rule, Side, Words
 
 Fits = bool | None
 """Every packet of a kind, none, or perhaps some."""
-
-
-class By(Enum):
-    """Which interface is asked for."""
-
-    CAME = "came by"
-    LEAVES = "leaves by"
-
-
-class Side(Enum):
-    """Which address is asked for."""
-
-    SOURCE = "source"
-    DESTINATION = "destination"
-
-
-class Of(Enum):
-    """Which other property is asked for, and in which words: those of nft, but `4` and `6` for the families."""
-
-    FAMILY = "family"
-    PROTOCOL = "protocol"
-    STATE = "state of the connection"
-    STATUS = "translation of the connection"
-    TYPE = "type of the destination"
-
-
-@dataclass(frozen=True, slots=True)
-class Interfaces:
-    """Names; one that ends in * is for all that begin so."""
-
-    by: By
-    names: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Addresses:
-    """Networks, of either family."""
-
-    side: Side
-    networks: tuple[Network, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """Ranges of destination ports, with both ends."""
-
-    ranges: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """Any of these words."""
-
-    of: Of
-    words: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What a rule asks of a packet; None for what we do not understand. `negated`: that it is not so."""
-
-    asks: Interfaces | Addresses | Ports | Words | None
-    negated: bool = False
-
-
-UNKNOWN = Condition(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,39 +80,6 @@ def _within(addresses: Network | None, family: int, networks: tuple[Network, ...
     return None if any(addresses.overlaps(network) for network in same) else False
 
 
-Verdict = Literal["drop", "accept", "return", "jump", "goto", "next"]
-"""`accept` also for what takes a packet away without dropping it, and for what we do not know."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One rule. `name` is what it is found by: its handle in nftables, its text in iptables. `target`: a chain."""
-
-    conditions: tuple[Condition, ...]
-    verdict: Verdict
-    name: str
-    target: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """A chain that the kernel sends packets through; `drops` by policy. `devices`: those of ingress and egress."""
-
-    chain: str
-    hook: str
-    drops: bool
-    devices: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """A table: its base chains, and the rules of all its chains. `families` are those whose packets it sees."""
-
-    families: frozenset[int]
-    bases: tuple[Base, ...]
-    chains: Mapping[str, tuple[Rule, ...]]
-
-
 @dataclass(frozen=True, slots=True)
 class Drop:
     """What drops a kind: a rule, in a chain that is reached from a base chain; no rule: the base chain's policy."""
@@ -224,19 +122,13 @@ def _kept_out(table: Filter, kind: Kind) -> list[Network]:
     ):
         return []  # Not on its way to a container of this host.
     found: list[Network] = []
-    for rules in table.chains.values():
-        for rule in rules:
-            asked = [condition.asks for condition in rule.conditions]
-            if rule.verdict != "drop" or not any(
-                condition.negated and isinstance(condition.asks, Interfaces) for condition in rule.conditions
-            ):
-                continue
-            for asks in asked:
-                if isinstance(asks, Addresses) and asks.side is Side.DESTINATION:
-                    found += [each for each in asks.networks if _is_part(each, kind.destination)]
-            if len(found) >= MANY:
-                return found
-    return found
+    for rule in table.keeping_out:
+        for asks in (condition.asks for condition in rule.conditions):
+            if isinstance(asks, Addresses) and asks.side is Side.DESTINATION:
+                found += [each for each in asks.networks if _is_part(each, kind.destination)]
+        if len(found) >= MANY:
+            break
+    return found[:MANY]
 
 
 def _is_part(network: Network, whole: Network) -> bool:

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 
 from flanneld_py.encap import dockerbridges
 from flanneld_py.encap.command import FirewallError, Tools
-from flanneld_py.encap.drops import Base
 from flanneld_py.encap.firewall import KUBE_MARK, In, Match, Network, NotIn, Rule, Rules, Verdict
+from flanneld_py.encap.ruleset import Base
 
 FAMILIES = {4: "ip", 6: "ip6"}
 OURS = "flanneld-py"

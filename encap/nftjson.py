@@ -1,4 +1,4 @@
-"""What `nft -j list table` prints, as a Filter of drops.py: what we do not understand is told as that. Pure.
+"""What `nft -j list table` prints, as a Filter of ruleset.py: what we do not understand is told as that. Pure.
 
     {"nftables": [{"chain": {...}}, {"rule": {"chain": ..., "handle": ..., "expr": [{"match": ...}, {"drop": null}]}}]}
 
@@ -13,7 +13,8 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network, summarize_address_range
 from typing import Any, cast
 
-from flanneld_py.encap.drops import (
+from flanneld_py.encap.firewall import Network
+from flanneld_py.encap.ruleset import (
     UNKNOWN,
     Addresses,
     Base,
@@ -24,11 +25,12 @@ from flanneld_py.encap.drops import (
     Of,
     Ports,
     Rule,
+    Rules,
     Side,
     Verdict,
     Words,
+    keeps_out,
 )
-from flanneld_py.encap.firewall import Network
 
 FAMILIES = {"ip": {4}, "ip6": {6}, "inet": {4, 6}, "netdev": {4, 6}}
 """The families of tables that packets of ours pass, and whose packets they see."""
@@ -69,12 +71,23 @@ def elements(items: Iterable[dict[str, Any]]) -> list[Any]:
 
 def read_filter(family: str, bases: tuple[Base, ...], items: Iterable[dict[str, Any]], maps: Elements) -> Filter:
     """Return a table: its base chains are known from elsewhere, as nft's JSON lacks the devices of some."""
-    chains: dict[str, list[Rule]] = {}
+    chains: dict[str, list[tuple[list[Any], str]]] = {}
+    keeping_out: list[Rule] = []
     for item in items:
         match item:
             case {"rule": {"chain": str(chain), "handle": handle, "expr": list(statements)}}:
-                chains.setdefault(chain, []).extend(_rules(statements, str(handle), maps))
-    return Filter(frozenset(FAMILIES.get(family, ())), bases, {name: tuple(rules) for name, rules in chains.items()})
+                chains.setdefault(chain, []).append((statements, str(handle)))
+                if {"drop": None} in statements and any(_is_negated(each) for each in statements):
+                    keeping_out += filter(keeps_out, _rules(statements, str(handle), maps))
+    read = {name: Rules(raw, lambda rule: _rules(*rule, maps)) for name, raw in chains.items()}
+    return Filter(frozenset(FAMILIES.get(family, ())), bases, read, tuple(keeping_out))
+
+
+def _is_negated(statement: Any) -> bool:
+    match statement:
+        case {"match": {"op": "!=", "left": {"meta": _}}}:
+            return True
+    return False
 
 
 def _rules(statements: list[Any], handle: str, maps: Elements) -> Iterator[Rule]:

@@ -1,4 +1,4 @@
-"""What iptables-save prints, as Filters of drops.py: what we do not understand is told as that. Pure."""
+"""What iptables-save prints, as Filters of ruleset.py: what we do not understand is told as that. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from ipaddress import ip_network
 
 from flanneld_py.encap.chains import Table
-from flanneld_py.encap.drops import (
+from flanneld_py.encap.ruleset import (
     UNKNOWN,
     Addresses,
     Base,
@@ -18,9 +18,11 @@ from flanneld_py.encap.drops import (
     Of,
     Ports,
     Rule,
+    Rules,
     Side,
     Verdict,
     Words,
+    keeps_out,
 )
 
 HOOKS = {name: name.lower() for name in ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")}
@@ -41,8 +43,14 @@ _PROTOCOLS = {"1": "icmp", "6": "tcp", "17": "udp", "58": "ipv6-icmp", "icmpv6":
 def read_filter(family: int, table: Table) -> Filter:
     """Return a table of iptables (family 4) or ip6tables (6)."""
     bases = [Base(name, HOOKS[name], table.policies.get(name) == "DROP") for name in table.chains if name in HOOKS]
-    chains = {name: tuple(_rule(rule, table.chains) for rule in rules) for name, rules in table.chains.items()}
-    return Filter(frozenset((family,)), tuple(bases), chains)
+
+    def read(text: str) -> Iterator[Rule]:
+        yield _rule(text, table.chains)
+
+    texts = (text for rules in table.chains.values() for text in rules if "! -i " in text and text.endswith("-j DROP"))
+    keeping_out = tuple(filter(keeps_out, (_rule(text, table.chains) for text in texts)))
+    chains = {name: Rules(rules, read) for name, rules in table.chains.items()}
+    return Filter(frozenset((family,)), tuple(bases), chains, keeping_out)
 
 
 def _rule(text: str, chains: Collection[str]) -> Rule:

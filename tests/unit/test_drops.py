@@ -15,26 +15,24 @@ from hypothesis import strategies as st
 
 from flanneld_py.encap import nftjson, saverules
 from flanneld_py.encap.chains import read_save
-from flanneld_py.encap.drops import (
+from flanneld_py.encap.drops import Drop, Kind, drops
+from flanneld_py.encap.family import IPAddress
+from flanneld_py.encap.firewall import Policy
+from flanneld_py.encap.kinds import Place, kinds
+from flanneld_py.encap.ruleset import (
     Addresses,
     Base,
     By,
     Condition,
-    Drop,
     Filter,
     Interfaces,
-    Kind,
     Of,
     Ports,
     Rule,
     Side,
     Verdict,
     Words,
-    drops,
 )
-from flanneld_py.encap.family import IPAddress
-from flanneld_py.encap.firewall import Policy
-from flanneld_py.encap.kinds import Place, kinds
 
 POLICY = Policy(
     ip_network("10.42.0.0/16"),
