@@ -32,6 +32,7 @@ from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.notify import Notifier
 from flanneld_py.agent.options import Options, default_workers
+from flanneld_py.agent.pace import Paced
 from flanneld_py.agent.settings import Settings, control_sockets
 from flanneld_py.agent.signals import Stopped, stop_on_signal
 from flanneld_py.agent.status import Document, starting
@@ -71,7 +72,8 @@ class Daemon:
         """Run until a signal comes. Raises UsageError, and Broken or NoInterface for what an operator has to mend."""
         require_capability()
         self._locks.take_file(self._options.subnet_file)
-        registry = Registry(open_store(self._options), self._options.prefix, self._options.lease_ttl)
+        store = Paced(open_store(self._options), self._clock, Random())
+        registry = Registry(store, self._options.prefix, self._options.lease_ttl)
         if flags := self._options.unprotected:
             log.warning(
                 "the connection to etcd is not encrypted: certificates are not used, and a password can be read",

@@ -64,6 +64,7 @@ class Follower:
         self._clock = clock
         self._rng = rng
         self._backoff = Backoff(0.1, 5.0, rng)
+        self._listing_backoff = Backoff(0.1, 60.0, rng)
         self._changed = changed
         self._one_listing = asyncio.Lock()
         self._lost = False
@@ -91,40 +92,41 @@ class Follower:
 
     async def _follow(self) -> Never:
         while True:
-            began = self._clock.now()
             try:
                 if self._lost:
                     await self._compare()
                     self._lost = self._in_doubt = False
-                began = self._clock.now()
                 await self._watch()
             except HistoryLost as error:
                 if isinstance(error, StoreReplaced):
                     self._view.distrust()
                 self._losses.warn("the registry's history is lost, listing again", error)
-                if not self._lost:
-                    self._lost = True
-                    self._disconnected()
-                    await self._clock.sleep(self._share(LIST_SPREAD))
+                self._lost = True
+                self._disconnected()
+                await self._clock.sleep(self._share(LIST_SPREAD) + self._listing_backoff.next())
             except RegistryError as error:
                 if self._read_again:
                     self._read_again = self._in_doubt = False
                 else:
                     self._doubt()
                     self._trouble.warn("leases are not followed; peers stay as they are, trying again", error)
-            if self.connected and self._clock.now() - began >= STEADY:
-                self._backoff.reset()
             self._disconnected()
             await self._clock.sleep(self._backoff.next())
 
     async def _watch(self) -> None:
-        async with aclosing(self._registry.deltas(self._view.revision)) as deltas:
-            async for delta in deltas:
-                if not self.connected:
-                    self._connected(delta.revision)
-                if delta.changes:
-                    self._view.delta(delta)
-                    self._changed()
+        began = self._clock.now()
+        try:
+            async with aclosing(self._registry.deltas(self._view.revision)) as deltas:
+                async for delta in deltas:
+                    if not self.connected:
+                        self._connected(delta.revision)
+                    if delta.changes:
+                        self._view.delta(delta)
+                        self._changed()
+        finally:
+            if self.connected and self._clock.now() - began >= STEADY:
+                self._backoff.reset()
+                self._listing_backoff.reset()
 
     def _doubt(self) -> None:
         """Take in that from now on we may be told another history than until now."""

@@ -141,9 +141,9 @@ class Keeper:
                         await self._clock.wait(self._wake, min(until, self._second_look) if current else until)
                         continue
                     case Renew():
-                        await self._renew(lease, now)
-                        backoff.reset()
-                        continue
+                        if await self._renew(lease, now):
+                            backoff.reset()
+                            continue
                     case Adopt(shown_lease):
                         kind = "a reservation" if shown_lease.lease_id == 0 else "a lease"
                         log.info(
@@ -196,12 +196,14 @@ class Keeper:
         )
         return False
 
-    async def _renew(self, lease: Lease, now: float) -> None:
+    async def _renew(self, lease: Lease, now: float) -> bool:
+        """Renew our lease; return False if it is gone, which may be said of the one made in its place as well."""
         assert self._held is not None
         try:
             await self._registry.keepalive(lease, self._claimer.owner(lease.subnets))
         except LeaseGone:
             await self._find_out(lease, now)
+            return False
         except RegistryError as error:
             left = remaining(self._held, now)
             self._trouble.warn("our lease cannot be renewed; traffic goes on, trying again", error)
@@ -217,6 +219,7 @@ class Keeper:
                 log.info("our lease is renewed again", **facts(subnet=lease.subnets))
             self._overdue_said = False
             self._held = replace(self._held, renewed=now, attempted=now)
+        return True
 
     async def _find_out(self, lease: Lease, now: float) -> None:
         """Look closer: the etcd lease of our key is gone.

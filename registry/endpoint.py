@@ -26,8 +26,10 @@ _SYSTEM_ROOTS = (
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # A listing of thousands of leases, or a watch that catches up, is far more than gRPC's 4 MB.
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
-    # etcd by default ends connections that ping more often than every 5 s.
-    ("grpc.keepalive_time_ms", 10_000),
+    # gRPC servers by default end a connection on which they say nothing and are asked more often than every five
+    # minutes ("too_many_pings"). etcd allows every 5 s, its own proxy (3.4) does not. What notices a connection
+    # that is dead within seconds are the calls' deadlines and the watch's requests, and with them TCP_USER_TIMEOUT.
+    ("grpc.keepalive_time_ms", 330_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     # Without this one, a ping that is not answered is noticed after a minute only.
     ("grpc.http2.ping_timeout_ms", 3_000),

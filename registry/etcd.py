@@ -20,7 +20,7 @@ from functools import partial
 from typing import TypeVar
 
 from flanneld_py.registry import etcd_api as api
-from flanneld_py.registry.channel import Link, Stream
+from flanneld_py.registry.channel import Link, Stream, close
 from flanneld_py.registry.endpoint import Credentials, Tls, parse_endpoints, read_tls
 from flanneld_py.registry.refusal import Refusal, combined
 from flanneld_py.registry.store import (
@@ -118,7 +118,6 @@ class EtcdStore:
 
     async def keepalive(self, lease_id: int) -> int:
         """Set the lease back to its full TTL; return that TTL in seconds. Raises LeaseGone."""
-        # A stream in etcd's API; with one request and one answer it is, on the wire, a plain call.
         action = f"renew etcd lease {lease_id:x}"
         answer = await self._call(action, api.KEEPALIVE, api.KEEPALIVE.request(ID=lease_id))
         if answer.TTL <= 0:
@@ -147,15 +146,17 @@ class EtcdStore:
             open_one = partial(self._open_watch, opened, prefix, start_revision)
             stream = await self._on_some_endpoint(action, open_one, [])
             reader = api.WatchReader(start_revision)
-            yield Batch((), start_revision - 1)
+            batch: Batch | None = Batch((), start_revision - 1)
+            reached = start_revision - 1
             while True:
-                try:
-                    batch = reader.read(await stream.read(self._liveness, self._liveness))
-                except Refusal as refusal:
-                    refusal.endpoint = stream.endpoint.url
-                    raise refusal.error(action) from refusal
                 if batch is not None:
+                    reached = batch.revision
                     yield batch
+                try:
+                    batch = reader.read(await stream.read(self._liveness, partial(self._probe, prefix, reached + 1)))
+                except Refusal as refusal:
+                    refusal.endpoint = stream.link.endpoint.url
+                    raise refusal.error(action) from refusal
 
     async def reconnect(self) -> None:
         """Let go of all connections; running watches and calls end with Unavailable."""
@@ -163,7 +164,7 @@ class EtcdStore:
             stream.end("another connection is made")
         left = [channel for link in self._links if (channel := link.leave()) is not None]
         for channel in left:
-            await channel.close(self._timeout)
+            await close(channel, self._timeout)
 
     async def close(self) -> None:
         """Let go of all connections; running watches end with Unavailable."""
@@ -216,7 +217,7 @@ class EtcdStore:
             return  # They are being replaced: the next failure finds them whole.
         if secrets != link.secrets:
             for stream in self._streams:
-                if stream.endpoint is link.endpoint:
+                if stream.link is link:
                     stream.end("the certificates were replaced")
             await link.renew(secrets, self._timeout)
 
@@ -234,16 +235,22 @@ class EtcdStore:
     ) -> Stream:
         """Open a stream and wait until etcd says that the watch stands."""
         # A linearizable read first: a member that lags behind waits until it does not, and a stale token is renewed.
-        header = (await self._ask(link, api.RANGE, api.header_request(prefix), deadline)).header
-        api.require_history(header, self._cluster_id, start_revision, link.endpoint.url)
-        request = api.watch_request(prefix, start_revision, header.revision)
+        newest = await self._probe(prefix, start_revision, link, deadline)
+        request = api.watch_request(prefix, start_revision, newest)
         stream = Stream(link, await self._login(link, deadline), request)
         self._streams.add(stream)
         opened.callback(self._streams.discard, stream)
         opened.callback(stream.cancel)
-        answer = await stream.read(None, deadline - asyncio.get_running_loop().time())
+        answer = await stream.first(deadline)
         api.WatchReader(start_revision).read(answer)
         return stream
+
+    async def _probe(self, prefix: str, start_revision: int, link: Link, deadline: float | None = None) -> int:
+        """Ask one endpoint how far it is. Raises Refusal; StoreReplaced if it has another history until then."""
+        deadline = deadline or asyncio.get_running_loop().time() + self._timeout
+        header = (await self._ask(link, api.RANGE, api.header_request(prefix), deadline)).header
+        api.require_history(header, self._cluster_id, start_revision, link.endpoint.url)
+        return int(header.revision)
 
     async def _login(self, link: Link, deadline: float) -> str:
         """Return a token; empty if no user is configured or etcd has no authentication."""

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from flanneld_py.registry import etcd_api as api
 from flanneld_py.registry.endpoint import Credentials, Tls, parse_endpoints, read_tls
-from flanneld_py.registry.etcd3_session import Session, Watch, kv, load_etcd3
+from flanneld_py.registry.etcd3_session import Session, Watch, kv, load_etcd3, renew
 from flanneld_py.registry.refusal import Refusal
 from flanneld_py.registry.store import (
     Batch,
@@ -125,10 +125,10 @@ class Etcd3Store:
     async def keepalive(self, lease_id: int) -> int:
         """Set the lease back to its full TTL; return that TTL in seconds. Raises LeaseGone."""
         action = f"renew etcd lease {lease_id:x}"
-        answers = await self._call(action, lambda client: list(client.refresh_lease(lease_id)))
-        if answers[-1].TTL <= 0:
+        answer = await self._call(action, partial(renew, lease_id=lease_id))
+        if answer.TTL <= 0:
             raise LeaseGone(f"cannot {action}: it does not exist (any more)")
-        return int(answers[-1].TTL)
+        return int(answer.TTL)
 
     async def time_to_live(self, lease_id: int) -> tuple[int, int]:
         """Return (remaining, granted) seconds of a lease. Raises LeaseGone."""
@@ -154,19 +154,42 @@ class Etcd3Store:
             open_watch = partial(watch.open, prefix, start_revision, self._cluster_id)
             await self._in_thread(action, open_watch, self._timeout)
             reader = api.WatchReader(start_revision)
-            yield Batch((), start_revision - 1)
+            batch: Batch | None = Batch((), start_revision - 1)
+            reached = start_revision - 1
             while True:
-                # A silent watch is asked for a sign of life, and given up after as long again.
-                timer = asyncio.get_running_loop().call_later(self._liveness, watch.ask)
-                try:
-                    batch = await self._in_thread(action, lambda: reader.read(watch.read()), 2 * self._liveness)
-                finally:
-                    timer.cancel()
                 if batch is not None:
+                    reached = batch.revision
                     yield batch
+                batch = await self._next(action, prefix, watch, reader, reached)
         finally:
             self._watches.discard(watch)
             watch.close()
+
+    async def _next(
+        self, action: str, prefix: str, watch: Watch, reader: api.WatchReader, reached: int
+    ) -> Batch | None:
+        """Read the next answer of a watch; see `Stream.read` in channel.py for what its silence means."""
+        self._require_open(action)
+        reading = asyncio.get_running_loop().run_in_executor(self._pool, lambda: reader.read(watch.read()))
+        reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+        silence = self._liveness
+        try:
+            while not (await asyncio.wait({reading}, timeout=silence))[0]:
+                watch.ask()
+                if (await asyncio.wait({reading}, timeout=self._liveness))[0]:
+                    break
+                if watch.progresses:
+                    raise Refusal("DEADLINE_EXCEEDED", "the watch fell silent", self._endpoints[self._index].url)
+                probe = partial(watch.probe, prefix, reached + 1, self._cluster_id)
+                await self._in_thread(action, probe, self._timeout)
+                silence = api.PROBES * self._liveness
+            return reading.result()
+        except Refusal as refusal:
+            raise refusal.error(action) from refusal
+
+    def _require_open(self, action: str) -> None:
+        if self._closed:
+            raise Unavailable(f"cannot {action}: the connection to etcd is closed")
 
     async def reconnect(self) -> None:
         """Let go of all connections; running watches and calls end with Unavailable."""
@@ -187,8 +210,7 @@ class Etcd3Store:
         return await self._in_thread(action, partial(self._attempt, work), self._timeout)
 
     async def _in_thread(self, action: str, work: Callable[[], T], patience: float) -> T:
-        if self._closed:
-            raise Unavailable(f"cannot {action}: the connection to etcd is closed")
+        self._require_open(action)
         try:
             async with asyncio.timeout(patience):
                 return await asyncio.get_running_loop().run_in_executor(self._pool, work)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from queue import SimpleQueue
@@ -32,8 +33,6 @@ from flanneld_py.registry.refusal import Refusal
 from flanneld_py.registry.store import RegistryError
 
 T = TypeVar("T")
-
-_STREAMS = ("Watch", "LeaseKeepAlive")
 
 
 def load_etcd3() -> ModuleType:
@@ -65,7 +64,7 @@ def _stub(service: str, names: Sequence[str]) -> type[Any]:
     def connect(self: Any, channel: Any) -> None:
         for name in names:
             method = api.method(service, name)
-            call = channel.stream_stream if name in _STREAMS else channel.unary_unary
+            call = channel.stream_stream if method.streams else channel.unary_unary
             setattr(self, name, call(method.path, method.request.SerializeToString, method.response.FromString))
 
     return type(f"{service}Stub", (), {"__init__": connect})
@@ -100,6 +99,8 @@ class Session:
             # The package's own errors have lost code and text; what they were raised from has both.
             status = error if isinstance(error, grpc.RpcError) else error.__context__
             raise Refusal(status.code().name, status.details() or "", self.endpoint.url) from error  # type: ignore[union-attr]
+        except StopIteration as error:
+            raise Refusal("UNAVAILABLE", "the stream was ended without an answer", self.endpoint.url) from error
         except ValueError as error:
             # grpc's answer to a call on a channel that another thread has closed.
             raise Refusal("CANCELLED", str(error), self.endpoint.url) from error
@@ -115,6 +116,23 @@ def kv(client: Any, name: str, request: api.Message) -> api.Message:
     return method(request, client.timeout, credentials=client.call_credentials, metadata=client.metadata)
 
 
+def renew(client: Any, lease_id: int) -> api.Message:
+    """Renew an etcd lease. Its stream is open until the answer is there (a proxy gives none after that), no longer."""
+    answered = threading.Event()
+
+    def requests() -> Iterator[api.Message]:
+        yield api.KEEPALIVE.request(ID=lease_id)
+        answered.wait(client.timeout)
+
+    keepalive = client.leasestub.LeaseKeepAlive
+    answers = keepalive(requests(), client.timeout, credentials=client.call_credentials, metadata=client.metadata)
+    try:
+        return next(answers)
+    finally:
+        answered.set()
+        answers.cancel()
+
+
 class Watch:
     """One watch on a session of its own. `close` may come from any thread, and frees the one that reads."""
 
@@ -124,6 +142,7 @@ class Watch:
         self._requests: SimpleQueue[api.Message] = SimpleQueue()
         self._session: Session | None = None
         self._closed = False
+        self.progresses = False
 
     def open(self, prefix: str, start_revision: int, cluster_id: int) -> None:
         """Begin, and return when the watch stands. Raises Refusal, HistoryLost."""
@@ -132,8 +151,7 @@ class Watch:
             session.close()
             raise Refusal("CANCELLED", "the watch is closed", session.endpoint.url)
         # A linearizable read first: a member that lags behind waits until it does not.
-        header = session.call(partial(kv, name="Range", request=api.header_request(prefix))).header
-        api.require_history(header, cluster_id, start_revision, session.endpoint.url)
+        header = self.probe(prefix, start_revision, cluster_id)
         stub = self._etcd3.etcdrpc.WatchStub(session.client.channel)
         requests = iter(self._requests.get, None)
         self._requests.put(api.watch_request(prefix, start_revision, header.revision))
@@ -142,12 +160,20 @@ class Watch:
         )
         api.WatchReader(start_revision).read(self.read())
 
+    def probe(self, prefix: str, start_revision: int, cluster_id: int) -> api.Message:
+        """Ask the endpoint for a header: it lives, and has the history until then. Raises Refusal, StoreReplaced."""
+        assert self._session is not None
+        header = self._session.call(partial(kv, name="Range", request=api.header_request(prefix))).header
+        api.require_history(header, cluster_id, start_revision, self._session.endpoint.url)
+        return header
+
     def read(self) -> api.Message:
         """Return the next answer. Raises Refusal."""
         assert self._session is not None
         answer = self._session.call(lambda _: next(self._answers, None))
         if answer is None:
             raise Refusal("UNAVAILABLE", "the watch was ended by the server", self._session.endpoint.url)
+        self.progresses = self.progresses or api.is_progress(answer)
         return answer
 
     def ask(self) -> None:

@@ -44,13 +44,15 @@ class Method:
     path: str
     request: type[Message]
     response: type[Message]
+    streams: bool
 
 
 def method(service: str, name: str) -> Method:
     """Look up a method of etcd's API."""
     found = POOL.FindServiceByName(f"etcdserverpb.{service}").methods_by_name[name]
     path = f"/etcdserverpb.{service}/{name}"
-    return Method(path, GetMessageClass(found.input_type), GetMessageClass(found.output_type))
+    streams = name in ("Watch", "LeaseKeepAlive")
+    return Method(path, GetMessageClass(found.input_type), GetMessageClass(found.output_type), streams)
 
 
 def message(name: str) -> type[Message]:
@@ -75,6 +77,9 @@ _WatchCreate = message("WatchCreateRequest")
 
 REQUIRE_LEADER = ("hasleader", "true")
 """Call metadata: a member that has lost its leader says so at once, instead of keeping the caller waiting."""
+
+PROBES = 12
+"""How many times as long as usual a watch may be silent whose endpoint answers no progress request, but reads."""
 
 PROGRESS = WATCH.request(progress_request=message("WatchProgressRequest")())
 
@@ -171,6 +176,11 @@ def require_history(header: Message, cluster_id: int, start_revision: int, url: 
             f"etcd at {url} is at revision {header.revision} and we know {start_revision - 1}: "
             "it was replaced or restored from a backup; list again"
         )
+
+
+def is_progress(answer: Message) -> bool:
+    """Tell whether this answers a progress request, which a proxy never does."""
+    return not (answer.created or answer.canceled or answer.events)
 
 
 class WatchReader:

@@ -51,12 +51,16 @@ _MEANINGS: tuple[tuple[str, type[RegistryError], str], ...] = (
     ("connect() timed out", Unavailable, "does not answer; check --etcd-endpoints and the way to that host"),
     ("address lookup failed", Unavailable, "has a name that cannot be resolved; check --etcd-endpoints and DNS"),
     ("timed out before receiving SETTINGS", Unavailable, "takes the connection and does not answer"),
-    ("Stream removed", Unavailable, "ended the connection"),
+    ("Stream removed", Unavailable, "ended the connection; if it is not being restarted, look at its log"),
+    ("too_many_pings", Unavailable, "wants fewer signs of life; look at what is between us and etcd"),
+    ("context canceled", Unavailable, "gave up the request; if it is a proxy, look at its log and at etcd"),
     ("Socket closed", Unavailable, "closed the connection; if it serves TLS, write https://"),
     ("another connection", Unavailable, "is asked anew: this host has another address"),
     ("is closed", Unavailable, "is not asked any more"),
     ("no leader", Unavailable, "has no leader; a majority of etcd's members is needed"),
     ("database space exceeded", Unavailable, "is out of space; compact, defragment and disarm its NOSPACE alarm"),
+    ("duplicate key given", Denied, "rejects the request, which writes one key twice"),
+    ("request is too large", Denied, "refuses so large a request; raise its --max-request-bytes"),
     ("too many operations", Denied, "refuses so large a transaction; raise its --max-txn-ops"),
 )
 _BY_CODE: dict[str, tuple[type[RegistryError], str]] = {
@@ -91,7 +95,12 @@ class Refusal(Exception):
 
     @property
     def moves_on(self) -> bool:
-        """Whether another endpoint may do better."""
+        """Whether another endpoint may do better.
+
+        What etcd itself says comes through its own proxy as UNKNOWN: then the text decides, if it is known.
+        """
+        if self.code == "UNKNOWN":
+            return self.kind is Unavailable
         return self.code in _MOVING_ON or self.kind is Unavailable
 
     @property

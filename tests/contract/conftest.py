@@ -1,4 +1,5 @@
-"""The three stores, each over a place of its own: a prefix on one etcd shared by all tests, or memory."""
+"""The stores, each over a place of its own: a prefix on one etcd shared by all tests, reached directly or by etcd's own
+gRPC proxy, or memory."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from flanneld_py.registry.etcd import EtcdStore
 from flanneld_py.registry.etcd3 import Etcd3Store
 from flanneld_py.registry.memory import MemoryStore
 from flanneld_py.registry.store import Store
-from tests.lab.etcd import EtcdServer
+from tests.lab.etcd import EtcdProxy, EtcdServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,19 @@ def etcd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer
         yield server
 
 
+@pytest.fixture(scope="session")
+def etcd_proxy(etcd_server: EtcdServer) -> Iterator[EtcdProxy]:
+    with EtcdProxy(etcd_server) as proxy:
+        yield proxy
+
+
 @pytest.fixture(
     params=[
         "memory",
         pytest.param("etcd", marks=pytest.mark.etcd),
         pytest.param("etcd3", marks=pytest.mark.etcd),
+        pytest.param("etcd by proxy", marks=pytest.mark.etcd),
+        pytest.param("etcd3 by proxy", marks=pytest.mark.etcd),
     ]
 )
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
@@ -47,7 +56,9 @@ async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
         return
     server: EtcdServer = request.getfixturevalue("etcd_server")
     kinds: dict[str, type[EtcdStore] | type[Etcd3Store]] = {"etcd": EtcdStore, "etcd3": Etcd3Store}
-    store = kinds[request.param]([server.endpoint])
+    client, _, way = request.param.partition(" by ")
+    endpoint = request.getfixturevalue("etcd_proxy").endpoint if way else server.endpoint
+    store = kinds[client]([endpoint])
 
     def compact(revision: int) -> None:
         server.ctl("compact", str(revision))

@@ -194,6 +194,42 @@ class EtcdServer:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
 
 
+class EtcdProxy:
+    """etcd's own gRPC proxy before a server, as a context manager. `endpoint` is its own, without TLS."""
+
+    def __init__(self, server: EtcdServer, *, name: str = "proxy") -> None:
+        self.log = server.log.with_name(f"{name}.log")
+        address = f"127.0.0.1:{free_port()}"
+        self.endpoint = f"http://{address}"
+        self._command = [
+            *("setpriv", "--pdeathsig", "KILL", "--", program("etcd"), "grpc-proxy", "start"),
+            *(f"--endpoints={server.endpoint}", f"--listen-addr={address}", f"--advertise-client-url={address}"),
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> EtcdProxy:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = within(_READY_SECONDS)
+        host, _, port = self.endpoint.removeprefix("http://").partition(":")
+        while True:
+            try:
+                with socket.create_connection((host, int(port)), 1.0):
+                    return self
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self.__exit__(None, None, None)
+                    raise RuntimeError(f"no gRPC proxy at {self.endpoint}; its log: {self.log}") from None
+                time.sleep(0.02)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+
 def free_port() -> int:
     """Find a free TCP port on loopback.
 

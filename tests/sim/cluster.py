@@ -14,6 +14,7 @@ from flanneld_py.agent.earlier import read_earlier
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.interface import Network, NoInterface
 from flanneld_py.agent.lock import Held
+from flanneld_py.agent.pace import Paced
 from flanneld_py.agent.settings import Settings
 from flanneld_py.agent.tasks import Tasks
 from flanneld_py.encap import orders
@@ -57,6 +58,8 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.clock = ManualClock()
         self.store = MemoryStore(self.clock.now)
+        self.asked: dict[int, Paced] = {}
+        """What each host asks the registry through."""
         self._folder = folder
         self._kernels: dict[int, FakeKernel] = {}
         self._processes: asyncio.TaskGroup | None = None
@@ -114,7 +117,7 @@ class Cluster:
         control.mkdir(exist_ok=True)
         agent = Agent(
             Settings(self._folder / f"{number}.env", datapath=datapath, control=control, workers=number),
-            Registry(self.store, PREFIX),
+            Registry(self.asked.setdefault(number, Paced(self.store, self.clock, Random(number))), PREFIX),
             self.kernel(number),
             first,
             find,
