@@ -151,11 +151,15 @@ some_leases = st.lists(
 )
 
 
+HOSTS = {2: "192.0.2.2", 3: "192.0.2.3", 4: "10.5.240.4", 5: "10.5.3.5"}
+"""Two are inside Network, one of them in what may be leased."""
+
+
 @given(some_leases)
 def test_the_verdict_depends_on_the_records_not_on_their_history(chosen: list[tuple[str, int, int]]) -> None:
     """The same records in any order, one by one or together, with detours: the same peers, with disjoint subnets."""
     records = {
-        f"k/{index}": lease(subnet, f"192.0.2.{host}", mac=f"02:00:00:00:00:0{host}", created=when, modified=when)
+        f"k/{index}": lease(subnet, HOSTS[host], mac=f"02:00:00:00:00:0{host}", created=when, modified=when)
         for index, (subnet, host, when) in enumerate(chosen)
     }
     whole = make_peers()
@@ -172,3 +176,4 @@ def test_the_verdict_depends_on_the_records_not_on_their_history(chosen: list[tu
         assert {name for name, entries in table.items() if entries} == whole.used
     used = [records[name].subnets.v4 for name in whole.used]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(used, 2))
+    assert not any(records[name].attrs.public_ip in records[name].subnets.v4 for name in whole.used)
