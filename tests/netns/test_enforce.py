@@ -530,3 +530,27 @@ async def test_who_is_no_way_to_others_drops_in_nftables_or_in_iptables(asked: A
     assert not (await Host(asked).enforce(replace(V4, own_only=True))).changed
     await host.enforce(V4)
     assert "oifname" not in sh("nft list table ip flanneld-py || :")
+
+
+@pytest.mark.parametrize("asked", ["nftables", "iptables"])
+async def test_rules_of_a_former_backend_go_and_a_neighbours_stay(asked: Asked) -> None:
+    """In both families; the neighbour masquerades nothing that goes to our network, which is among its rules then."""
+    neighbours = Policy(
+        ip_network("10.43.0.0/16"), ip_network("10.43.5.0/24"), True, excluded=(V4.network,), device="flannel.2"
+    )
+    pairs = [(policy.network, policy.subnet) for policy in BOTH]
+    for suffix, policies in (("-2", (neighbours,)), ("-7", BOTH), ("", BOTH)):
+        enforcer = Enforcer(HostTools(), asked, suffix, prefer_nft=False)
+        choice = await enforcer.choose()
+        assert choice is not None
+        await enforcer.enforce(choice, policies)
+    before = everything()
+    assert await enforcer.remove_former(pairs, {"-7"}) == Outcome(changed=False), "its agent lives"
+    assert await enforcer.remove_former(pairs, set()) == Outcome(changed=True)
+    there = everything()
+    assert "-7" in before
+    assert not [line for line in there.splitlines() if "FWD-7" in line or "POSTRTG-7" in line or "py-7" in line]
+    assert [line for line in there.splitlines() if "-2" in line] != []
+    assert await enforcer.remove_former(pairs, set()) == Outcome(changed=False)
+    assert choice is not None
+    assert await enforcer.enforce(choice, BOTH) == Outcome(changed=False)
