@@ -195,3 +195,56 @@ async def test_an_answer_passes_where_answers_do() -> None:
     sh(nft("inet", "input", "ct state established,related accept", "drop"))
     assert len(await named(V4)) == 1
     assert await named(replace(V4, answered=True)) == ()
+
+
+FIREWALLD = """
+nft -f - <<'END'
+table inet firewalld {
+  chain filter_INPUT {
+    type filter hook input priority filter + 10; policy accept;
+    ct state { established, related } accept
+    ct status dnat accept
+    iifname "lo" accept
+    ct state invalid drop
+    jump filter_INPUT_ZONES
+    reject with icmpx admin-prohibited
+  }
+  chain filter_INPUT_ZONES { iifname "eth0" goto filter_IN_public
+    goto filter_IN_public
+  }
+  chain filter_IN_public {
+    jump filter_INPUT_POLICIES_pre
+    jump filter_IN_public_allow
+    meta l4proto { icmp, ipv6-icmp } accept
+    reject with icmpx admin-prohibited
+  }
+  chain filter_INPUT_POLICIES_pre { icmpv6 type { nd-neighbor-advert, nd-redirect } accept
+  }
+  chain filter_IN_public_allow { tcp dport 22 accept
+    ip6 daddr fe80::/64 udp dport 546 accept
+  }
+  chain filter_FORWARD {
+    type filter hook forward priority filter + 10; policy accept;
+    ct state { established, related } accept
+    reject with icmpx admin-prohibited
+  }
+}
+END
+"""
+
+
+async def test_of_firewalld_its_own_words_are_told_until_its_zones_let_us_in() -> None:
+    """As firewalld 2.3 writes it, but for chains that are empty."""
+    sh(FIREWALLD)
+    zone = "--zone=$(firewall-cmd --get-zone-of-interface=eth0)"
+    reload = "&& firewall-cmd --reload"
+    assert [each.do for each in await named(V4)] == [
+        f"firewall-cmd --permanent {zone} --add-port=8472/udp {reload}",
+        f"firewall-cmd --permanent --zone=trusted --add-source=10.42.0.0/16 {reload}",
+    ]
+    sh("nft add rule inet firewalld filter_IN_public_allow udp dport 8472 accept")
+    sh("nft insert rule inet firewalld filter_FORWARD ip saddr 10.42.0.0/16 accept")
+    assert await named(V4) == ()
+    # For the moment in which it loads its rules it has a table that drops, which is nobody's to write to.
+    sh(nft("inet", "forward", "", "drop", name="firewalld_policy_drop"))
+    assert await named(V4) == ()
