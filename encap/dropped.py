@@ -13,10 +13,11 @@ import asyncio
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from flanneld_py.encap import dockerbridges, nftjson, saverules
 from flanneld_py.encap import rtnetlink as rt
-from flanneld_py.encap.chains import read_save
+from flanneld_py.encap.chains import Table, read_save
 from flanneld_py.encap.command import FirewallError, Tools
 from flanneld_py.encap.drops import Drop, Kind, drops
 from flanneld_py.encap.firewall import Network, Policy
@@ -50,14 +51,15 @@ class Dropped:
         """
         ours = tuple(kind for policy in policies for kind in kinds(policy, bridge_of(policy.subnet)))
         found: list[Obstacle] = []
-        in_save = set()
+        read: set[TableName] = set()
         for family, command, legacy in iptables:
-            found += await self._in_iptables(family, command, ours, policies)
-            if not legacy:
-                in_save.add(FAMILIES[family])
-        for table in sorted(survey.bases):
-            if not (_is_known(table) or (table[0] in in_save and table in survey.of_iptables)):
-                found += await self._in_nft(table, survey, ours, policies)
+            for name, table in (await self._saved(command)).items():
+                found += await self._in_iptables(Place(command, FAMILIES[family], name), table, ours, policies, legacy)
+                if not legacy:
+                    read.add((FAMILIES[family], name))
+        for nft_table in sorted(survey.bases.keys() - read):
+            if not _is_known(nft_table):
+                found += await self._in_nft(nft_table, survey, ours, policies)
         for policy in policies:
             found += await self._lacking(policy, survey)
         by_remedy: dict[str, Obstacle] = {}
@@ -97,26 +99,33 @@ class Dropped:
         listed = await self._tools.run("nft", "-a", "-s", "-t", "list", "table", *table)
         return {handle: rule for rule, handle in re.findall(r"^\s*(.+?) # handle (\d+)$", listed, re.MULTILINE)}
 
-    async def _in_iptables(
-        self, family: int, command: str, ours: tuple[Kind, ...], policies: Sequence[Policy]
-    ) -> list[Obstacle]:
+    async def _saved(self, command: str) -> dict[str, Table]:
+        """Read the tables of an iptables in which packets may be dropped; without those that nft alone can show."""
         try:
             listed = await self._tools.run(f"{command}-save")
         except FirewallError:
-            return []
+            return {}
+        tables = read_save(listed) if len(listed) <= MOST_TEXT else {}
+        return {name: table for name, table in tables.items() if name != "nat" and table.readable}
 
-        def read() -> list[Obstacle]:
-            found = []
-            for name, table in (read_save(listed) if len(listed) <= MOST_TEXT else {}).items():
-                if name == "nat" or not table.readable:
-                    continue
-                place = Place(command, "", name, managed_by="ufw" if "ufw-user-input" in table.chains else "")
-                for drop in drops(saverules.read_filter(family, table), ours):
-                    if not _OUR_CHAINS.match(drop.chain):
-                        found.append(place.obstacle(drop, _name(drop), policies))
-            return found
+    async def _in_iptables(
+        self, place: Place, table: Table, ours: tuple[Kind, ...], policies: Sequence[Policy], legacy: bool
+    ) -> list[Obstacle]:
+        family = 4 if place.family == FAMILIES[4] else 6
 
-        return await asyncio.to_thread(read)
+        async def find(seen: saverules.Seen | None) -> list[Drop]:
+            found = await asyncio.to_thread(lambda: drops(saverules.read_filter(family, table, seen), ours))
+            return [drop for drop in found if not _OUR_CHAINS.match(drop.chain)]
+
+        found = await find(None)
+        if found and not legacy and self._tools.has("nft"):
+            try:
+                listed = await self._tools.run("nft", "-j", "-t", "list", "table", place.family, place.table)
+            except FirewallError:
+                return []
+            found = await find(nftjson.asked(nftjson.read_items(listed)))
+        managed = replace(place, managed_by="ufw" if "ufw-user-input" in table.chains else "")
+        return [managed.obstacle(drop, _name(drop), policies) for drop in found]
 
     async def _lacking(self, policy: Policy, survey: Survey) -> list[Obstacle]:
         """Say what Docker's nftables backend and firewalld have to be told; they write their tables themselves."""

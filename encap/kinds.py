@@ -86,7 +86,7 @@ class Place:
     def obstacle(self, drop: Drop, text: str, policies: Iterable[Policy]) -> Obstacle:
         """Say what drops, `text` being the rule in the tool's words, and what to do about it."""
         rule = text if drop.rule is not None else "its policy, drop"
-        table = f"{self.family} {self.table}".strip()
+        table = f"{self.family} {self.table}" if self.tool == "nft" else self.table
         shown = rule if self.tool == "nft" or drop.rule is None else f"-A {drop.chain} {rule}"
         where = f"{self.tool}, table {table}, chain {drop.chain}: {shown}"
         narrow = drop.kind.destination not in (None, *(each for p in policies for each in (p.subnet, p.network)))

@@ -83,6 +83,25 @@ def read_filter(family: str, bases: tuple[Base, ...], items: Iterable[dict[str, 
     return Filter(frozenset(FAMILIES.get(family, ())), bases, read, tuple(keeping_out))
 
 
+def asked(items: Iterable[dict[str, Any]]) -> dict[str, list[tuple[Condition, ...]]]:
+    """Return what the rules of each chain ask, but for what iptables alone knows; see saverules.py."""
+    found: dict[str, list[tuple[Condition, ...]]] = {}
+    for item in items:
+        match item:
+            case {"rule": {"chain": str(chain), "expr": list(statements)}}:
+                found.setdefault(chain, []).append(tuple(_asked(statements)))
+    return found
+
+
+def _asked(statements: list[Any]) -> Iterator[Condition]:
+    for statement in statements:
+        match statement:
+            case {"match": {"op": str(op), "left": left, "right": right}}:
+                yield from _conditions(op, left, right)
+            case {"vmap": _}:
+                yield UNKNOWN
+
+
 def _is_negated(statement: Any) -> bool:
     match statement:
         case {"match": {"op": "!=", "left": {"meta": _}}}:

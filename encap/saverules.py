@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import ip_network
 
 from flanneld_py.encap.chains import Table
@@ -40,17 +41,37 @@ _STATES |= {"UNTRACKED": "untracked", "DNAT": "dnat", "SNAT": "snat"}
 _PROTOCOLS = {"1": "icmp", "6": "tcp", "17": "udp", "58": "ipv6-icmp", "icmpv6": "ipv6-icmp"}
 
 
-def read_filter(family: int, table: Table) -> Filter:
-    """Return a table of iptables (family 4) or ip6tables (6)."""
+Seen = Mapping[str, Sequence[tuple[Condition, ...]]]
+"""Chain -> what nft says that its rules ask, rule by rule."""
+
+
+def read_filter(family: int, table: Table, seen: Seen | None = None) -> Filter:
+    """Return a table of iptables (family 4) or ip6tables (6).
+
+    Of a rule that somebody wrote with nft iptables-save shows what it can, `udp dport { 53 } drop` as `-p udp -j DROP`.
+    So whoever is to be blamed is read once more, with what nft has `seen`.
+    """
     bases = [Base(name, HOOKS[name], table.policies.get(name) == "DROP") for name in table.chains if name in HOOKS]
 
-    def read(text: str) -> Iterator[Rule]:
-        yield _rule(text, table.chains)
+    def read(each: tuple[str, tuple[Condition, ...]]) -> Iterator[Rule]:
+        rule, more = _rule(each[0], table.chains), each[1]
+        # A verdict map is not shown at all: such a rule may let packets pass.
+        verdict = "accept" if rule.verdict == "next" and UNKNOWN in more else rule.verdict
+        yield replace(rule, conditions=rule.conditions + more, verdict=verdict)
 
-    texts = (text for rules in table.chains.values() for text in rules if "! -i " in text and text.endswith("-j DROP"))
-    keeping_out = tuple(filter(keeps_out, (_rule(text, table.chains) for text in texts)))
-    chains = {name: Rules(rules, read) for name, rules in table.chains.items()}
-    return Filter(frozenset((family,)), tuple(bases), chains, keeping_out)
+    raw = {name: _with_seen(name, rules, seen) for name, rules in table.chains.items()}
+    kept = (each for rules in raw.values() for each in rules if "! -i " in each[0] and each[0].endswith("-j DROP"))
+    keeping_out = tuple(filter(keeps_out, (rule for each in kept for rule in read(each))))
+    return Filter(
+        frozenset((family,)), tuple(bases), {name: Rules(each, read) for name, each in raw.items()}, keeping_out
+    )
+
+
+def _with_seen(chain: str, rules: list[str], seen: Seen | None) -> list[tuple[str, tuple[Condition, ...]]]:
+    if seen is None:
+        return [(text, ()) for text in rules]
+    extra = seen.get(chain, ())
+    return list(zip(rules, extra if len(extra) == len(rules) else [(UNKNOWN,)] * len(rules), strict=True))
 
 
 def _rule(text: str, chains: Collection[str]) -> Rule:

@@ -146,6 +146,14 @@ async def test_what_drops_is_named_and_passes_once_somebody_does_what_is_said(sc
         assert await named(V4) == ()
 
 
+async def test_what_iptables_cannot_show_is_read_by_nft() -> None:
+    sh("iptables -t mangle -A INPUT -i eth7; nft add rule ip mangle INPUT fib daddr type broadcast drop")
+    assert await named(V4) == ()
+    sh("nft add rule ip mangle INPUT udp dport { 53, 8472 } drop")
+    (found,) = await named(V4)
+    assert found.by == "nft, table ip mangle, chain INPUT: udp dport { 53, 8472 } drop"
+
+
 BLOCKED = "set bad { type ipv4_addr; flags interval; elements = { 0.0.0.0/1 } }"
 PASSES = [
     nft("inet", "input", "tcp dport 8472 drop; udp dport 8473 drop; ip saddr 203.0.113.7 udp dport 8472 drop"),
@@ -163,6 +171,10 @@ PASSES = [
     "iptables -P FORWARD DROP; iptables -A FORWARD -m conntrack --ctstate INVALID -j DROP",
     "iptables -N X; iptables -A X -m set ! --match-set x src -j ACCEPT || :; iptables -A FORWARD -p tcp -j DROP",
     "iptables-legacy -P FORWARD DROP",
+    # iptables-save shows these without the ports, without the address, and the map not at all.
+    "iptables -A INPUT -i eth7; nft add rule ip filter INPUT udp dport { 53, 54 } drop",
+    "iptables -A INPUT -i eth7; nft add rule ip filter INPUT ip daddr . iifname { 10.0.0.1 . eth0 } drop",
+    "iptables -A INPUT -i eth7; nft add rule ip filter INPUT meta mark vmap { 7 : accept }; iptables -A INPUT -j DROP",
 ]
 
 
