@@ -20,7 +20,20 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from tests.bench import hostgw, idle, joins, latency, load, machine, plugin, repair, start, throughput, userspace
+from tests.bench import (
+    bursts,
+    hostgw,
+    idle,
+    joins,
+    latency,
+    load,
+    machine,
+    plugin,
+    repair,
+    start,
+    throughput,
+    userspace,
+)
 from tests.bench.chart import chart
 from tests.bench.figures import GOAL_PEERS, OURS, Daemon, Figure, Setting
 from tests.bench.paths import FLANNEL_UDP, PATHS
@@ -41,6 +54,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "throughput": throughput.run,
     "hostgw": hostgw.run,
     "userspace": userspace.run,
+    "bursts": bursts.run,
 }
 PATH_NAMES = ", ".join(path.name for path in PATHS)
 ROOT = Path(__file__).parents[2]
@@ -101,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: tuple(text.split(",")),
         default=(),
         metavar="NAME,...",
-        help=f"the packet paths that `userspace` measures: {PATH_NAMES} (default all)",
+        help=f"the packet paths that `userspace` and `bursts` measure: {PATH_NAMES} (default all)",
     )
     parser.add_argument(
         "--underlay",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import packets, userspace
+from tests.bench import bursts, packets, userspace
 from tests.bench.figures import OURS, Daemon, Setting
 from tests.bench.paths import KERNEL, Carrier, PacketPath, opened
 from tests.bench.underlay import Underlay
@@ -37,6 +37,13 @@ def test_a_round_gives_every_figure() -> None:
     assert [figure.name for figure in found if not all(map(isfinite, figure.samples))] == []
     for figure in found:
         assert figure.median > 0, figure.name
+
+
+def test_a_round_of_bursts_gives_every_figure() -> None:
+    setting = Setting(1, 0, (Daemon(OURS, DEFAULT_FLANNELD),), lambda _: None, only=("mixed",))
+    found = list(bursts.run(setting))
+    assert {figure.name for figure in found} == {name for name, _, _ in bursts.NAMES.values()}
+    assert all(map(isfinite, (figure.median for figure in found)))
 
 
 def test_on_a_plain_network_card_no_tunneled_packet_is_larger_than_the_mtu() -> None:
