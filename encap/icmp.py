@@ -16,6 +16,7 @@ from flanneld_py.encap.checksum import Buffer, complement, pseudo_sum
 
 ICMP, ICMPV6 = 1, 58
 _ERRORS4 = frozenset((3, 4, 5, 11, 12))
+_REDIRECT6 = 137
 _EXTENSIONS = frozenset((0, 43, 60))
 """Hop-by-hop options, routing, destination options: all of one form (RFC 8200 section 4)."""
 
@@ -37,8 +38,8 @@ class Error(Enum):
 def error(kind: Error, packet: Buffer, mtu: int = 0) -> bytes | None:
     """Return the ICMP packet to the sender of a packet with a whole IP header, None where the RFCs forbid one.
 
-    `mtu` in bytes goes into a TOO_BIG. Forbidden are errors about errors, non-first fragments, multicast and broadcast,
-    and senders that are no single host.
+    `mtu` in bytes goes into a TOO_BIG. Forbidden are errors about errors and redirects, non-first fragments, multicast
+    and broadcast, and senders that are no single host.
     """
     if packet[0] >> 4 == 4:
         return _error4(kind, bytes(packet[:_MOST4]), mtu)
@@ -70,7 +71,7 @@ def _error6(kind: Error, packet: bytes, mtu: int) -> bytes | None:
 
 
 def _allowed6(packet: bytes) -> bool:
-    """Tell whether a packet is neither a non-first fragment nor an ICMPv6 error; what cannot be told is not allowed."""
+    """Tell whether a packet is no non-first fragment, ICMPv6 error or redirect; what cannot be told is not allowed."""
     following, at = packet[6], 40
     while following in _EXTENSIONS or following == _FRAGMENT:
         if at + 8 > len(packet):
@@ -79,7 +80,7 @@ def _allowed6(packet: bytes) -> bool:
             return False
         length = 8 if following == _FRAGMENT else 8 + (packet[at + 1] << 3)
         following, at = packet[at], at + length
-    return following != ICMPV6 or (at < len(packet) and packet[at] >= 128)
+    return following != ICMPV6 or (at < len(packet) and packet[at] >= 128 and packet[at] != _REDIRECT6)
 
 
 def _sum(data: bytes) -> int:

@@ -75,7 +75,7 @@ class DeviceGone(Exception):
 class Relay:
     """Carry packets among the peers of a directory.
 
-    `may_answer` is asked before each ICMP error; `now` tells seconds that only go forward.
+    `may_answer` is asked before each ICMP error to a source; `now` tells seconds that only go forward.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Relay:
         tun: Tun,
         wire: Wire,
         room: Room,
-        may_answer: Callable[[], bool],
+        may_answer: Callable[[bytes], bool],
         now: Callable[[], float],
     ) -> None:
         self.tun = tun
@@ -137,7 +137,7 @@ class Relay:
                 self._send(packet, len(packet), hop)
             case Reply(reply, reason):
                 self._dropped("out", reason.value)
-                if self._may_answer():
+                if self._may_answer(bytes(reply[16:20] if reply[0] >> 4 == 4 else reply[24:40])):
                     self._write((PLAIN, reply))
                 else:
                     self._dropped("out", "icmp-rate")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
 
 from flanneld_py.encap import orders
-from flanneld_py.encap.bucket import Bucket
+from flanneld_py.encap.bucket import Bucket, Buckets
 from flanneld_py.encap.directory import Directory
 from flanneld_py.encap.offload import accelerator
 from flanneld_py.encap.relay import Relay, Room
@@ -24,8 +24,11 @@ from flanneld_py.encap.wire import Wire, open_wires
 LANES, LEAST_LANES = 16, 4
 """Lanes of all workers, and of each at the least: a flow that takes too much is felt on its own lane only."""
 
-ANSWERS_PER_SECOND, ANSWERS_AT_ONCE = 100, 50
-"""ICMP errors, by all workers: enough for whoever probes a path, and no work to speak of for packets into nowhere."""
+ANSWERS = Bucket(100, 50)
+"""ICMP errors a second and at once to one source, by all workers: enough for whoever probes a path."""
+
+ALL_ANSWERS = Bucket(1000, 200)
+"""To all sources together: no work to speak of. The kernel's own limit is of this order (icmp_msgs_per_sec)."""
 
 Lane = tuple[Tun, Wire]
 Watched = Iterable[tuple[int, Callable[[], None]]]
@@ -52,7 +55,7 @@ class Worker:
 
     def __init__(self, wanted: orders.Configure, lanes: Sequence[Lane], now: Callable[[], float]) -> None:
         self._now = now
-        self._answers = Bucket(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE).share(wanted.workers)
+        self._answers = Buckets(ANSWERS.share(wanted.workers), ALL_ANSWERS.share(wanted.workers))
         self._directory = Directory(wanted)
         self._room = Room()
         self._relays = [Relay(self._directory, tun, wire, self._room, self._may_answer, now) for tun, wire in lanes]
@@ -135,6 +138,5 @@ class Worker:
         """Return the counters of up to `most` peers from a position on."""
         return self._directory.traffic(first, most)
 
-    def _may_answer(self) -> bool:
-        allowed, self._answers = self._answers.take(self._now())
-        return allowed
+    def _may_answer(self, source: bytes) -> bool:
+        return self._answers.take(source, self._now())

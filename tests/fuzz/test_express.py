@@ -107,7 +107,7 @@ class World:
         self._put(UNREACHABLE, [ip_network("10.2.0.16/28")])
         self._room = Room()
         self.end = DeviceEnd(ours, udp=udp)
-        relay = Relay(self.directory, self.end, wire, self._room, lambda: True, lambda: 0.0)
+        relay = Relay(self.directory, self.end, wire, self._room, lambda _: True, lambda: 0.0)
         self._turns = Turns()
         undo.callback(self._turns.close)
         self._ends = (ours, wire)

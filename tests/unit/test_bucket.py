@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.encap.bucket import Bucket
+from flanneld_py.encap.bucket import MOST_BUCKETS, Bucket, Buckets
 
 
 def drain(bucket: Bucket, now: float, tries: int = 1000) -> tuple[int, Bucket]:
@@ -50,3 +50,18 @@ def test_never_more_than_the_burst_and_the_rate(pauses: list[float]) -> None:
         granted, bucket = bucket.take(now)
         allowed += granted
         assert allowed <= 50 + 100 * now + 1e-6
+
+
+def test_one_that_uses_up_its_own_leaves_the_others_theirs() -> None:
+    buckets = Buckets(Bucket(10, 5), Bucket(100, 12))
+    assert sum(buckets.take(b"scanner", 0.0) for _ in range(1000)) == 5
+    assert sum(buckets.take(b"other", 0.0) for _ in range(1000)) == 5
+    assert sum(buckets.take(b"third", 0.0) for _ in range(1000)) == 2, "together 12"
+    assert sum(buckets.take(b"scanner", 0.1) for _ in range(1000)) == 1
+
+
+def test_what_is_remembered_of_many_is_bounded() -> None:
+    buckets = Buckets(Bucket(10, 5), Bucket(1e9, 1e9))
+    for number in range(10 * MOST_BUCKETS):
+        assert buckets.take(number.to_bytes(4, "big"), 0.0)
+    assert len(buckets._of) <= MOST_BUCKETS

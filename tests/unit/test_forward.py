@@ -166,7 +166,7 @@ def icmp(kind: int, version: int = 4) -> bytes:
     "packet",
     [
         *(icmp(kind) for kind in (3, 4, 5, 11, 12)),
-        *(icmp(kind, 6) for kind in (1, 2, 3, 4, 127)),
+        *(icmp(kind, 6) for kind in (1, 2, 3, 4, 127, 137)),
         patched(ELSEWHERE4, 6, b"\x00\x01"),
         patched(ELSEWHERE4, 12, bytes(4)),
         patched(ELSEWHERE4, 12, bytes((127, 0, 0, 1))),

@@ -62,7 +62,7 @@ def test_a_flood_into_nowhere_does_not_starve_what_comes_in(wire: Wire) -> None:
     directory = Directory(wanted)
     directory.put([orders.Peer("peer", bytes((10, 1, 0, 0)), 24, IPv4Address(REMOTE).packed, MAC)])
     device = Flood()
-    relay = Relay(directory, device, wire, Room(), lambda: False, lambda: 0.0)
+    relay = Relay(directory, device, wire, Room(), lambda _: False, lambda: 0.0)
     head = vxlan_header(1, OWN_MAC, MAC, 4)
     sent = [encode(Segment(bytes(number), protocol=UDP, source=1, destination=2)) for number in range(1, 641)]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
