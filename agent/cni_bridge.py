@@ -17,11 +17,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from flanneld_py.agent.cni_conf import BRIDGE
 from flanneld_py.agent.cni_spec import CniError, Code, Json
 from flanneld_py.agent.subnetfile import SubnetFile
-
-DEFAULT = "cni0"
-"""The bridge that the reference plugin makes unless told otherwise."""
 
 
 def renew(conf: Json, subnets: SubnetFile, directory: Path) -> None:
@@ -33,7 +31,7 @@ def renew(conf: Json, subnets: SubnetFile, directory: Path) -> None:
         return
     if not (conf.get("isGateway") or conf.get("isDefaultGateway")):
         return  # Its address is none of ours.
-    name = str(conf.get("bridge") or DEFAULT)
+    name = str(conf.get("bridge") or BRIDGE)
     if not earlier(_shown("-details", "address", "show", "dev", name), subnets):
         return
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -50,6 +48,11 @@ def renew(conf: Json, subnets: SubnetFile, directory: Path) -> None:
             raise CniError(Code.BRIDGE, f"{name} still has {', '.join(ipv4)} of an earlier lease: {todo}")
     finally:
         os.close(lock)
+
+
+def has_ports(conf: Json) -> bool:
+    """Tell whether a container is in the bridge of a delegate's configuration, if that is a bridge."""
+    return conf.get("type") == "bridge" and bool(_shown("link", "show", "master", str(conf.get("bridge") or BRIDGE)))
 
 
 def earlier(shown: Sequence[Json], subnets: SubnetFile) -> list[str]:

@@ -16,6 +16,8 @@ from flanneld_py.agent.subnetfile import SubnetFile
 
 SUBNET_FILE = "/run/flannel/subnet.env"
 DATA_DIR = "/var/lib/cni/flannel"
+BRIDGE = "cni0"
+"""The bridge that the reference plugin makes unless told otherwise."""
 VALID_ATTACHMENTS = "cni.dev/valid-attachments"
 CHAIN = "flannel-py/chain"
 """In the delegate's configuration: those of the plugins that come after it, where no runtime runs them."""

@@ -4,7 +4,7 @@
             a bridge of an earlier lease is made anew
     CHECK   what was kept -> delegate CHECK;  an address outside this host's subnet is an error
     DEL     what was kept -> delegate DEL -> forgotten;  nothing kept: done
-    GC      DEL of what is kept and not listed, then the delegate's own
+    GC      DEL of what is kept and not listed, then, whatever became of that, the delegate's own
     STATUS  subnet.env and the plugins are there, then the delegate's own
 
 Files and locks are cni_attachments.py's, other plugins cni_delegate.py's, the bridge cni_bridge.py's.
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from flanneld_py.agent import cni_bridge, subnetfile
+from flanneld_py.agent import cni_addresses, cni_bridge, subnetfile
 from flanneld_py.agent.cni_attachments import Attachment, Attachments
 from flanneld_py.agent.cni_conf import (
     VALID_ATTACHMENTS,
@@ -130,26 +130,43 @@ class Plugin:
             raise CniError(
                 Code.CONFIG, f'network {self._conf.name}: GC needs "{VALID_ATTACHMENTS}" in the configuration'
             )
-        failures: list[CniError] = []
+        failures: list[CniError | OSError] = []
+        kept: Json | None = None
         for container, interface in self._attachments.listed():
-            if (container, interface) not in valid and self._is_ours(container, interface):
-                variables = {"CNI_CONTAINERID": container, "CNI_IFNAME": interface, "CNI_NETNS": ""}
-                try:
+            try:
+                if (conf := self._kept(container, interface)) is None:
+                    continue
+                kept = conf
+                if (container, interface) not in valid:
+                    variables = {"CNI_CONTAINERID": container, "CNI_IFNAME": interface, "CNI_NETNS": ""}
                     self._delete_one(container, interface, variables)
-                except CniError as error:
-                    failures.append(error)
+            except (CniError, OSError) as error:
+                failures.append(error)
+        try:
+            self._collect_further(valid, kept)
+        except (CniError, OSError) as error:
+            failures.append(error)
         if failures:
             raise failures[0]
-        conf = self._delegate(self._subnets())
+
+    def _collect_further(self, valid: frozenset[tuple[str, str]], kept: Json | None) -> None:
+        """Pass GC on to the delegate, also if there is no subnet: what is to be collected may be of an earlier one."""
+        try:
+            conf = self._delegate(self._subnets())
+        except CniError as error:
+            if error.code not in (Code.TRY_AGAIN, Code.SUBNET_FILE):
+                raise
+            conf = self._delegate(SubnetFile((), 1500, ipmasq=True))
+            conf["ipam"] = kept["ipam"] if kept is not None and "ipam" in kept else conf["ipam"]
         if conf["cniVersion"] == self._conf.version:
             listed = [{"containerID": container, "ifname": interface} for container, interface in sorted(valid)]
             self._delegates.run("GC", {**conf, VALID_ATTACHMENTS: listed})
 
-    def _is_ours(self, container: str, interface: str) -> bool:
-        """Whether an attachment is of this network: several may share a directory."""
+    def _kept(self, container: str, interface: str) -> Json | None:
+        """Return what was delegated for an attachment of this network: several may share a directory."""
         with self._attachments.found(container, interface) as attachment:
             conf = attachment.conf() if attachment else None
-        return conf is not None and conf.get("name") == self._conf.name
+        return conf if conf is not None and conf.get("name") == self._conf.name else None
 
     def _status(self) -> None:
         try:
@@ -175,7 +192,10 @@ class Plugin:
         kind, ipam = str(conf["type"]), conf["ipam"]
         for plugin in (kind, *(str(after.get("type")) for after in chain(conf))):
             self._delegates.find(plugin)
-        self._delegates.find(str(ipam["type"] if isinstance(ipam, dict) else ""))
+        assert isinstance(ipam, dict)
+        self._delegates.find(str(ipam["type"]))
+        if ipam["type"] == "host-local" and "dataDir" not in ipam:
+            ipam["dataDir"] = cni_addresses.directory(self._conf.name, lambda: cni_bridge.has_ports(conf))
         if self._conf.version == ASK_FROM and ASK_FROM not in self._delegates.versions(kind):
             conf["cniVersion"] = INSTEAD
         return conf

@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from flanneld_py.agent.cni_conf import CHAIN, SUBNET_FILE
+from flanneld_py.agent.cni_conf import BRIDGE, CHAIN, SUBNET_FILE
 from flanneld_py.agent.cni_spec import CONTAINER, INTERFACE, CniError, Code, Json, Request, listed, section, text, wrong
 
 API_VERSION = "1.0.0"
-BRIDGE = "cni0"
 DATA_DIR = "/run/flannel-py"
 """Gone after a reboot, as are network namespaces, interfaces and rules."""
 CNI_PATH = "/usr/libexec/cni:/usr/lib/cni:/opt/cni/bin"

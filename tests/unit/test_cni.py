@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from flanneld_py.agent import cni_addresses
 from flanneld_py.agent.cni import call, install
+from flanneld_py.agent.cni_conf import netconf
+from flanneld_py.agent.cni_delegate import Delegates
+from flanneld_py.agent.cni_plugin import Plugin
+from flanneld_py.agent.cni_spec import Json, Request
 from tests.cni_call import Answer, FakeDelegate, Runtime
 
 SUBNET_ENV = "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.5.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
@@ -52,8 +57,8 @@ def site(tmp_path: Path) -> Site:
     subnet_file = tmp_path / "subnet.env"
     subnet_file.write_text(SUBNET_ENV)
     data = tmp_path / "data"
-    conf = {"cniVersion": "1.0.0", "name": "net", "type": "flannel-py"}
-    conf |= {"subnetFile": str(subnet_file), "dataDir": str(data)}
+    conf: dict[str, object] = {"cniVersion": "1.0.0", "name": "net", "type": "flannel-py"}
+    conf |= {"subnetFile": str(subnet_file), "dataDir": str(data), "ipam": {"dataDir": str(tmp_path / "addresses")}}
     # Nothing but these plugins is found: the bridge of the machine that runs the tests is not looked at.
     return Site(subnet_file, data, bridge, Runtime(conf, str(plugins), environment={"PATH": str(plugins)}))
 
@@ -68,6 +73,28 @@ def test_add_delegates_keeps_what_was_delegated_and_passes_the_result_on(site: S
     assert conf["ipam"]["ranges"] == [[{"subnet": "10.42.5.0/24"}]]
     assert site.kept() == ["c1:eth0"]
     assert json.loads((site.data / "c1:eth0").read_text()) == conf
+
+
+@pytest.mark.parametrize(
+    ("ipam", "expected"),
+    [({}, "/run/chosen"), ({"dataDir": "/x"}, "/x"), ({"type": "static"}, None)],
+    ids=["nothing asked for", "asked for", "not host-local"],
+)
+def test_host_local_is_told_where_to_keep_addresses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ipam: Json, expected: str | None
+) -> None:
+    monkeypatch.setattr(cni_addresses, "directory", lambda *_: "/run/chosen")
+    file = tmp_path / "subnet.env"
+    file.write_text(SUBNET_ENV)
+    conf = netconf({"cniVersion": "1.0.0", "name": "net", "subnetFile": str(file), "ipam": ipam})
+    for kind in ("bridge", "host-local", "static"):
+        FakeDelegate(tmp_path, kind)
+    plugin = Plugin(
+        Request("ADD", "c1", "/x", "eth0", (str(tmp_path),), "1.0.0", {}), conf, Delegates((str(tmp_path),), {})
+    )
+    made = plugin._delegate(plugin._subnets())["ipam"]
+    assert isinstance(made, dict)
+    assert made.get("dataDir") == expected
 
 
 def test_del_undoes_what_was_added_although_the_subnet_is_another_now(site: Site) -> None:
@@ -361,6 +388,35 @@ def test_gc_without_a_list_deletes_nothing(site: Site) -> None:
     site.call("ADD")
     assert site.call("GC", cniVersion="1.1.0").error[0] == 7
     assert site.kept() == ["c1:eth0"]
+
+
+@pytest.mark.parametrize("subnet", [SUBNET_ENV, None, "nonsense\n"], ids=["there", "not there", "broken"])
+def test_gc_is_passed_on_whatever_fails(site: Site, subnet: str | None) -> None:
+    """One container whose DEL fails for good must not keep the delegate's own rests from being removed for ever."""
+    for container in ("c1", "c2", "c3"):
+        assert site.call("ADD", container).code == 0
+    site.subnet_file.unlink()
+    if subnet is not None:
+        site.subnet_file.write_text(subnet)
+    site.bridge.says("VERSION", {"supportedVersions": ["1.0.0", "1.1.0"]})
+    site.bridge.says("DEL", {"code": 999, "msg": "cannot"}, code=1)
+    assert site.collect("c3").error == (999, "bridge: cannot")
+    asked = [(command, variables.get("CNI_CONTAINERID", "")) for command, variables, _ in site.bridge.asked()[3:]]
+    assert asked[:2] == [("DEL", "c1"), ("DEL", "c2")]
+    assert asked[2][0] == "GC"
+    command, _, conf = site.bridge.asked()[-1]
+    assert (command, conf["ipam"]["ranges"]) == ("GC", [[{"subnet": "10.42.5.0/24"}]])
+    site.bridge.says("DEL", {})
+    assert site.collect("c3").code == 0
+    assert site.kept() == ["c3:eth0"]
+
+
+def test_without_a_path_for_plugins_what_needs_none_is_done(site: Site) -> None:
+    nowhere = replace(site, runtime=replace(site.runtime, path=""))
+    assert nowhere.call("DEL").code == 0, "nothing was added"
+    code, message = nowhere.call("STATUS", cniVersion="1.1.0").error
+    assert (code, message.startswith("there is no plugin bridge in CNI_PATH=:")) == (50, True)
+    assert nowhere.call("ADD").error == (4, "ADD needs CNI_PATH in the environment")
 
 
 def test_gc_and_status_are_passed_on_to_a_delegate_that_knows_them(site: Site) -> None:
