@@ -33,16 +33,16 @@ class TimedSelector(EpollSelector):
 
     def __init__(self) -> None:
         super().__init__()
-        self._began = self._answered = self._cpu = 0.0
+        self.began = self._answered = self._cpu = 0.0
         self._longest: list[tuple[float, float, float]] = []
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
         """Wait for events."""
         now = time.perf_counter()
-        if self._began:
-            self._note((now - self._answered, self._answered - self._began, time.thread_time() - self._cpu))
+        if self.began:
+            self._note((now - self._answered, self._answered - self.began, time.thread_time() - self._cpu))
         else:
-            self._began = now  # What was before is the import of the daemon, not a turn.
+            self.began = now  # What was before is the import of the daemon, not a turn.
         events = super().select(timeout)
         self._answered, self._cpu = time.perf_counter(), time.thread_time()
         return events
