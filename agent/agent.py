@@ -101,7 +101,7 @@ class Agent:
         self._member: Membership | None = None
         self._watch: UnderlayWatch | None = None
         self._leftovers = Leftovers(kernel, settings.control, earlier, locks.others, clock, rng)
-        self._announcer = Announcer(settings.subnet_file, settings.prefix, clock)
+        self._announcer = Announcer(settings, clock)
         self.wanted: tuple[Wanted, ...] = ()
         """This host as it should be, each family; nothing before there is a lease."""
         self._supervisors: dict[Family, Supervisor] = {}

@@ -14,14 +14,16 @@ from flanneld_py.agent.broken import Broken
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.envfile import EnvFile
 from flanneld_py.agent.log import facts, log
+from flanneld_py.agent.settings import Settings
 from flanneld_py.agent.wanted import Wanted
 
 
 class Announcer:
     """Say what goes into one subnet file."""
 
-    def __init__(self, path: Path, network: str, clock: Clock) -> None:
-        self._file = EnvFile(path, network, clock)
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        path = settings.subnet_file
+        self._file = EnvFile(path, settings.prefix, clock, settings.file_looks)
         self.run, self.written = self._file.run, self._file.written
         self._told = _before(path)
 

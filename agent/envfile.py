@@ -20,20 +20,20 @@ from flanneld_py.agent.log import OnChange, facts, log
 from flanneld_py.agent.signature import Signature, sign, signature_of
 from flanneld_py.agent.subnetfile import SubnetFile
 
-LOOK_EVERY = 30.0
-"""Seconds between looks at the file; one takes some 50 us."""
-
 RETRY_EVERY = 5.0
 """Seconds between tries to write it."""
 
 
 class EnvFile:
-    """The subnet file at a path, signed for the network with an etcd prefix. `written` is set once it is right."""
+    """The subnet file at a path, signed for the network with an etcd prefix. `written` is set once it is right.
 
-    def __init__(self, path: Path, network: str, clock: Clock) -> None:
+    `looks` are the seconds between two looks at it, of which one takes some 50 us.
+    """
+
+    def __init__(self, path: Path, network: str, clock: Clock, looks: float) -> None:
         self.path = path
         self._signature = Signature(network)
-        self._clock = clock
+        self._clock, self._looks = clock, looks
         self._content: SubnetFile | None = None
         self._trouble, self._failing = OnChange(clock), False
         self.written = asyncio.Event()
@@ -55,7 +55,7 @@ class EnvFile:
     async def run(self) -> Never:
         """Keep it for good."""
         while True:
-            await self._clock.sleep(RETRY_EVERY if self._failing else LOOK_EVERY)
+            await self._clock.sleep(RETRY_EVERY if self._failing else self._looks)
             if (content := self._content) is None:
                 continue
             try:

@@ -12,6 +12,7 @@ from flanneld_py.encap import backends
 class Settings:
     """What the operator decides about an agent; `margin` in seconds (`--subnet-lease-renew-margin`).
 
+    `file_looks` are the seconds between looks at the subnet file: whether it is still there, and says what it should.
     `prefix` is etcd's (`--etcd-prefix`): it tells networks apart.
     `control` is the folder of the userspace data planes' control sockets, `workers` how many processes move packets
     in each of them, `subnet_len` the prefix length of its IPv4 subnet if not the network's.
@@ -24,6 +25,7 @@ class Settings:
     workers: int = 1
     prefix: str = "/coreos.com/network"
     subnet_len: int | None = None
+    file_looks: float = 3.0
 
 
 def control_socket(folder: Path, device: str) -> Path:

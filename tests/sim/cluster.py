@@ -116,7 +116,8 @@ class Cluster:
         control = self._folder / str(number)
         control.mkdir(exist_ok=True)
         agent = Agent(
-            Settings(self._folder / f"{number}.env", datapath=datapath, control=control, workers=number),
+            # Simulated days are long: fewer looks at the file.
+            Settings(self._folder / f"{number}.env", datapath=datapath, control=control, workers=number, file_looks=60),
             Registry(self.asked.setdefault(number, Paced(self.store, self.clock, Random(number))), PREFIX),
             self.kernel(number),
             first,
