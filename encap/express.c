@@ -282,9 +282,8 @@ static int dispatch(struct express *express, const struct lane *lane, size_t siz
    most of it is dropped, which is quicker than to carry it, and all others' packets pass. So it is full for nobody else.
    TCP slows down by itself, and what does not overflow may wait. */
 
-static void join(struct crowd *crowd, const byte *packet, size_t length, size_t charge)
+static void join(struct crowd *crowd, uint64_t flow, size_t charge)
 {
-    uint64_t flow = flow_of(packet, length);
     crowd->standing++;
     if (crowd->flow == flow) {
         crowd->votes += charge;
@@ -314,10 +313,9 @@ static int proven(struct crowd *crowd, size_t overflowed)
     return 1;
 }
 
-static int crowds(const struct crowd *crowd, const byte *packet, size_t length)
+static int crowds(const struct crowd *crowd, uint64_t flow, const byte *packet, size_t length)
 {
-    return crowd->votes && length >= 20 && packet[packet[0] >> 4 == 4 ? 9 : 6] == UDP &&
-           flow_of(packet, length) == crowd->flow;
+    return crowd->votes && flow == crowd->flow && length >= 20 && packet[packet[0] >> 4 == 4 ? 9 : 6] == UDP;
 }
 
 enum served { FAILED = -1, ELSEWHERE, SERVED, EMPTY };
@@ -334,7 +332,8 @@ static enum served serve_packet(struct express *express, const struct lane *lane
         return EMPTY;
     }
     length = size > (ssize_t)sizeof(struct vnet) ? (size_t)size - sizeof(struct vnet) : 0;
-    if (dropped && crowds(crowd, packet, length)) {
+    uint64_t flow = flow_of(packet, length);
+    if (dropped && crowds(crowd, flow, packet, length)) {
         struct vnet vnet;
         memcpy(&vnet, express->from_device, sizeof vnet);
         *dropped += segments(&vnet, length);
@@ -342,7 +341,7 @@ static enum served serve_packet(struct express *express, const struct lane *lane
         return SERVED;
     }
     int done = size > 0 ? dispatch(express, lane, (size_t)size, first, charged) : 0;
-    join(crowd, packet, length, *charged - before);
+    join(crowd, flow, *charged - before);
     if (done)
         return done < 0 ? FAILED : SERVED;
     return asked(express, PyObject_CallFunction(lane->outward, "n", (Py_ssize_t)(size > 0 ? size : 0))) ? FAILED : ELSEWHERE;
@@ -530,6 +529,17 @@ static const byte *inner(struct express *express, size_t at, const struct receip
     return express->from_wire + at + offset;
 }
 
+/* Return a number for the flow of what was received: of the inner packet and of who sent it, so that nobody else can pass
+   himself off for a flow, to have it dropped. */
+static uint64_t flow_from(const struct receipt *receipt, const byte *packet, size_t length)
+{
+    const byte *from = is_ipv4(receipt) ? (const byte *)&receipt->from.v4.sin_addr : (const byte *)&receipt->from.v6.sin6_addr;
+    uint64_t flow = flow_of(packet, length);
+    for (int at = 0; at < (is_ipv4(receipt) ? 4 : 16); at += 4)
+        flow = (flow + get32(from + at)) * GOLDEN;
+    return flow;
+}
+
 static int relieve_wire(struct express *express, const struct lane *lane)
 {
     struct crowd *crowd = &express->notes->inward[lane - express->lanes];
@@ -543,7 +553,7 @@ static int relieve_wire(struct express *express, const struct lane *lane)
             break;
         }
         const byte *packet = inner(express, 0, &next, &length);
-        if (crowds(crowd, packet, length)) {
+        if (crowds(crowd, flow_from(&next, packet, length), packet, length)) {
             dropped += (size_t)((next.total + next.each - 1) / next.each);
             crowd->standing++;
             continue;
@@ -570,7 +580,7 @@ static int serve_wire(struct express *express, const struct lane *lane)
             break;
         }
         const byte *packet = inner(express, at, &next, &length);
-        join(crowd, packet, length, cost((size_t)next.total, (size_t)next.each));
+        join(crowd, flow_from(&next, packet, length), cost((size_t)next.total, (size_t)next.each));
         charged += cost((size_t)next.total, (size_t)next.each);
         if (at > begin && !(next.total && continues(express, &run, begin, at, &next))) {
             if (deliver(express, lane, begin, at, &run))

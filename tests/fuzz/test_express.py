@@ -422,24 +422,29 @@ def test_a_flow_that_crowds_a_lane_is_what_overflows(protocol: int, overflows: b
         assert drops.keys() <= {"out-flood"}
 
 
-def test_a_flow_that_crowds_the_wire_is_what_overflows() -> None:
+@pytest.mark.parametrize("stranger", [False, True])
+def test_a_flow_that_crowds_the_wire_is_what_overflows(stranger: bool) -> None:
+    """And not one whose addresses and ports a stranger puts into his flood."""
     with ExitStack() as undo:
         world = World(orders.Mode.VXLAN, undo, express=True, udp=True, mtu=1450)
         with socket.socket(fileno=os.dup(world.wire.fileno())) as end:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
-        train = [world.head(4) + packet for packet in cut(Segment(bytes(1200), protocol=UDP, destination=2), 20)]
+        ports = (7, 7) if stranger else (8, 8)
+        flood = Segment(bytes(1200), protocol=UDP, destination=2, ports=ports)
+        train = [world.head(4) + packet for packet in cut(flood, 20)]
+        flooder = world.peers[stranger]
         control = ((socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", len(train[0]))),)
         polite = Segment(b"polite", protocol=UDP, destination=2, ports=(7, 7))
         expected = 0
         for step in range(150):
             for _ in range(20):
-                world.peers[0].sendmsg(train, control, 0, world.to)
+                flooder.sendmsg(train, control, 0, world.to)
             world.turn()
             if world.directory.drops["in-flood"] and step % 10 == 9:
                 world.work_off()
                 world.left()
                 for _ in range(3):
-                    world.peers[0].sendmsg(train, control, 0, world.to)
+                    flooder.sendmsg(train, control, 0, world.to)
                 world.send("in", REMOTE, polite, (0, 0))
                 world.turn()
                 assert [packet for packet in world.left()[0] if packet.endswith(b"polite")]
