@@ -12,8 +12,9 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
+from functools import partial
 from struct import Struct
 
 SOL_NETLINK = 270
@@ -22,6 +23,12 @@ NETLINK_NETFILTER = 12
 NFNLGRP_NFTABLES = 7  # linux/netfilter/nfnetlink.h
 NFNL_SUBSYS_NFTABLES = 10
 RECEIVE_BYTES = 1 << 16
+
+AGAIN = 1.0
+"""Seconds until a socket that could not be had is asked for again."""
+
+_NO_NETFILTER = (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT)
+"""The kernel has no netfilter over netlink."""
 
 _NAME_OF = {0: 1, 2: 1, 3: 3, 5: 3, 6: 2, 8: 2}
 """Message -> its attribute that names the table, or for a rule its chain (linux/netfilter/nf_tables.h).
@@ -46,16 +53,11 @@ def watch(names: Collection[str], changed: Callable[[], None], others: Callable[
     And whenever somebody makes a chain that the kernel sends packets through. At any other change of tables, chains,
     rules or the elements of a map call `others`.
     The socket belongs to the network namespace of the thread that calls, inside a running event loop. A kernel without
-    nftables tells nothing.
+    nftables tells nothing. A socket that is not to be had now is had later, and then `changed` is called as well.
     """
-    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-    try:
-        monitor = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
-    except OSError:  # No netfilter over netlink in this kernel.
-        yield
-        return
+    loop = asyncio.get_running_loop()
 
-    def hear() -> None:
+    def hear(monitor: socket.socket) -> None:
         try:
             buffer = monitor.recv(RECEIVE_BYTES)
         except BlockingIOError:
@@ -71,15 +73,36 @@ def watch(names: Collection[str], changed: Callable[[], None], others: Callable[
             case Concern.OTHERS:
                 others()
 
-    loop = asyncio.get_running_loop()
+    with ExitStack() as watching:
+
+        def begin(*, late: bool) -> None:
+            try:
+                monitor = _monitor()
+            except OSError as error:
+                if error.errno not in _NO_NETFILTER:
+                    watching.callback(loop.call_later(AGAIN, partial(begin, late=True)).cancel)
+                return
+            watching.callback(monitor.close)
+            loop.add_reader(monitor, hear, monitor)
+            watching.callback(loop.remove_reader, monitor)
+            if late:
+                changed()
+
+        begin(late=False)
+        yield
+
+
+def _monitor() -> socket.socket:
+    """Return a socket to which the kernel tells every change. Raises OSError."""
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    monitor = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
     try:
         monitor.bind((0, 0))
         monitor.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
-        loop.add_reader(monitor, hear)
-        yield
-    finally:
-        loop.remove_reader(monitor)
+    except BaseException:
         monitor.close()
+        raise
+    return monitor
 
 
 class Concern(Enum):

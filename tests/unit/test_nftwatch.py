@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import os
+import socket
+from contextlib import closing
 from struct import pack
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanneld_py.encap import nftwatch
 from flanneld_py.encap.nftwatch import Concern, concerns
 
 NAMES = frozenset(("flanneld-py", "FORWARD"))
@@ -50,3 +56,30 @@ def test_what_is_of_interest(told: bytes, about: Concern) -> None:
 def test_nothing_that_comes_is_too_odd(told: bytes) -> None:
     concerns(told, NAMES)
     concerns(message(NEW_RULE, told), NAMES)
+
+
+@pytest.mark.parametrize("trouble", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EPROTONOSUPPORT])
+async def test_a_socket_that_cannot_be_had_now_is_had_later(monkeypatch: pytest.MonkeyPatch, trouble: int) -> None:
+    ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    tries = iter([trouble, trouble])
+    tried, marked = [], asyncio.Event()
+
+    def monitor() -> socket.socket:
+        tried.append(1)
+        if (number := next(tries, 0)) != 0:
+            raise OSError(number, os.strerror(number))
+        return ours
+
+    monkeypatch.setattr(nftwatch, "_monitor", monitor)
+    monkeypatch.setattr(nftwatch, "AGAIN", 0.001)
+    with closing(ours), closing(kernel), nftwatch.watch(NAMES, marked.set, lambda: None):
+        if trouble == errno.EPROTONOSUPPORT:  # A kernel that has none will have none.
+            await asyncio.sleep(0.01)
+            assert len(tried) == 1
+            return
+        async with asyncio.timeout(10):
+            await marked.wait()
+            marked.clear()
+            kernel.send(message(NEW_TABLE, attribute(1, b"flanneld-py\0")))
+            await marked.wait()
+    assert ours.fileno() == -1
