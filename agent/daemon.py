@@ -92,6 +92,7 @@ class Daemon:
                 tasks.create_task(self._sysctls.run(), name="sysctls")
                 relax_garbage_collection()
                 await self._agent.start(tasks)
+                self._sysctls.look()
                 if self._options.blackhole:
                     tasks.create_task(keeper.run(wanted=True), name="blackhole")
                 else:

@@ -122,10 +122,11 @@ class Sysctls:
     async def run(self) -> Never:
         """Look now and then, for good."""
         while True:
-            self._look()
+            self.look()
             await self._clock.sleep(EVERY if self._wanted() else SOON)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Look now."""
         before, self.found = self.found, complaints(self._wanted(), self._read)
         for do, reason in self.found.items():
             if do not in before:
