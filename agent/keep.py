@@ -170,6 +170,7 @@ class Keeper:
                 pass  # The view is about to show why.
             except RegistryError as error:
                 self._trouble.warn("cannot write our lease, trying again", error)
+            await self._stay_alive()
             await self._clock.sleep(backoff.next())
 
     async def _contest(self, lease: Lease, now: float) -> bool:
@@ -208,18 +209,37 @@ class Keeper:
             left = remaining(self._held, now)
             self._trouble.warn("our lease cannot be renewed; traffic goes on, trying again", error)
             self._held = replace(self._held, attempted=now)
-            if self.overdue and not self._overdue_said:
-                self._overdue_said = True
-                log.error(
-                    "our lease ends soon if the registry stays away; then others may take our subnet",
-                    **facts(s=int(left)),
-                )
+            self._say_overdue(left)
         else:
             if self._trouble.over():
                 log.info("our lease is renewed again", **facts(subnet=lease.subnets))
             self._overdue_said = False
             self._held = replace(self._held, renewed=now, attempted=now)
         return True
+
+    async def _stay_alive(self) -> None:
+        """Renew our lease, if it is time to, though something else is to be done about it, which may fail for long.
+
+        An etcd that is out of space, or denies us what is beside the lease, takes keepalives all the same.
+        """
+        assert self._held is not None
+        now, lease = self._clock.now(), self._held.lease
+        if now < self._held.renewed + PERIOD:
+            return
+        try:
+            await self._registry.keepalive(lease, self._claimer.owner(lease.subnets))
+        except RegistryError:  # That something is wrong was said just now.
+            self._say_overdue(remaining(self._held, now))
+        else:
+            self._overdue_said = False
+            self._held = replace(self._held, renewed=now, attempted=now)
+
+    def _say_overdue(self, left: float) -> None:
+        if self.overdue and not self._overdue_said:
+            self._overdue_said = True
+            log.error(
+                "our lease ends soon if the registry stays away; then others may take our subnet", **facts(s=int(left))
+            )
 
     async def _find_out(self, lease: Lease, now: float) -> None:
         """Look closer: the etcd lease of our key is gone.

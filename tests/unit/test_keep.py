@@ -14,7 +14,7 @@ from flanneld_py.registry.config import parse_config
 from flanneld_py.registry.lifetime import PERIOD, TTL
 from flanneld_py.registry.memory import MemoryStore
 from flanneld_py.registry.model import LeaseAttrs, Owner, Subnets
-from flanneld_py.registry.store import Delete, Expect, Put, Unavailable
+from flanneld_py.registry.store import Conflict, Delete, Denied, Expect, Put, RegistryError, Unavailable
 from tests.lease_host import PREFIX, Host, identity
 from tests.manual_clock import ManualClock
 
@@ -561,6 +561,38 @@ async def test_a_second_look_that_fails_keeps_nobody_from_renewing(
             await clock.run_for(30 * PERIOD)
         assert (await store.time_to_live(lease.lease_id))[0] > TTL - 2 * PERIOD
         assert host.lease.subnets == lease.subnets
+
+
+@pytest.mark.parametrize("what", ["another address", "written over", "given another etcd lease", "by somebody unknown"])
+@pytest.mark.parametrize("error", [Unavailable("out of space"), Denied("denies permission"), Conflict("too late")])
+async def test_a_lease_that_cannot_be_written_is_renewed_all_the_same(
+    store: MemoryStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, what: str, error: RegistryError
+) -> None:
+    """As when etcd is out of space, or denies what is beside the lease: it still takes keepalives."""
+    host = Host(store, clock, 1, ttl=600)
+    lease = await host.acquire()
+
+    async def refused(*_: object, **__: object) -> int:
+        raise error
+
+    async with host.running():
+        await clock.run_for(PERIOD)
+        key, other = host.registry.key(lease.subnets), await store.grant(TTL)
+        match what:
+            case "another address":
+                attrs = replace(lease.attrs, public_ip=IPv4Address("192.0.2.77"))
+                host.keeper.revise(attrs)
+            case "written over":
+                await store.commit([], [Put(key, b"{", lease.lease_id)])
+            case "given another etcd lease":
+                await store.commit([], [Put(key, encode_attrs(lease.attrs), other)])
+            case _:
+                await store.commit([], [Put(key, b"{", lease.lease_id)])
+                monkeypatch.setattr(host.registry, "owner_of", refused)
+        monkeypatch.setattr(store, "commit", refused)
+        await clock.run_for(3 * 600)
+        remaining, _ = await store.time_to_live(lease.lease_id)
+        assert remaining > 600 - 2 * PERIOD
 
 
 async def test_a_lease_lasts_as_long_as_was_asked_for_from_the_next_start_on(
