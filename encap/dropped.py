@@ -88,15 +88,19 @@ class Dropped:
             if table[1] == FIREWALLD:
                 # Where it drops what is forwarded, its zones are told: see `_lacking`.
                 found = [drop for drop in found if not drop.kind.inside]
-            texts = await self._texts(table) if any(drop.rule is not None for drop in found) else {}
+            texts = await self._texts(table) if found else {}
         except FirewallError:  # Somebody is just changing it; or this nft has no JSON.
+            return []
+        if texts is None:
             return []
         place = Place("nft", *table, managed_by=table[1])
         return [place.obstacle(drop, texts.get(_name(drop), "a rule"), policies) for drop in found]
 
-    async def _texts(self, table: TableName) -> dict[str, str]:
-        """Return a table's rules by their handles."""
+    async def _texts(self, table: TableName) -> dict[str, str] | None:
+        """Return a table's rules by their handles; None if it is dormant, so that no packet passes it."""
         listed = await self._tools.run("nft", "-a", "-s", "-t", "list", "table", *table)
+        if re.search(r"^\tflags .*\bdormant\b", listed, re.MULTILINE):  # Some releases' JSON shows flags wrongly.
+            return None
         return {handle: rule for rule, handle in re.findall(r"^\s*(.+?) # handle (\d+)$", listed, re.MULTILINE)}
 
     async def _saved(self, command: str) -> dict[str, Table]:

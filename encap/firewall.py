@@ -15,9 +15,9 @@ Network makes the tunnel's own packets look like containers': masqueraded, each 
 Containers see each other's addresses; what leaves Network goes with the host's address; what comes from outside to
 another host's containers goes with ours, so that the answer comes back through us. Raw's are for engines that drop
 there what does not come over their own bridge (Docker since 28.0): what the overlay brings is let through, all else is
-left to them. And before anything else, where there is a tunnel, UDP to its port from Network to elsewhere is dropped:
-a container could send tunnel packets that way, which its host, masquerading, would make its own. Not here: how they are
-written (nft.py, chains.py), and where (enforce.py).
+left to them. And before anything else, where there is a tunnel, UDP to its port from Network to elsewhere is dropped,
+but for what the underlay brings to this host: a container could send tunnel packets that way, which its host,
+masquerading, would make its own. Not here: how they are written (nft.py, chains.py), and where (enforce.py).
 """
 
 from __future__ import annotations
@@ -154,10 +154,17 @@ def rules(policy: Policy) -> Rules:
 
 
 def _tunnel(policy: Policy) -> tuple[Rule, ...]:
-    """Drop what a container sends to a host's tunnel: masqueraded, it would come from the address of a peer."""
+    """Drop what a container sends to a host's tunnel: masqueraded, it would come from the address of a peer.
+
+    A peer may be inside Network though we are not: what it sends to us comes by the underlay interface.
+    """
     if policy.port is None:
         return ()
-    return (Rule(Verdict.DROP, In(policy.network), NotIn(policy.network), port=policy.port),)
+    inside, port = In(policy.network), policy.port
+    drop = Rule(Verdict.DROP, inside, NotIn(policy.network), port=port)
+    if policy.host is None or policy.underlay is None or policy.host in policy.network:
+        return (drop,)
+    return Rule(Verdict.RETURN, inside, In(ip_network(policy.host)), came_by=policy.underlay, port=port), drop
 
 
 def _masquerade(policy: Policy, multicast: Network) -> tuple[Rule, ...]:

@@ -52,6 +52,7 @@ async def _of(policy: Policy, pause: Pause) -> int:
         host: dict[IPAddress, bool] = {}
         gone = 0
         for flow in found:
+            await pause()
             for address in (flow.source, flow.destination):
                 if address not in host:
                     host[address] = _is_hosts(routes, address)

@@ -254,6 +254,8 @@ def test_what_cannot_be_overruled_is_named_and_passes_by_what_is_said(make_lab: 
     assert lab.wait_connected() == []
     # Rules, not policies; and in the tunnel's way as well.
     other = lab.hosts[1]
+    sh(other, "nft add table inet asleep '{ flags dormant; }'")
+    sh(other, "nft add chain inet asleep input '{ type filter hook input priority -20; policy drop; }'")
     sh(other, "nft add table inet early")
     sh(other, "nft add chain inet early input '{ type filter hook input priority -10; }'")
     sh(other, "nft add rule inet early input udp dport 8472 counter drop")

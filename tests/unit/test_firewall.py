@@ -32,12 +32,13 @@ def verdict(
     marked: bool = False,
     came_by: str = "eth0",
     leaves_by: str = "",
+    port: int = 0,
 ) -> Verdict | None:
     """Do what the packet filter does: the first rule that fits decides."""
     for rule in chain:
         if (rule.marked and not marked) or rule.came_by not in (None, came_by):
             continue
-        if rule.leaves_by not in (None, leaves_by):
+        if rule.leaves_by not in (None, leaves_by) or rule.port not in (None, port):
             continue
         if fits(rule.source, ip_address(source)) and fits(rule.destination, ip_address(destination)):
             return rule.verdict
@@ -85,6 +86,29 @@ def test_a_host_inside_network_keeps_its_own_packets_as_they_are(
     assert verdict(chain, here, "192.0.2.9" if policy is V4 else "2001:db8::9") == Verdict.MASQUERADE_RANDOM
     beside = replace(policy, host=ip_address("192.0.2.1" if policy is V4 else "2001:db8::1"))
     assert rules(beside).masquerade == rules(policy).masquerade, "flannel's rules where it makes no difference"
+
+
+@pytest.mark.parametrize(
+    ("policy", "here", "peer", "ours", "other"),
+    [
+        (V4, "10.42.5.2", "10.42.240.1", "192.0.2.1", "192.0.2.2"),
+        (V6, "fd42:0:0:5::2", "fd42:0:0:f000::1", "2001:db8::1", "2001:db8::2"),
+    ],
+    ids=["IPv4", "IPv6"],
+)
+def test_no_container_speaks_to_the_tunnel_and_a_peer_inside_network_does(
+    policy: Policy, here: str, peer: str, ours: str, other: str
+) -> None:
+    drop = Verdict.DROP
+    chain = rules(replace(policy, port=8472, underlay="eth0", host=ip_address(ours))).tunnel
+    assert verdict(chain, here, other, came_by="cni0", port=8472) == drop
+    assert verdict(chain, here, ours, came_by="cni0", port=8472) == drop
+    assert verdict(chain, here, other, came_by="cni0", port=53) is None
+    assert verdict(chain, here, peer, came_by="cni0", port=8472) is None, "a tunnel between containers"
+    assert verdict(chain, peer, ours, port=8472) != drop, "hosts may be partly inside Network"
+    assert verdict(chain, peer, other, port=8472) == drop, "we would masquerade it: it would come from us"
+    inside = rules(replace(policy, port=8472, underlay="eth0", host=ip_address(peer))).tunnel
+    assert inside == rules(replace(policy, port=8472)).tunnel, "no rule more where none is needed"
 
 
 def test_without_random_ports() -> None:
