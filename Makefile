@@ -30,7 +30,7 @@ format: .venv/ready ## rewrite the sources as `make check` wants them
 	$(BIN)/ruff check --fix .
 
 # One process for each core, and the tests of one file in one of them, in order; make test SIDE_BY_SIDE= for one after the other.
-SIDE_BY_SIDE ?= -n auto --maxprocesses=4 --dist=loadgroup
+SIDE_BY_SIDE ?= -n auto --maxprocesses=4 --dist=loadfile
 test: system .venv/ready ## (root) all tests, with real etcd and real kernel devices
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not managers'
 

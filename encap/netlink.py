@@ -191,7 +191,8 @@ class Netlink:
         found = find_link(self._requests, name)
         if found is None:
             return
-        if isinstance(successor, VxlanLink) and (found.kind, found.port) != ("vxlan", successor.port):
+        # A TUN device's port is its process's, which ends with it.
+        if isinstance(successor, VxlanLink) and found.kind == "vxlan" and found.port != successor.port:
             shared = any((link.kind, link.port) == ("vxlan", successor.port) for link in self._links())
             if not shared and device.port_is_taken(successor):
                 raise KernelError(f"{name} stays as it is: {self._why_not(successor, Refused(EADDRINUSE, ''))}")

@@ -35,9 +35,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    # Side by side (pytest -n) a file is one process's, and so are the booted tests, which share what they boot.
-    folder = item.path.parent.name
-    item.add_marker(pytest.mark.xdist_group(folder if folder == "boot" else f"{folder}/{item.path.name}"))
     own = item.get_closest_marker("timeout")
     seconds = float(own.args[0] if own else item.config.getini("timeout"))
     item.add_marker(pytest.mark.timeout(patient(seconds)), append=False)

@@ -8,6 +8,7 @@ No release has to be this machine's own: where apt gets Debian from, there are t
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -102,17 +103,21 @@ def archive(targets: str) -> str:
 def _root(release: str, packages: str, hook: str = "") -> Path:
     key = hashlib.sha256(f"{packages} {hook}".encode()).hexdigest()[:12]
     place = IMAGES / f"{release}-{key}"
-    if place.exists():
-        return place
     IMAGES.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_name(f"{place.name}.{os.getpid()}")
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}"]
-    command += [f"--customize-hook={hook}"] if hook else []
-    try:
-        _run(*command, release, str(unfinished), mirror())
-        unfinished.rename(place)
-    finally:
+    # Tests of another process want the same at the same time: one makes it.
+    with place.with_name(f"{place.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if place.exists():
+            return place
+        unfinished = place.with_name(f"{place.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
+        command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}"]
+        command += [f"--customize-hook={hook}"] if hook else []
+        try:
+            _run(*command, release, str(unfinished), mirror())
+            unfinished.rename(place)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return place
 
 

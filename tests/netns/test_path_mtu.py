@@ -31,7 +31,10 @@ def narrow(lab: Lab) -> None:
     lab.core.write_sysctl("net.ipv4.ip_forward", "1")
     lab.core.write_sysctl("net.ipv4.conf.all.send_redirects", "0")
     lab.core.write_sysctl("net.ipv4.conf.br0.send_redirects", "0")
-    lab.core.ip(f"addr add {router6}/{UNDERLAY6.prefixlen} dev br0 nodad")
+    lab.core.ip(
+        f"addr add {router6}/{UNDERLAY6.prefixlen} dev br0 nodad",
+        "addr add fe80::1/64 dev br0 nodad",  # who forwards asks for neighbours from a link-local address
+    )
     ends = ends6(lab)
     for host, end in zip(lab.hosts, ends, strict=True):
         lab.core.ip(f"route add {end.underlay} dev br0 mtu {HOP}", f"route add {host.address} dev br0 mtu {HOP}")
