@@ -69,7 +69,8 @@ class Follower:
         self._one_listing = asyncio.Lock()
         self._lost = False
         self._compared = 0
-        self._in_doubt = False
+        self._breaks = 0
+        self._compared_after = 0
         self._witness: Witness | None = None
         self._resumed = asyncio.Event()
         self._read_again = False
@@ -95,20 +96,22 @@ class Follower:
             try:
                 if self._lost:
                     await self._compare()
-                    self._lost = self._in_doubt = False
+                    self._lost = False
+                    self._compared_after = self._breaks
                 await self._watch()
             except HistoryLost as error:
                 if isinstance(error, StoreReplaced):
                     self._view.distrust()
                 self._losses.warn("the registry's history is lost, listing again", error)
                 self._lost = True
+                self._broken()
                 self._disconnected()
                 await self._clock.sleep(self._share(LIST_SPREAD) + self._listing_backoff.next())
             except RegistryError as error:
                 if self._read_again:
-                    self._read_again = self._in_doubt = False
+                    self._read_again = False
                 else:
-                    self._doubt()
+                    self._broken()
                     self._trouble.warn("leases are not followed; peers stay as they are, trying again", error)
             self._disconnected()
             await self._clock.sleep(self._backoff.next())
@@ -128,10 +131,18 @@ class Follower:
                 self._backoff.reset()
                 self._listing_backoff.reset()
 
-    def _doubt(self) -> None:
-        """Take in that from now on we may be told another history than until now."""
-        if not self._in_doubt:  # Else the last change that we were told may be of another one already.
-            self._in_doubt, self._witness = True, self._view.witness
+    @property
+    def _in_doubt(self) -> bool:
+        """Whether the watch broke since the registry was last found to have the history that we were told."""
+        return self._breaks != self._compared_after
+
+    def _broken(self) -> None:
+        """Take in that the watch broke: from now on we may be told another history than until now.
+
+        What we were told since a break and before a comparison may be of a third one: then nothing bears witness.
+        """
+        self._witness = None if self._in_doubt and self._witness is not self._view.witness else self._view.witness
+        self._breaks += 1
 
     async def _mind(self) -> Never:
         """Compare the view with the registry after each resumption of the watch, and now and then."""
@@ -141,16 +152,20 @@ class Follower:
             if self._resumed.is_set():
                 self._resumed.clear()
                 await self._clock.sleep(self._share(GLANCE_SPREAD))
+            breaks = self._breaks
             try:
-                if self.connected and not await self._is_right():
+                if not self.connected:
+                    continue
+                if not await self._is_right():
                     await self._clock.sleep(self._share(LIST_SPREAD))
                     if await self._compare(TELLING):
                         reason = f"some of {len(self._view.records)} leases were not as it had told"
                         self._losses.warn(
                             "the watch had not told all that is in the registry, it is read again", reason
                         )
-                        self._read_again = True
-                        await self._registry.reconnect()
+                        if self.connected and self._breaks == breaks:
+                            self._read_again = True
+                            await self._registry.reconnect()
             except StoreReplaced as error:
                 self._view.distrust()
                 self._losses.warn("the registry's history is lost, listing again", error)
@@ -163,8 +178,7 @@ class Follower:
                     self._resumed.set()
             else:
                 backoff.reset()
-                if self.connected and not self._resumed.is_set():
-                    self._in_doubt = False
+                self._compared_after = max(self._compared_after, breaks)
 
     async def _is_right(self) -> bool:
         """Look whether all is as we know it, without listing all. Raises RegistryError, StoreReplaced."""

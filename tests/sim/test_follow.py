@@ -319,6 +319,7 @@ STEPS = st.lists(
 @example([("put", 1, 0.3), ("restore", 1, 0), ("elsewhere", 4, 0.3)])
 @example([*[("put", 1, 0.0)] * 7, ("restore", 1, 0.0), *[("put", 1, 0.0)] * 7, ("put", 2, 0.3)])
 @example([("reserve", 1, 0.3), ("backup", 1, 0), ("reserve", 1, 0.3), ("restore", 1, 0), ("reserve", 1, 0)])
+@example([("restore", 1, 0.0), ("reserve", 2, 0.3), ("restore", 1, 0.0), ("put", 1, 0.0)])
 def test_whatever_happens_to_the_store_the_view_is_right_a_minute_after_the_watch_was_resumed(
     history: list[tuple[str, int, float]],
 ) -> None:
