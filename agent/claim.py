@@ -145,10 +145,14 @@ class Claimer:
         contested: Subnets | None,
     ) -> tuple[Lease, str]:
         """Make one attempt on the leases as just listed."""
-        leases = self._view.leases()
+        unreadable = self._view.unreadable
+        # What is garbled counts as what it was before, to be written over as it is now.
+        leases = {
+            key: replace(lease, mod_revision=unreadable[key].mod_revision) if key in unreadable else lease
+            for key, lease in self._view.leases().items()
+        }
         owner = await self._registry.owner(self._identity.name)
         owned = await self._ours(owner, leases) if owner is not None else None
-        unreadable = self._view.unreadable
         if owned is not None and (garbled := unreadable.get(self._registry.key(owned))) is not None:
             log.warning("our lease cannot be read, writing it again", **facts(subnet=owned, reason=garbled.reason))
             over = garbled.mod_revision
@@ -158,13 +162,9 @@ class Claimer:
             contested = None
         claim = Claim(self._public_ip, owned, previous, self._public_ip6, contested, self._subnet_len)
         choice = choose(config, list(leases.values()), claim, self._rng, blocked)
-        known = [lease for lease in leases.values() if has_address(lease, claim)]
         dead = None
-        if isinstance(choice, Create) or choice.lease.subnets != owned:
-            for lease in known:
-                if lease.subnets != owned:
-                    await self._check_address(lease)
-            dead = known
+        if isinstance(choice, Create) or choice.lease.subnets != owned or not has_address(choice.lease, claim):
+            dead = await self._dead(leases.values(), claim, owned)
         match choice:
             case Reuse(lease, by):
                 written_here = owner is not None and owner.subnets == lease.subnets and self._is_here(owner)
@@ -203,6 +203,20 @@ class Claimer:
             f"host {owner.hostname!r} at {owner.public_ip} is alive, holds {owner.subnets} and has our identity: "
             f"one is a clone of the other; give one of them a new machine id (systemd-machine-id-setup)"
         )
+
+    async def vacant(self, lease: Lease) -> list[Lease]:
+        """Return the leases with our address beside ours, none of a living host. Raises DuplicateHost."""
+        return await self._dead(
+            self._view.leases().values(), Claim(self._public_ip, None, (), self._public_ip6), lease.subnets
+        )
+
+    async def _dead(self, leases: Iterable[Lease], claim: Claim, owned: Subnets | None) -> list[Lease]:
+        """Return the leases with our address, none of another living host. Raises DuplicateHost."""
+        known = [lease for lease in leases if has_address(lease, claim)]
+        for lease in known:
+            if lease.subnets != owned:
+                await self._check_address(lease)
+        return known
 
     async def _check_address(self, lease: Lease) -> None:
         """Make sure that no other living host of ours holds the lease with our public address. Raises DuplicateHost."""

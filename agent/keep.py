@@ -7,7 +7,7 @@ keepalive every minute, seen by nobody; and repair: our key gone, overwritten, m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from random import Random
 from typing import Never
@@ -131,9 +131,13 @@ class Keeper:
                     step = GiveUp(lease)
                 if isinstance(step, Adopt | Restore) and shown is not None:
                     step = step if await self._claimer.holds(lease, shown) else GiveUp(lease)
+                dead = None
+                if (moves := wanted.address != lease.address) and not isinstance(step, GiveUp):
+                    dead = await self._claimer.vacant(lease)
                 match step:
                     case Wait() | Renew() if wanted.attrs != lease.attrs:
-                        self._hold(await self._registry.update(lease, wanted.attrs, self._claimer.owner(lease.subnets)))
+                        owner = self._claimer.owner(lease.subnets)
+                        self._hold(await self._registry.update(lease, wanted.attrs, owner, dead))
                         log.info("lease republished", **facts(subnet=lease.subnets, address=wanted.address))
                         backoff.reset()
                         continue
@@ -151,7 +155,7 @@ class Keeper:
                         )
                         if shown_lease.lease_id != lease.lease_id:  # What is beside it has to live as long.
                             owner = self._claimer.owner(lease.subnets)
-                            shown_lease = await self._registry.update(shown_lease, wanted.attrs, owner)
+                            shown_lease = await self._registry.update(shown_lease, wanted.attrs, owner, dead)
                         self._hold(shown_lease)
                         continue
                     case Restore(over):
@@ -159,13 +163,17 @@ class Keeper:
                             "somebody else wrote to our lease, writing it again: two hosts with one address or subnet?",
                             **facts(subnet=lease.subnets, found=_in_words(over)),
                         )
-                        self._hold(await self._registry.overwrite(wanted, over, self._claimer.owner(lease.subnets)))
+                        owner = self._claimer.owner(lease.subnets)
+                        self._hold(await self._registry.overwrite(wanted, over, owner, dead))
                     case Reclaim():
-                        await self._reclaim(wanted)
+                        await self._reclaim(wanted, dead or ())
                     case GiveUp():
                         await lost(lease)
-            except AddressTaken:
-                await lost(lease)
+            except AddressTaken as error:
+                if moves:  # Ours is not at stake, only what it is to say.
+                    self._trouble.warn("cannot write our lease, trying again", error)
+                else:
+                    await lost(lease)
             except Conflict:
                 pass  # The view is about to show why.
             except RegistryError as error:
@@ -260,13 +268,13 @@ class Keeper:
         if shown == lease and shown.lease_id == lease.lease_id:
             self._hold(await self._registry.overwrite(lease, shown, self._claimer.owner(lease.subnets)))
 
-    async def _reclaim(self, lease: Lease) -> None:
+    async def _reclaim(self, lease: Lease, dead: Collection[Lease]) -> None:
         """Take our subnet again; if somebody else was quicker, the view is about to show whom. Raises Conflict."""
         log.warning(
             "our lease is gone from the registry, claiming the same subnet again", **facts(subnet=lease.subnets)
         )
         owner = self._claimer.owner(lease.subnets, made=True)
-        again = await self._registry.create(lease.subnets, lease.attrs, owner)
+        again = await self._registry.create(lease.subnets, lease.attrs, owner, dead=dead)
         log.info("lease claimed again", **facts(subnet=again.subnets))
         self._hold(again, look=True)
 

@@ -151,22 +151,24 @@ class Registry:
         """Write new attributes to a lease of ours, if nobody changed it since it was read.
 
         It becomes ours by that if `dead` are given: leases with our address that count for nothing. Its etcd lease
-        stays if it still lives, else it gets a new one; a reservation stays a reservation. Raises Conflict.
+        stays if it still lives, else it gets a new one; a reservation stays a reservation. Raises Conflict,
+        AddressTaken if another lease has the address that it gets.
         """
         key = self.key(lease.subnets)
         expect = [Expect(key, lease.mod_revision)]
-        if dead is not None:
-            expect += await self._claims.of_address(Lease(lease.subnets, attrs).address, [key], dead)
+        address = Lease(lease.subnets, attrs).address
+        if dead is not None or address != lease.address:
+            expect += await self._claims.of_address(address, [key], dead or ())
         lease_id = await self._living(lease.lease_id)
         operations = await self._puts(lease.subnets, attrs, owner, lease_id)
         revision = await self._commit(expect, operations)
         return Lease(lease.subnets, attrs, lease.create_revision, revision, lease_id)
 
-    async def overwrite(self, lease: Lease, over: Record, owner: Owner) -> Lease:
-        """Write our own lease again where somebody wrote something else, if it is still that. Raises Conflict."""
+    async def overwrite(self, lease: Lease, over: Record, owner: Owner, dead: Collection[Lease] | None = None) -> Lease:
+        """Write our own lease again where somebody wrote something else; see `update`. Raises Conflict."""
         known = over if isinstance(over, Lease) else lease
         seen = Lease(lease.subnets, lease.attrs, known.create_revision, over.mod_revision, known.lease_id)
-        return await self.update(seen, lease.attrs, owner)
+        return await self.update(seen, lease.attrs, owner, dead)
 
     async def release(self, lease: Lease, identity: str) -> None:
         """Give a lease of ours back, with all that is beside it. Raises Conflict if somebody wrote to it."""

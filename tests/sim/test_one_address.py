@@ -335,3 +335,60 @@ async def unfold(story: list[Event], seed: int) -> None:
 @settings(deadline=None, max_examples=60)
 def test_at_every_moment_one_host_of_an_address_holds_a_lease(story: list[Event], seed: int) -> None:
     asyncio.run(unfold(story, seed))
+
+
+def move_to(host: Host, address: str) -> None:
+    """Let a running host be known by another address, as when its underlay moves."""
+    host.address = IPv4Address(address)
+    host.claimer.move(host.address, host.address6)
+    host.keeper.revise(host.attrs(None))
+
+
+@pytest.mark.parametrize("overwritten", [False, True])
+async def test_a_host_that_moves_to_an_address_in_use_does_not_take_it(
+    store: MemoryStore, clock: ManualClock, caplog: pytest.LogCaptureFixture, overwritten: bool
+) -> None:
+    first, second = Host(store, clock, 1, public_ip=ADDRESS), Host(store, clock, 2)
+    async with living(first), living(second):
+        await clock.run_for(PERIOD)
+        claim, had = await store.get(f"{PREFIX}/ext/addresses/{ADDRESS}"), second.lease
+        move_to(second, ADDRESS)
+        if overwritten:
+            await store.commit([], [Put(second.key, b"garbage", second.lease.lease_id)])
+        await clock.run_for(2 * TTL)
+        assert await store.get(f"{PREFIX}/ext/addresses/{ADDRESS}") == claim
+        assert (second.lease, second.lost, first.lost) == (had, [], []), "it keeps its subnet meanwhile"
+        assert "'web-1' is alive and advertises our address" in caplog.text + str([vars(r) for r in caplog.records])
+        move_to(second, "192.0.2.3")
+        await clock.run_for(600)
+        assert (second.lease.subnets, str(second.lease.address)) == (had.subnets, "192.0.2.3")
+
+
+async def test_a_host_that_moves_to_a_dead_hosts_address_takes_it(store: MemoryStore, clock: ManualClock) -> None:
+    await Host(store, clock, 1, public_ip=ADDRESS).acquire()
+    second = Host(store, clock, 2)
+    async with living(second):
+        await clock.run_for(PERIOD)
+        had = second.lease
+        move_to(second, ADDRESS)
+        await clock.run_for(600)
+        assert (second.lease.subnets, str(second.lease.address), second.lost) == (had.subnets, ADDRESS, [])
+        claim = await store.get(f"{PREFIX}/ext/addresses/{ADDRESS}")
+        assert claim is not None
+        assert claim.value == second.key.rpartition("/")[2].encode()
+
+
+async def test_a_host_that_starts_with_another_address_does_not_take_one_in_use(
+    store: MemoryStore, clock: ManualClock
+) -> None:
+    """It has a lease by its identity, which is no reason to be known by what another host is known by."""
+    first = Host(store, clock, 1, public_ip=ADDRESS)
+    await Host(store, clock, 2).acquire()
+    async with living(first):
+        await clock.run_for(PERIOD)
+        claim = await store.get(f"{PREFIX}/ext/addresses/{ADDRESS}")
+        second = Host(store, clock, 2, public_ip=ADDRESS)
+        async with living(second):
+            await clock.run_for(1800)
+            assert second.keeper.lease is None
+            assert await store.get(f"{PREFIX}/ext/addresses/{ADDRESS}") == claim

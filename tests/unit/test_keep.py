@@ -361,6 +361,22 @@ async def test_an_unreadable_value_at_our_own_key_is_written_over(store: MemoryS
     assert entry.value == encode_attrs(lease.attrs)
 
 
+@pytest.mark.parametrize("subnet", ["10.5.9.0-24", "10.5.8.0-23"], ids=["fits", "is replaced"])
+async def test_a_lease_that_is_garbled_after_it_was_read_is_claimed_all_the_same(
+    store: MemoryStore, clock: ManualClock, subnet: str
+) -> None:
+    """The view keeps the last readable lease, whose revision is not what is at the key by now."""
+    await put_lease(store, subnet, "192.0.2.1")
+    host = Host(store, clock, 1)
+    await host.followed.list()
+    await store.commit([], [Put(f"{PREFIX}/subnets/{subnet}", b"garbage")])
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(host.acquire())
+        await clock.run_until(waiting.done, 30)
+    (page,) = [page async for page in store.pages(f"{PREFIX}/subnets/")]
+    assert [entry.key for entry in page.entries] == [host.key]
+
+
 async def test_an_unreadable_value_keeps_its_subnet_from_being_given_out(
     store: MemoryStore, clock: ManualClock
 ) -> None:
