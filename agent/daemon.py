@@ -97,11 +97,12 @@ class Daemon:
                     tasks.create_task(keeper.run(wanted=True), name="blackhole")
                 else:
                     await keeper.run(wanted=False)
-                config = ConfigWatch(registry, self._agent.wanted[0].config, self._clock, Random())
-                tasks.create_task(config.run(), name="config")
+                config = self._agent.wanted[0].config
+                tasks.create_task(ConfigWatch(registry, config, self._clock, Random()).run(), name="config")
                 self._notifier.tell(READY="1")
         except* Stopped:
             if self._agent is not None and self._options.release_on_stop:
+                store.hurry()
                 await release.at_stop(registry, self._agent.keeper.lease, self._agent.identity.name)
         finally:
             self._notifier.tell(STOPPING="1", STATUS="stopped; traffic goes on")
@@ -274,9 +275,8 @@ async def choose_underlay(
 
 def underlay(choice: Choice) -> Underlay:
     """Return what a backend needs to know of the chosen interface."""
-    interface = choice.interface
     addresses = (choice.address, choice.public_ip, choice.address6, choice.public_ip6)
-    return Underlay(interface.name, interface.mtu, *addresses, interface.broadcasts)
+    return Underlay(choice.interface.name, choice.interface.mtu, *addresses, choice.interface.broadcasts)
 
 
 def require_capability() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,11 +21,13 @@ class Earlier:
 
     Another network's agent, which was given the same file by mistake, may run, or be stopped for a moment.
     `addresses` were the underlay's: of several on an interface, keepalived's among them, that one stays.
+    `neighbours` are the networks of other agents on this host, be they stopped, by their subnet files beside ours.
     """
 
     families: tuple[tuple[Network, Network], ...] = ()
     ours: bool = False
     addresses: tuple[IPAddress, ...] = ()
+    neighbours: tuple[Network, ...] = ()
 
     @property
     def networks(self) -> list[Network]:
@@ -47,7 +51,15 @@ def read_earlier(path: Path, network: str) -> Earlier:
                 **facts(file=path, network=signature.network, ours=network),
             )
         return Earlier(families)
-    try:
-        return Earlier(families, ours, tuple(ip_address(address) for address in signature.addresses))
-    except ValueError:
-        return Earlier(families, ours)
+    addresses: tuple[IPAddress, ...] = ()
+    with suppress(ValueError):
+        addresses = tuple(ip_address(address) for address in signature.addresses)
+    return Earlier(families, ours, addresses, tuple(_neighbours(path, network)))
+
+
+def _neighbours(path: Path, network: str) -> Iterator[Network]:
+    """Give the networks of other agents whose subnet files are in the same folder."""
+    for file in sorted(path.parent.glob("*.env")):
+        signature = signature_of(file)
+        if file != path and signature is not None and signature.network != network:
+            yield from (whole for whole, _ in subnetfile.previous(file))

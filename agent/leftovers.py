@@ -10,8 +10,9 @@
 
 By level: nothing but the subnet file tells what an earlier run made, and only if an agent of our network wrote it. So
 another network's agent on this host keeps its own, whether it runs or not; what one that runs has is known by its
-locks besides. What cannot be removed is said and tried again, and all else goes on. Not here: `--cleanup` (cleanup.py),
-firewall rules (guard.py).
+locks besides, and the network of one that is stopped by its subnet file, if that is in our file's folder. What
+cannot be removed is said and tried again, and all else goes on. Not here: `--cleanup` (cleanup.py), firewall rules
+(guard.py).
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ class Leftovers:
         theirs = {*self._kernel.devices_in(_EVERYWHERE), *others.devices} - {*found}
         keep |= {(version, device) for version in (4, 6) for device in theirs}
         networks = [*member.networks, *self._earlier.networks]
-        for route in self._kernel.remove_routes(networks, keep, others.networks):
+        # Those that go by no device of theirs (direct routes) are told by where they lead.
+        elsewhere = [*others.networks, *self._earlier.neighbours]
+        for route in self._kernel.remove_routes(networks, keep, elsewhere):
             log.info("removed what an earlier configuration left", **facts(what=route))
         self._clear(member, lease)
         for device in found:

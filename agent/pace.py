@@ -21,7 +21,10 @@ RATE = 1.0
 """Requests a second in the long run."""
 
 BURST = 100.0
-"""Requests at once: the start of an agent among ten thousand takes fifty, and may find somebody first."""
+"""Requests at once: the start of an agent takes some twenty, and may find somebody first."""
+
+PAGES = 20
+"""Pages of one listing that count as one request, as ten thousand leases do; an endless one is paced all the same."""
 
 
 class Paced:
@@ -32,8 +35,13 @@ class Paced:
         self._clock = clock
         self._rng = rng
         self._bucket = Bucket(RATE, BURST)
+        self._hurries = False
         self.asked = 0
         """How many requests there were."""
+
+    def hurry(self) -> None:
+        """Keep nobody waiting any more: what comes now are the last few requests."""
+        self._hurries = True
 
     async def get(self, key: str, revision: int = 0) -> KeyValue | None:
         """See Store."""
@@ -43,12 +51,14 @@ class Paced:
     async def pages(
         self, prefix: str, page_size: int = 500, since: int = 0, *, keys_only: bool = False
     ) -> AsyncGenerator[Listing, None]:
-        """See Store. Each page is a request."""
+        """See Store. The first page is a request, and the first of each `PAGES` after it."""
         await self._admit()
+        had = 0
         async with aclosing(self._store.pages(prefix, page_size, since, keys_only=keys_only)) as pages:
             async for page in pages:
                 yield page
-                if len(page.entries) == page_size:
+                had += 1
+                if had % PAGES == 0 and len(page.entries) == page_size:
                     await self._admit()
 
     async def count(self, prefix: str, revision: int = 0) -> tuple[int, int]:
@@ -100,7 +110,7 @@ class Paced:
         """Wait until one more request may be made."""
         while True:
             allowed, self._bucket = self._bucket.take(self._clock.now())
-            if allowed:
+            if allowed or self._hurries:
                 self.asked += 1
                 return
             await self._clock.sleep(self._rng.uniform(0.5, 1.5) / RATE)

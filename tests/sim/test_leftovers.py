@@ -79,6 +79,29 @@ async def test_a_stopped_neighbour_keeps_its_own_though_it_was_given_our_file(
     assert "the subnet file is another network's" in caplog.text
 
 
+@pytest.mark.parametrize("whose", ["/net2", PREFIX])
+async def test_a_stopped_neighbour_keeps_its_direct_routes_inside_a_wider_earlier_network_of_ours(
+    cluster: Cluster, tmp_path: Path, whose: str
+) -> None:
+    """Its own subnet file is beside ours, and tells which part of that network is its."""
+    earlier(tmp_path, PREFIX)
+    own, beside = tmp_path / "1.env", tmp_path / "net2.env"
+    own.write_text(EARLIER.replace("10.42.7.1", "10.43.7.1"))
+    sign(own, Signature(PREFIX))
+    beside.write_text(EARLIER.replace("10.0.0.0/8", "10.42.0.0/16"))
+    sign(beside, Signature(whose))
+    (tmp_path / "garbled.env").write_bytes(b"\xff\0FLANNEL_NETWORK=10.0.0.0/8")
+    (tmp_path / "folder.env").mkdir()
+    left(kernel := cluster.kernel(1))
+    formerly_ours = Route("eth1", bytes([10, 44, 8, 0]), 24, bytes([198, 51, 100, 8]))
+    kernel.meddle_set(formerly_ours)
+    async with cluster.agent(1) as agent:
+        await cluster.settle(agent)
+        kept = {ITS_ADDRESS, ITS_ROUTE, *([DIRECT] if whose == "/net2" else [])}
+        assert there(kernel) == kept
+        assert formerly_ours not in kernel.tables.values()
+
+
 @pytest.mark.parametrize("signed", [True, False])
 async def test_another_network_leaves_no_address_of_the_former_on_our_device(
     cluster: Cluster, tmp_path: Path, signed: bool

@@ -10,7 +10,8 @@ from random import Random
 
 import pytest
 
-from flanneld_py.agent.pace import BURST, RATE, Paced
+from flanneld_py.agent import release
+from flanneld_py.agent.pace import BURST, PAGES, RATE, Paced
 from flanneld_py.registry.memory import MemoryStore
 from flanneld_py.registry.store import (
     Batch,
@@ -27,6 +28,7 @@ from flanneld_py.registry.store import (
     StoreReplaced,
     Unavailable,
 )
+from tests.lease_host import Host
 from tests.manual_clock import ManualClock
 from tests.sim.cluster import Cluster, on_device
 
@@ -155,3 +157,55 @@ async def test_a_burst_is_let_through_at_once_and_a_loop_is_not() -> None:
         looping = tasks.create_task(loop())
         await clock.run_until(looping.done)
     assert 50 / RATE <= clock.now() - began <= 130 / RATE
+
+
+@pytest.mark.parametrize("leases", [10_000, 100_000])
+async def test_the_pages_of_one_listing_do_not_each_wait_their_turn(leases: int) -> None:
+    """A start lists all leases and all owners, and again as often as somebody was first."""
+    clock = ManualClock()
+    memory = MemoryStore(clock.now)
+    for first in range(0, leases, 100):
+        await memory.commit([], [Put(f"/leases/{number}", b"") for number in range(first, first + 100)])
+    store = Paced(memory, clock, Random(1))
+    for _ in range(5):
+        assert sum([len(page.entries) async for page in store.pages("/leases/")]) == leases
+    assert store.asked <= 5 * (1 + leases / 10_000)
+
+
+async def test_a_listing_that_does_not_end_is_paced() -> None:
+    clock = ManualClock()
+    page = Listing(tuple(KeyValue(f"/{number}", b"", 1, 1) for number in range(500)), 1)
+
+    class Endless(MemoryStore):
+        async def pages(
+            self, prefix: str, page_size: int = 500, since: int = 0, *, keys_only: bool = False
+        ) -> AsyncGenerator[Listing, None]:
+            while True:
+                await asyncio.sleep(0)
+                yield page
+
+    store, pages = Paced(Endless(clock.now), clock, Random(1)), 0
+
+    async def loop() -> None:
+        nonlocal pages
+        async for _ in store.pages("/"):
+            pages += 1
+
+    async with asyncio.TaskGroup() as tasks:
+        looping = tasks.create_task(loop())
+        await clock.run_for(60)
+        looping.cancel()
+    assert pages <= PAGES * (BURST + 61 * RATE)
+
+
+async def test_a_lease_is_given_back_at_a_shutdown_without_waiting_its_turn() -> None:
+    clock = ManualClock()
+    memory = MemoryStore(clock.now)
+    store = Paced(memory, clock, Random(1))
+    host = Host(store, clock, 1)
+    await host.acquire()
+    while store.asked < BURST:
+        await store.get("/a")
+    store.hurry()
+    await release.at_stop(host.registry, host.lease, "host-1", ("echo", "stopping"))
+    assert not memory._leases
