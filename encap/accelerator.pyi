@@ -1,5 +1,7 @@
 """The optional C half of the data plane, see accelerator.c; who imports it does without where it is not."""
 
+from mmap import mmap
+
 from flanneld_py.encap.checksum import Buffer
 from flanneld_py.encap.forward import Remote
 from flanneld_py.encap.relay import Lane
@@ -13,6 +15,7 @@ def wait(
     from_device: memoryview,
     from_wire: memoryview,
     notes: memoryview,
+    holds: mmap,
     known: dict[bytes, Remote],
     admitted: dict[tuple[bytes, bytes, bytes], Remote],
     offset: int,

@@ -18,6 +18,7 @@
 #include <netinet/in.h>
 #include <netinet/udp.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -36,7 +37,8 @@
 
 enum { MOST_LANES = 32, MOST_EVENTS = 2 * MOST_LANES + 4 }; /* device and wire of each, and what is not ours */
 enum { SHARE = 1 << 18, LITTLE = 1 << 14, MOST = 64 }; /* see relay.py */
-enum { CROWDED = 256, RELIEFS = 1024, AHEAD = 4 * MOST };                  /* see relieve */
+enum { CROWDED = 256, AHEAD = 4 * MOST, FEW = 8, BUCKETS = 256, LATELY = 1 << 22, COPIED = 16 }; /* see Crowds */
+enum { PAGES = 1 << 16 };                                                 /* bytes, a multiple of every page's size */
 enum { MAX_SEGMENTS = 64, MAX_PAYLOAD = 65507, RECEIVE_SIZE = 65535 };    /* see wire.py */
 
 /* A lane's descriptors, and what is called there: outward, admit, failed, overflowed. */
@@ -45,17 +47,17 @@ struct lane {
     PyObject *outward, *admit, *failed, *overflowed;
 };
 
-/* How crowded a queue is: packets since it was last seen empty, how often it may be relieved without new proof, what had
-   found it full by the last one, and the flow that has most of the packets, if one has more than half (Boyer and Moore's
-   majority vote, by what each costs). */
+/* How crowded a queue is: packets since it was last seen empty, what had found it full when that was last asked; the
+   cost of what came lately, of all and by flow; and what is held: from where to where in the hold, packets by flow. Flows
+   share buckets by chance (stochastic fair queueing). */
 struct crowd {
-    size_t standing, reliefs, overflowed, votes;
-    uint64_t flow;
+    size_t standing, overflowed, charged, head, tail;
+    uint32_t charges[BUCKETS], held[BUCKETS];
 };
 
-/* What is remembered from call to call, in a buffer of Python's that is zero at first: of devices and of wires. */
+/* What is remembered from call to call, in a buffer of Python's that is zero at first: of each lane's device and wire. */
 struct notes {
-    struct crowd outward[MOST_LANES], inward[MOST_LANES];
+    struct crowd crowds[2 * MOST_LANES];
 };
 
 /* What was received: bytes in all, bytes of each datagram, ECN codepoint, and from whom. */
@@ -68,11 +70,12 @@ struct receipt {
     } from;
 };
 
-/* All lanes, and the buffers that they share. `asked` is whether relay.py was called: what was handed in may have
+/* All lanes, and the buffers that they share; each queue has `hold` bytes of `holds`. `asked` is whether relay.py was called: what was handed in may have
    changed. */
 struct express {
     int epoll, segmentation, asked;
-    byte *from_device, *from_wire;
+    byte *from_device, *from_wire, *holds;
+    size_t hold;
     struct notes *notes;
     Py_ssize_t count;
     struct lane lanes[MOST_LANES];
@@ -278,108 +281,190 @@ static int dispatch(struct express *express, const struct lane *lane, size_t siz
     return done;
 }
 
-/* A queue that was not empty for a while, and that packets find full, is relieved: of what still waits a UDP flow that has
-   most of it is dropped, which is quicker than to carry it, and all others' packets pass. So it is full for nobody else.
-   TCP slows down by itself, and what does not overflow may wait. */
+/* Crowds: a queue that was not empty for a while, and that packets find full, is read on ahead of what can be sent. UDP
+   flows with more than their part of it are held, and take their turns after all others; what is more than the hold
+   takes is dropped, which is quicker than to carry it. So the queue is full for nobody else, and who sends too much
+   loses that alone. It lasts until nothing is held. TCP slows down by itself, and what does not overflow may wait. */
 
-static void join(struct crowd *crowd, uint64_t flow, size_t charge)
+/* What goes before a packet in the hold. */
+struct held {
+    size_t length, bucket;
+    struct receipt receipt;
+};
+
+static int waits(const struct crowd *crowd) { return crowd->head < crowd->tail; }
+
+/* Note a packet and what it costs; return its flow's bucket. */
+static size_t join(struct crowd *crowd, uint64_t flow, size_t charge)
 {
+    size_t bucket = flow >> 56;
     crowd->standing++;
-    if (crowd->flow == flow) {
-        crowd->votes += charge;
-    } else if (crowd->votes >= charge) {
-        crowd->votes -= charge;
-    } else {
-        crowd->flow = flow;
-        crowd->votes = charge;
+    crowd->charges[bucket] += (uint32_t)charge;
+    crowd->charged += charge;
+    if (crowd->charged > LATELY) {
+        crowd->charged = 0;
+        for (size_t i = 0; i < BUCKETS; i++)
+            crowd->charged += crowd->charges[i] /= 2;
     }
+    return bucket;
 }
 
 static void emptied(struct crowd *crowd)
 {
-    crowd->reliefs -= crowd->standing >= CROWDED && crowd->reliefs;
-    crowd->standing = crowd->votes = 0;
+    crowd->standing = 0;
+    if (crowd->charged && !waits(crowd)) {
+        crowd->charged = 0;
+        memset(crowd->charges, 0, sizeof crowd->charges);
+    }
 }
 
-/* Tell whether packets found a crowded queue full since this was last asked. */
+/* Tell whether packets found a queue full since this was last asked; it is not asked each turn. */
 static int proven(struct crowd *crowd, size_t overflowed)
 {
-    if (overflowed <= crowd->overflowed) {
-        crowd->standing = 0; /* Ask again, but not each turn. */
-        return 0;
-    }
+    int more = overflowed > crowd->overflowed;
     crowd->overflowed = overflowed;
-    crowd->reliefs = RELIEFS;
+    crowd->standing = 0;
+    return more;
+}
+
+/* Tell whether a packet is of a flow of UDP that has more than its part, or that is held: its packets stay in order. */
+static int crowds(const struct crowd *crowd, size_t bucket, const byte *packet, size_t length)
+{
+    return length >= 20 && packet[packet[0] >> 4 == 4 ? 9 : 6] == UDP &&
+           (crowd->held[bucket] || (size_t)crowd->charges[bucket] * FEW > crowd->charged);
+}
+
+static byte *hold_of(const struct express *express, const struct crowd *crowd)
+{
+    return express->holds + (size_t)(crowd - express->notes->crowds) * express->hold;
+}
+
+static struct crowd *at_device(const struct express *express, const struct lane *lane)
+{
+    return &express->notes->crowds[2 * (lane - express->lanes)];
+}
+
+static struct crowd *at_wire(const struct express *express, const struct lane *lane) { return at_device(express, lane) + 1; }
+
+/* Hold a packet. Returns whether there was room. */
+static int put_held(struct express *express, struct crowd *crowd, const struct held *held, const byte *packet)
+{
+    byte *hold = hold_of(express, crowd);
+    size_t need = sizeof *held + held->length;
+    if (crowd->tail + need > express->hold && crowd->head > express->hold / 4) {
+        memmove(hold, hold + crowd->head, crowd->tail - crowd->head);
+        crowd->tail -= crowd->head;
+        crowd->head = 0;
+    }
+    if (crowd->tail + need > express->hold)
+        return 0;
+    memcpy(hold + crowd->tail, held, sizeof *held);
+    memcpy(hold + crowd->tail + sizeof *held, packet, held->length);
+    crowd->tail += need;
+    crowd->held[held->bucket]++;
     return 1;
 }
 
-static int crowds(const struct crowd *crowd, uint64_t flow, const byte *packet, size_t length)
+/* Take the packet that was held first. With the last one the memory goes back to the kernel. */
+static void take_held(struct express *express, struct crowd *crowd, struct held *held, byte *packet)
 {
-    return crowd->votes && flow == crowd->flow && length >= 20 && packet[packet[0] >> 4 == 4 ? 9 : 6] == UDP;
+    byte *hold = hold_of(express, crowd);
+    memcpy(held, hold + crowd->head, sizeof *held);
+    memcpy(packet, hold + crowd->head + sizeof *held, held->length);
+    crowd->head += sizeof *held + held->length;
+    crowd->held[held->bucket]--;
+    if (!waits(crowd)) {
+        crowd->head = crowd->tail = 0;
+        madvise(hold, express->hold, MADV_DONTNEED);
+    }
 }
 
-enum served { FAILED = -1, ELSEWHERE, SERVED, EMPTY };
-
-/* Read a packet and send it, or drop it if it is of the flow that crowds the queue and `dropped` is there to count it. */
-static enum served serve_packet(struct express *express, const struct lane *lane, int first, size_t *charged, size_t *dropped)
+static ssize_t read_device(struct express *express, const struct lane *lane)
 {
-    struct crowd *crowd = &express->notes->outward[lane - express->lanes];
-    const byte *packet = express->from_device + sizeof(struct vnet);
-    size_t before = *charged, length;
     ssize_t size = read(lane->device, express->from_device, sizeof(struct vnet) + MAX_PACKET);
     if (size < 0 && errno == EAGAIN) {
-        emptied(crowd);
-        return EMPTY;
+        emptied(at_device(express, lane));
+        return -1;
     }
-    length = size > (ssize_t)sizeof(struct vnet) ? (size_t)size - sizeof(struct vnet) : 0;
-    uint64_t flow = flow_of(packet, length);
-    if (dropped && crowds(crowd, flow, packet, length)) {
-        struct vnet vnet;
-        memcpy(&vnet, express->from_device, sizeof vnet);
-        *dropped += segments(&vnet, length);
-        crowd->standing++;
-        return SERVED;
-    }
-    int done = size > 0 ? dispatch(express, lane, (size_t)size, first, charged) : 0;
-    join(crowd, flow, *charged - before);
-    if (done)
-        return done < 0 ? FAILED : SERVED;
-    return asked(express, PyObject_CallFunction(lane->outward, "n", (Py_ssize_t)(size > 0 ? size : 0))) ? FAILED : ELSEWHERE;
+    return size > 0 ? size : 0;
 }
 
-static int relieve_device(struct express *express, const struct lane *lane)
+/* Note the packet that was read; return its flow's bucket. */
+static size_t join_device(struct express *express, const struct lane *lane, size_t size, struct vnet *vnet)
 {
-    struct crowd *crowd = &express->notes->outward[lane - express->lanes];
+    size_t length = size > sizeof *vnet ? size - sizeof *vnet : 0;
+    memcpy(vnet, express->from_device, sizeof *vnet);
+    return join(at_device(express, lane), flow_of(express->from_device + sizeof *vnet, length),
+                cost(size, vnet->type ? vnet->size : 0));
+}
+
+/* Leave the packet that was read to relay.py, and what it reads after it, together `most`. */
+static int leave_to_relay(struct express *express, const struct lane *lane, size_t size, int most)
+{
+    return asked(express, PyObject_CallFunction(lane->outward, "ni", (Py_ssize_t)size, most));
+}
+
+static int send_any(struct express *express, const struct lane *lane, size_t size, size_t *charged)
+{
+    int done = size ? dispatch(express, lane, size, 1, charged) : 0;
+    return done < 0 || (!done && leave_to_relay(express, lane, size, 1)) ? -1 : 0;
+}
+
+static int serve_crowded_device(struct express *express, const struct lane *lane)
+{
+    struct crowd *crowd = at_device(express, lane);
+    const byte *packet = express->from_device + sizeof(struct vnet);
     size_t charged = 0, dropped = 0;
-    enum served served = SERVED;
+    ssize_t size;
+    for (int taken = 0; taken < AHEAD && charged < SHARE / 2 && (size = read_device(express, lane)) >= 0; taken++) {
+        struct vnet vnet;
+        struct held held = {.length = (size_t)size, .bucket = join_device(express, lane, (size_t)size, &vnet)};
+        size_t length = held.length > sizeof vnet ? held.length - sizeof vnet : 0;
+        if (crowds(crowd, held.bucket, packet, length)) {
+            dropped += put_held(express, crowd, &held, express->from_device) ? 0 : segments(&vnet, length);
+            charged += held.length / COPIED;
+        } else if (send_any(express, lane, held.length, &charged)) {
+            return -1;
+        }
+    }
+    while (waits(crowd) && charged < SHARE) {
+        struct held held;
+        take_held(express, crowd, &held, express->from_device);
+        if (send_any(express, lane, held.length, &charged))
+            return -1;
+    }
+    return dropped ? failed(express, lane, "out-flood", 0, dropped) : 0;
+}
+
+/* Tell whether the device's queue is crowded, and overflows. Returns -1 with an exception. */
+static int crowded_device(struct express *express, const struct lane *lane)
+{
+    struct crowd *crowd = at_device(express, lane);
     if (crowd->standing < CROWDED)
         return 0;
-    if (!crowd->reliefs) {
-        PyObject *told = PyObject_CallObject(lane->overflowed, NULL);
-        size_t overflowed = told ? PyLong_AsSize_t(told) : 0;
-        Py_XDECREF(told);
-        express->asked = 1;
-        if (PyErr_Occurred())
-            return -1;
-        if (!proven(crowd, overflowed))
-            return 0;
-    }
-    for (int taken = 0; served == SERVED && taken < AHEAD && charged < SHARE; taken++)
-        served = serve_packet(express, lane, 1, &charged, &dropped);
-    if (served == FAILED || (dropped && failed(express, lane, "out-flood", 0, dropped)))
-        return -1;
-    return 0;
+    PyObject *told = PyObject_CallObject(lane->overflowed, NULL);
+    size_t overflowed = told ? PyLong_AsSize_t(told) : 0;
+    Py_XDECREF(told);
+    express->asked = 1;
+    return PyErr_Occurred() ? -1 : proven(crowd, overflowed);
 }
 
 static int serve_device(struct express *express, const struct lane *lane)
 {
     size_t charged = 0;
+    int crowded;
     for (int taken = 0; taken < MOST && charged < SHARE; taken++) {
-        enum served served = serve_packet(express, lane, !taken, &charged, NULL);
-        if (served != SERVED)
-            return served == FAILED ? -1 : 0;
+        struct vnet vnet;
+        ssize_t size = read_device(express, lane);
+        if (size < 0)
+            return 0;
+        join_device(express, lane, (size_t)size, &vnet);
+        int done = size ? dispatch(express, lane, (size_t)size, !taken, &charged) : 0;
+        if (done <= 0)
+            return done ? -1 : leave_to_relay(express, lane, (size_t)size, MOST);
     }
-    return relieve_device(express, lane);
+    crowded = crowded_device(express, lane);
+    return crowded > 0 ? serve_crowded_device(express, lane) : crowded;
 }
 
 /* Inward */
@@ -540,26 +625,43 @@ static uint64_t flow_from(const struct receipt *receipt, const byte *packet, siz
     return flow;
 }
 
-static int relieve_wire(struct express *express, const struct lane *lane)
+/* Note what was received at `at`; return its flow's bucket, and the inner packet. */
+static size_t join_wire(struct express *express, struct crowd *crowd, size_t at, const struct receipt *receipt,
+                        const byte **packet, size_t *length)
 {
-    struct crowd *crowd = &express->notes->inward[lane - express->lanes];
-    struct receipt next;
+    *packet = inner(express, at, receipt, length);
+    return join(crowd, flow_from(receipt, *packet, *length), cost((size_t)receipt->total, (size_t)receipt->each));
+}
+
+static int serve_crowded_wire(struct express *express, const struct lane *lane)
+{
+    struct crowd *crowd = at_wire(express, lane);
+    struct held held;
     size_t charged = 0, dropped = 0, length;
-    if (crowd->standing < CROWDED || (!crowd->reliefs && !proven(crowd, lost_at(lane->wire))))
-        return 0;
-    for (int taken = 0; taken < AHEAD && charged < SHARE; taken++) {
-        if (receive(express, lane, 0, &next) < 0) {
+    const byte *packet;
+    for (int taken = 0; taken < AHEAD && charged < SHARE / 2; taken++) {
+        if (receive(express, lane, 0, &held.receipt) < 0) {
+            if (errno != EAGAIN && failed(express, lane, "in-wire", errno, 1))
+                return -1;
             emptied(crowd);
             break;
         }
-        const byte *packet = inner(express, 0, &next, &length);
-        if (crowds(crowd, flow_from(&next, packet, length), packet, length)) {
-            dropped += (size_t)((next.total + next.each - 1) / next.each);
-            crowd->standing++;
+        held.length = (size_t)held.receipt.total;
+        held.bucket = join_wire(express, crowd, 0, &held.receipt, &packet, &length);
+        if (crowds(crowd, held.bucket, packet, length)) {
+            size_t each = (size_t)held.receipt.each;
+            dropped += put_held(express, crowd, &held, express->from_wire) ? 0 : (held.length + each - 1) / each;
+            charged += held.length / COPIED;
             continue;
         }
-        charged += cost((size_t)next.total, (size_t)next.each);
-        if (deliver(express, lane, 0, (size_t)next.total, &next))
+        charged += cost(held.length, (size_t)held.receipt.each);
+        if (deliver(express, lane, 0, held.length, &held.receipt))
+            return -1;
+    }
+    while (waits(crowd) && charged < SHARE) {
+        take_held(express, crowd, &held, express->from_wire);
+        charged += cost(held.length, (size_t)held.receipt.each);
+        if (deliver(express, lane, 0, held.length, &held.receipt))
             return -1;
     }
     return dropped ? failed(express, lane, "in-flood", 0, dropped) : 0;
@@ -567,9 +669,10 @@ static int relieve_wire(struct express *express, const struct lane *lane)
 
 static int serve_wire(struct express *express, const struct lane *lane)
 {
-    struct crowd *crowd = &express->notes->inward[lane - express->lanes];
+    struct crowd *crowd = at_wire(express, lane);
     struct receipt run, next;
     size_t begin = 0, at = 0, charged = 0, length;
+    const byte *packet;
     int more = 1;
     for (int taken = 0; taken < MOST && charged <= SHARE; taken++) {
         if (receive(express, lane, at, &next) < 0) {
@@ -579,8 +682,7 @@ static int serve_wire(struct express *express, const struct lane *lane)
             more = 0;
             break;
         }
-        const byte *packet = inner(express, at, &next, &length);
-        join(crowd, flow_from(&next, packet, length), cost((size_t)next.total, (size_t)next.each));
+        join_wire(express, crowd, at, &next, &packet, &length);
         charged += cost((size_t)next.total, (size_t)next.each);
         if (at > begin && !(next.total && continues(express, &run, begin, at, &next))) {
             if (deliver(express, lane, begin, at, &run))
@@ -599,10 +701,32 @@ static int serve_wire(struct express *express, const struct lane *lane)
     }
     if (at > begin && deliver(express, lane, begin, at, &run))
         return -1;
-    return more ? relieve_wire(express, lane) : 0;
+    if (more && crowd->standing >= CROWDED && proven(crowd, lost_at(lane->wire)))
+        return serve_crowded_wire(express, lane);
+    return 0;
 }
 
 /* The loop */
+
+/* Serve what is held, whether more has come or not. */
+static int serve_held(struct express *express)
+{
+    for (Py_ssize_t i = 0; i < express->count; i++) {
+        const struct lane *lane = &express->lanes[i];
+        if ((waits(at_device(express, lane)) && serve_crowded_device(express, lane)) ||
+            (waits(at_wire(express, lane)) && serve_crowded_wire(express, lane)))
+            return -1;
+    }
+    return 0;
+}
+
+static int anything_waits(const struct express *express)
+{
+    for (Py_ssize_t i = 0; i < 2 * express->count; i++)
+        if (waits(&express->notes->crowds[i]))
+            return 1;
+    return 0;
+}
 
 /* Serve a descriptor of a lane. Returns whether it is one, -1 with an exception. */
 static int serve(struct express *express, int fd)
@@ -610,9 +734,9 @@ static int serve(struct express *express, int fd)
     for (Py_ssize_t i = 0; i < express->count; i++) {
         const struct lane *lane = &express->lanes[i];
         if (fd == lane->device)
-            return serve_device(express, lane) ? -1 : 1;
+            return !waits(at_device(express, lane)) && serve_device(express, lane) ? -1 : 1;
         if (fd == lane->wire)
-            return serve_wire(express, lane) ? -1 : 1;
+            return !waits(at_wire(express, lane)) && serve_wire(express, lane) ? -1 : 1;
     }
     return 0;
 }
@@ -631,9 +755,9 @@ static PyObject *wait_all(struct express *express)
     PyObject *ready = PyList_New(0);
     express->asked = 0;
     while (ready && !PyList_Size(ready) && !express->asked) {
-        int count, served = 0;
+        int count, served = 0, patience = anything_waits(express) ? 0 : -1;
         Py_BEGIN_ALLOW_THREADS;
-        count = epoll_wait(express->epoll, events, MOST_EVENTS, -1);
+        count = epoll_wait(express->epoll, events, MOST_EVENTS, patience);
         Py_END_ALLOW_THREADS;
         if (count < 0 && errno != EINTR)
             PyErr_SetFromErrno(PyExc_OSError);
@@ -644,7 +768,7 @@ static PyObject *wait_all(struct express *express)
             if (!served)
                 served = add_ready(ready, events[i].data.fd);
         }
-        if (served < 0)
+        if (served < 0 || serve_held(express))
             Py_CLEAR(ready);
     }
     return ready;
@@ -659,18 +783,20 @@ static int take_lane(PyObject *described, struct lane *lane)
 PyObject *express_wait(PyObject *self, PyObject *args)
 {
     struct express express = {.count = 0};
-    Py_buffer from_device, from_wire, notes;
+    Py_buffer from_device, from_wire, notes, holds;
     PyObject *lanes, *ready = NULL;
     Py_ssize_t wanted;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iO!w*w*w*O!O!nnp", &express.epoll, &PyTuple_Type, &lanes, &from_device, &from_wire,
-                          &notes, &PyDict_Type, &express.known, &PyDict_Type, &express.admitted, &express.offset, &express.mtu,
+    if (!PyArg_ParseTuple(args, "iO!w*w*w*w*O!O!nnp", &express.epoll, &PyTuple_Type, &lanes, &from_device, &from_wire,
+                          &notes, &holds, &PyDict_Type, &express.known, &PyDict_Type, &express.admitted, &express.offset, &express.mtu,
                           &express.segmentation))
         return NULL;
     express.from_device = from_device.buf;
     express.from_wire = from_wire.buf;
     express.notes = notes.buf;
+    express.holds = holds.buf;
     wanted = PyTuple_Size(lanes);
+    express.hold = wanted ? (size_t)(holds.len / (2 * wanted)) / PAGES * PAGES : 0;
     if (wanted > MOST_LANES || express.offset < 0 || express.mtu < 0)
         PyErr_SetString(PyExc_ValueError, "expected at most 32 lanes, and sizes that are positive");
     else if (from_device.len < (Py_ssize_t)sizeof(struct vnet) + MAX_PACKET || from_wire.len < SHARE + 2 * RECEIVE_SIZE ||
@@ -684,5 +810,6 @@ PyObject *express_wait(PyObject *self, PyObject *args)
     PyBuffer_Release(&from_device);
     PyBuffer_Release(&from_wire);
     PyBuffer_Release(&notes);
+    PyBuffer_Release(&holds);
     return ready;
 }

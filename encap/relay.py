@@ -14,6 +14,7 @@ order and with these bounds. What is written there twice is held against this by
 from __future__ import annotations
 
 import errno
+import mmap
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -41,31 +42,36 @@ While the expectation is wrong, twice as many are taken in each turn: what comes
 MOST = 64
 """Packets that are read, and receipts that are taken, in one turn; as many datagrams fit one send."""
 
+MOST_HELD = 64 << 20
+"""Bytes of flows that crowd out others, which wait for their turn (express.c): of all lanes, both ways."""
+
 Lane = tuple[
     int,
     int,
     int,
     bool,
-    Callable[[int], None],
+    Callable[[int, int], None],
     Callable[[int, int, int, Endpoint, int], None],
     Callable[[str, int, int], None],
     Callable[[], int],
 ]
 """A lane as express.c takes it: the descriptors of device, wire and sender; whether UDP is merged; what it calls:
-outward(have), received(start, stop, size, sender, codepoint), failed(where, errno, count) or failed(counter, 0, count),
-and overflowed(): how many packets have found the device's queues full."""
+outward(have, most), received(start, stop, size, sender, codepoint), failed(where, errno, count) or
+failed(counter, 0, count), and overflowed(): how many packets have found the device's queues full."""
 
 
 class Room:
     """The buffers for what comes from the device and from the wire; all lanes', as nothing stays from turn to turn.
 
-    And `notes`, for what express.c remembers of its lanes.
+    And `notes`, for what express.c remembers of its lanes, and `holds`, for what it lets wait: memory that is not there
+    until something is written into it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, held: int = MOST_HELD) -> None:
         self.from_device = memoryview(bytearray(SHARE))
         self.from_wire = memoryview(bytearray(SHARE + 2 * RECEIVE_SIZE))
-        self.notes = memoryview(bytearray(1 << 12))
+        self.notes = memoryview(bytearray(1 << 18))
+        self.holds = mmap.mmap(-1, held, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 class DeviceGone(Exception):
@@ -103,10 +109,10 @@ class Relay:
         descriptors = self.tun.fileno(), self.wire.fileno(), self.wire.sender_fileno()
         return (*descriptors, self._udp, self.outward, self._received, self._failed, self._overflowed)
 
-    def outward(self, have: int = 0) -> None:
-        """Send what waits in the TUN device, up to a share; `have` bytes of it are read. Raises DeviceGone."""
+    def outward(self, have: int = 0, most: int = MOST) -> None:
+        """Send up to `most` packets that wait in the TUN device; `have` bytes are read. Raises DeviceGone."""
         try:
-            trains = self.tun.gather(self._from_tun, MOST, have)
+            trains = self.tun.gather(self._from_tun, most, have)
         except OSError as error:
             self._refused_by_device("out", error)
             return

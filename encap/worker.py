@@ -75,7 +75,7 @@ class Worker:
     def _wait(self, epoll: int) -> Iterable[int]:
         known, admission, mtu = self._directory.table.known, self._directory.admission, self._directory.mtu
         segmentation = all(relay.wire.segmentation for relay in self._relays)
-        room = self._room.from_device, self._room.from_wire, self._room.notes
+        room = self._room.from_device, self._room.from_wire, self._room.notes, self._room.holds
         return accelerator.wait(
             epoll, self._lanes, *room, known, admission.admitted, admission.offset, mtu, segmentation
         )
