@@ -31,7 +31,7 @@ def test_the_wheel_is_made_from_the_source_distribution(tmp_path: Path, compiler
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tree / name)
-    for built in tree.glob("encap/*.so"):
+    for built in tree.glob("encap/**/*.so"):
         built.unlink()
     environment = {**os.environ, **({"CC": compiler} if compiler else {})}
     done = subprocess.run(
@@ -49,8 +49,8 @@ def test_the_wheel_is_made_from_the_source_distribution(tmp_path: Path, compiler
         names = set(archive.namelist())
         (entries,) = (archive.read(name).decode() for name in names if name.endswith("/entry_points.txt"))
     for package in ("agent", "encap", "registry"):
-        modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / package).glob("*.py*") if path.is_file()}
-        data = {path.relative_to(ROOT).as_posix() for path in (ROOT / package).glob("*.binpb")}
+        modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob("*.py*") if path.is_file()}
+        data = {path.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob("*.binpb")}
         assert modules | data <= packed
         assert {f"flanneld_py/{name}" for name in modules | data} <= names
     assert {"encap/accelerator.c", "encap/express.c", "encap/packet.h"} <= packed

@@ -79,9 +79,9 @@ def test_any_number_of_peers_fits_into_messages_that_fit(table: list[orders.Peer
 
 def test_ten_thousand_peers_take_few_messages() -> None:
     table = [replace(PEER, key=f"10.{i >> 8}.{i & 255}.0-24") for i in range(10_000)]
-    messages = list(feed.encode_peers(table))
-    assert len(messages) == 50
-    puts = [message for message in map(feed.decode, messages) if isinstance(message, orders.Put)]
+    encoded = list(feed.encode_peers(table))
+    assert len(encoded) == 50
+    puts = [message for message in map(feed.decode, encoded) if isinstance(message, orders.Put)]
     assert [peer for put in puts for peer in put.peers] == table
 
 
