@@ -49,7 +49,7 @@ from flanneld_py.encap.firewall import name_suffix
 from flanneld_py.encap.netlink import Netlink
 from flanneld_py.encap.nftwatch import watch
 from flanneld_py.registry.config import NetworkConfig
-from flanneld_py.registry.etcd import Credentials, EtcdStore
+from flanneld_py.registry.etcd.client import Credentials, EtcdStore
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import RegistryError, Store
 
@@ -292,7 +292,7 @@ def open_store(options: Options) -> Store:
     credentials = Credentials(options.username, options.password) if options.username else None
     try:
         if options.client == "etcd3":
-            from flanneld_py.registry.etcd3 import Etcd3Store  # An optional extra.
+            from flanneld_py.registry.etcd.etcd3_client import Etcd3Store  # An optional extra.
 
             return Etcd3Store(options.endpoints, tls=options.tls, credentials=credentials)
         return EtcdStore(options.endpoints, tls=options.tls, credentials=credentials)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from flanneld_py.agent.flags import FLAGS, KUBE
 from flanneld_py.agent.guard import FirewallOptions
 from flanneld_py.agent.values import UsageError, address, endpoints, file, is_ip, public, regex
-from flanneld_py.registry.endpoint import Tls
+from flanneld_py.registry.etcd.endpoint import Tls
 
 MAX_WORKERS = 32
 """What the data-plane process takes (encap/feed.py)."""

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from pathlib import Path
 from typing import TypeVar
 
-from flanneld_py.registry.endpoint import Tls, parse_endpoints
+from flanneld_py.registry.etcd.endpoint import Tls, parse_endpoints
 
 A = TypeVar("A", IPv4Address, IPv6Address)
 

@@ -4,8 +4,8 @@ This is not a general etcd client. A `Store` holds keys with revisions, commits 
 grants leases and streams changes. Three implementations pass one contract suite
 (`tests/contract/test_store.py`):
 
-    etcd.py     EtcdStore      grpc.aio on etcd's published API; the default
-    etcd3.py    Etcd3Store     the `etcd3` package, driven from a worker thread; optional extra
+    registry/etcd/client.py     EtcdStore      grpc.aio on etcd's published API; the default
+    registry/etcd/etcd3_client.py    Etcd3Store     the `etcd3` package, driven from a worker thread; optional extra
     memory.py   MemoryStore    for tests: revisions, TTLs, compaction and faults on demand
 
 Rules for every implementation:

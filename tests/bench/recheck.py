@@ -17,9 +17,9 @@ from flanneld_py.agent.clock import SystemClock
 from flanneld_py.agent.daemon import relax_garbage_collection
 from flanneld_py.agent.follow import Follower
 from flanneld_py.agent.pace import BURST, RATE, Paced
-from flanneld_py.registry import etcd_api as api
-from flanneld_py.registry.etcd import EtcdStore
-from flanneld_py.registry.refusal import Refusal
+from flanneld_py.registry.etcd import api
+from flanneld_py.registry.etcd.client import EtcdStore
+from flanneld_py.registry.etcd.status import Refusal
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import Put
 from flanneld_py.registry.view import LeaseView

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from flanneld_py.registry.etcd import Tls
+from flanneld_py.registry.etcd.client import Tls
 
 
 class Authority:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from flanneld_py.registry.etcd import EtcdStore
-from flanneld_py.registry.etcd3 import Etcd3Store
+from flanneld_py.registry.etcd.client import EtcdStore
+from flanneld_py.registry.etcd.etcd3_client import Etcd3Store
 from flanneld_py.registry.memory import MemoryStore
 from flanneld_py.registry.store import Store
 from tests.lab.etcd import EtcdProxy, EtcdServer

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from flanneld_py.registry.etcd import Credentials, EtcdStore, Tls
-from flanneld_py.registry.etcd3 import Etcd3Store
+from flanneld_py.registry.etcd.client import Credentials, EtcdStore, Tls
+from flanneld_py.registry.etcd.etcd3_client import Etcd3Store
 from flanneld_py.registry.store import Batch, Conflict, Denied, Expect, HistoryLost, Put, Store, Unavailable
 from tests.contract.certificates import Authority
 from tests.contract.test_store import take, watching
@@ -544,14 +544,14 @@ def test_etcd3_without_tls_cannot_log_in() -> None:
 
 
 def test_the_default_client_does_not_need_etcd3() -> None:
-    code = "import sys, flanneld_py.registry.etcd; sys.exit('etcd3' in sys.modules)"
+    code = "import sys, flanneld_py.registry.etcd.client; sys.exit('etcd3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_missing_etcd3_is_named() -> None:
     code = (
         "import sys; sys.modules['etcd3'] = None\n"
-        "from flanneld_py.registry.etcd3 import Etcd3Store\n"
+        "from flanneld_py.registry.etcd.etcd3_client import Etcd3Store\n"
         "from flanneld_py.registry.store import RegistryError\n"
         "try: Etcd3Store(['http://127.0.0.1:2379'])\n"
         "except RegistryError as error: print(error)\n"

@@ -15,8 +15,8 @@ import pytest
 from flanneld_py.agent.clock import SystemClock
 from flanneld_py.agent.follow import Follower
 from flanneld_py.registry.codec import encode_attrs
-from flanneld_py.registry.etcd import EtcdStore
-from flanneld_py.registry.etcd3 import Etcd3Store
+from flanneld_py.registry.etcd.client import EtcdStore
+from flanneld_py.registry.etcd.etcd3_client import Etcd3Store
 from flanneld_py.registry.model import LeaseAttrs
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import Delete, Put

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_py.registry.etcd import EtcdStore
-from flanneld_py.registry.etcd3 import Etcd3Store
+from flanneld_py.registry.etcd.client import EtcdStore
+from flanneld_py.registry.etcd.etcd3_client import Etcd3Store
 from flanneld_py.registry.store import Deleted, Put, StoreReplaced
 from tests.contract.test_etcd import Kind, connected, eventually
 from tests.contract.test_store import take, watching

@@ -9,7 +9,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from flanneld_py.registry.etcd import EtcdStore, Tls
+from flanneld_py.registry.etcd.client import EtcdStore, Tls
 
 
 async def renew(endpoints: list[str], folder: Path, lease: int) -> int:

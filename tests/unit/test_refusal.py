@@ -5,10 +5,10 @@ import socket
 
 import pytest
 
-from flanneld_py.registry.channel import Link
-from flanneld_py.registry.endpoint import CHANNEL_OPTIONS, parse_endpoints
-from flanneld_py.registry.etcd_api import RANGE
-from flanneld_py.registry.refusal import Refusal
+from flanneld_py.registry.etcd.api import RANGE
+from flanneld_py.registry.etcd.channel import Link
+from flanneld_py.registry.etcd.endpoint import CHANNEL_OPTIONS, parse_endpoints
+from flanneld_py.registry.etcd.status import Refusal
 from flanneld_py.registry.store import Denied, HistoryLost, LeaseGone, RegistryError, Unavailable
 
 

@@ -1,6 +1,6 @@
 """One etcd endpoint over grpc.aio: a channel, single calls, watch streams. What fails is a Refusal.
 
-Which endpoint to use, with which token, and what a refusal means for the caller is decided in etcd.py.
+Which endpoint to use, with which token, and what a refusal means for the caller is decided in client.py.
 
 - A watch stream proves by progress requests that it lives: gRPC's keepalive only tests the connection, and a
   server that is frozen or cut off for a while can leave a stream that is never served again. One that never answers
@@ -24,9 +24,9 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 import grpc.aio
 
-from flanneld_py.registry import etcd_api as api
-from flanneld_py.registry.endpoint import CHANNEL_OPTIONS, Endpoint, Secrets
-from flanneld_py.registry.refusal import Refusal
+from flanneld_py.registry.etcd import api
+from flanneld_py.registry.etcd.endpoint import CHANNEL_OPTIONS, Endpoint, Secrets
+from flanneld_py.registry.etcd.status import Refusal
 from flanneld_py.registry.store import RegistryError
 
 

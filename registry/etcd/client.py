@@ -2,7 +2,7 @@
 
 It holds no policy: what fails is raised, what to do about it is decided in `agent/`. One call, from top to bottom:
 
-    get, commit ...         messages out, values back (etcd_api.py)
+    get, commit ...         messages out, values back (api.py)
       _on_some_endpoint     each endpoint once, beginning with the one that worked last; one deadline for all
         _ask                with our token; if that has gone stale, log in again and repeat, once
           Link.call         one endpoint's channel (channel.py)
@@ -19,10 +19,10 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
 
-from flanneld_py.registry import etcd_api as api
-from flanneld_py.registry.channel import Link, Stream, close
-from flanneld_py.registry.endpoint import Credentials, Tls, parse_endpoints, read_tls
-from flanneld_py.registry.refusal import Refusal, combined
+from flanneld_py.registry.etcd import api
+from flanneld_py.registry.etcd.channel import Link, Stream, close
+from flanneld_py.registry.etcd.endpoint import Credentials, Tls, parse_endpoints, read_tls
+from flanneld_py.registry.etcd.status import Refusal, combined
 from flanneld_py.registry.store import (
     Batch,
     Conflict,

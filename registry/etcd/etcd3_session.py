@@ -1,6 +1,6 @@
 """The `etcd3` package (0.12.0) made to load, and one blocking session with it. What fails is a Refusal.
 
-Not asyncio and no failover: etcd3.py calls this from its threads, and decides. What is known of that package:
+Not asyncio and no failover: etcd3_client.py calls this from its threads, and decides. What is known of that package:
 
 - Its generated modules are refused by protobuf 4 and later; `load_etcd3` puts our own in their place.
 - Its methods cannot read at a revision, and its transactions hide the new revision: its stubs can and do not.
@@ -27,9 +27,9 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 
-from flanneld_py.registry import etcd_api as api
-from flanneld_py.registry.endpoint import CHANNEL_OPTIONS, Credentials, Endpoint, Tls, system_roots
-from flanneld_py.registry.refusal import Refusal
+from flanneld_py.registry.etcd import api
+from flanneld_py.registry.etcd.endpoint import CHANNEL_OPTIONS, Credentials, Endpoint, Tls, system_roots
+from flanneld_py.registry.etcd.status import Refusal
 from flanneld_py.registry.store import RegistryError
 
 T = TypeVar("T")

@@ -18,10 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from flanneld_py.registry import etcd_api as api
-from flanneld_py.registry.endpoint import Credentials, Tls, parse_endpoints, read_tls
-from flanneld_py.registry.etcd3_session import Session, Watch, kv, load_etcd3, renew
-from flanneld_py.registry.refusal import Refusal
+from flanneld_py.registry.etcd import api
+from flanneld_py.registry.etcd.endpoint import Credentials, Tls, parse_endpoints, read_tls
+from flanneld_py.registry.etcd.etcd3_session import Session, Watch, kv, load_etcd3, renew
+from flanneld_py.registry.etcd.status import Refusal
 from flanneld_py.registry.store import (
     Batch,
     Conflict,

@@ -1,6 +1,6 @@
 """Where etcd is and what it takes to be let in: endpoints, TLS files, user and password.
 
-Values and file reading only; connections are made in etcd.py and etcd3.py. In order:
+Values and file reading only; connections are made in client.py and etcd3_client.py. In order:
 
     "https://10.0.0.1:2379"  --parse_endpoints-->  Endpoint(target="10.0.0.1:2379", secure=True)
     Tls(paths)               --read_tls-->         Secrets(PEM bytes), checked to be usable

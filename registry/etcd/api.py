@@ -1,9 +1,9 @@
 """etcd's v3 API as messages: built, read and turned into the store's values. No connection, no waiting.
 
-The descriptors in `etcd_api.binpb` were made from the definitions that etcd publishes (Apache License 2.0), release
+The descriptors in `api.binpb` were made from the definitions that etcd publishes (Apache License 2.0), release
 3.6.9, `api/mvccpb/kv.proto` and `api/etcdserverpb/rpc.proto`: the services KV (Range, Txn), Watch, Lease and Auth
 (Authenticate) with the messages they need, without comments and annotations, compiled by
-`protoc --include_imports --descriptor_set_out=etcd_api.binpb`. All of it is in etcd 3.4 already.
+`protoc --include_imports --descriptor_set_out=api.binpb`. All of it is in etcd 3.4 already.
 
 They are loaded into a pool of our own, because another etcd client in the same process defines the same names in the
 default pool; and at run time, because generated Python code ties itself to one release of protobuf.
@@ -20,7 +20,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
-from flanneld_py.registry.refusal import Refusal
+from flanneld_py.registry.etcd.status import Refusal
 from flanneld_py.registry.store import Batch, Delete, Deleted, Expect, HistoryLost, KeyValue, Put, StoreReplaced
 
 Message = Any
@@ -29,7 +29,7 @@ Message = Any
 
 def _load_pool() -> DescriptorPool:
     pool = DescriptorPool()
-    for file in FileDescriptorSet.FromString(Path(__file__).with_name("etcd_api.binpb").read_bytes()).file:
+    for file in FileDescriptorSet.FromString(Path(__file__).with_name("api.binpb").read_bytes()).file:
         pool.AddSerializedFile(file.SerializeToString())
     return pool
 
