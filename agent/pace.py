@@ -14,7 +14,7 @@ from contextlib import aclosing
 from random import Random
 
 from flanneld_py.agent.clock import Clock
-from flanneld_py.encap.bucket import Bucket
+from flanneld_py.encap.ratelimit import Bucket
 from flanneld_py.registry.store import Batch, Delete, Expect, KeyValue, Listing, Put, Store
 
 RATE = 1.0

@@ -1,6 +1,7 @@
 """Whether a datagram may come in, decided once per flow of addresses and remembered.
 
-frame.py checks the encapsulation and forward.py the inner packet. What they say depends on few bytes: who sent the
+encap/packet/frame.py checks the encapsulation and forward.py the inner packet. What they say depends on few bytes: who
+sent the
 datagram, the bytes before the inner packet, and the inner addresses. So an admitted triple is remembered, and a packet
 of it needs only what is its own to be checked: version, lengths, TTL. IPv4 with options, and all that is refused, takes
 the long way each time. Pure but for its memory.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import struct
 
 from flanneld_py.encap.forward import Drop, Own, Remote, Table, inbound
-from flanneld_py.encap.frame import VXLAN_LENGTH, Refused, parse_vxlan
+from flanneld_py.encap.packet.frame import VXLAN_LENGTH, Refused, parse_vxlan
 
 MOST = 8192
 """Triples that are remembered; when there are more, all are forgotten."""

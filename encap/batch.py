@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flanneld_py.encap.directory import Endpoint
-from flanneld_py.encap.virtio import pieces
+from flanneld_py.encap.packet.virtio import pieces
 from flanneld_py.encap.wire import Wire
 
 

@@ -16,7 +16,7 @@ from sys import byteorder
 from flanneld_py.encap import orders
 from flanneld_py.encap.admission import Admission
 from flanneld_py.encap.forward import MOST, Own, Remote, Table
-from flanneld_py.encap.frame import vxlan_header
+from flanneld_py.encap.packet.frame import vxlan_header
 from flanneld_py.encap.tally import Tally
 
 LEAST_MTU = 1280

@@ -23,7 +23,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "packet.h"
+#include "encap/packet/packet.h"
 
 #ifndef UDP_SEGMENT
 #define UDP_SEGMENT 103
@@ -537,7 +537,7 @@ static PyObject *endpoint(const struct receipt *receipt)
 }
 
 /* Tell whether what is told as datagrams may be one, by what the first packet says of its length: relay.py looks
-   closer, see uncut.py. */
+   closer, see encap/packet/partial.py. */
 static int perhaps_uncut(struct express *express, const byte *datagram, size_t whole)
 {
     const byte *packet = datagram + express->offset;

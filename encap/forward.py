@@ -12,16 +12,16 @@ Inner sources: a peer may send from its subnet, whose base address its own proce
 overlay gives, and from its underlay address, which a process may have bound. All else is spoofed: other containers'
 addresses, and packets routed through a peer from elsewhere, which it has to masquerade.
 
-Not here: frames (frame.py), how many ICMP replies a second (relay.py), who the peers are (the agent says).
+Not here: frames (encap/packet/frame.py), how many ICMP replies a second (relay.py), who the peers are (the agent says).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from flanneld_py.encap import icmp
-from flanneld_py.encap.checksum import Buffer
-from flanneld_py.encap.frame import Refused
+from flanneld_py.encap.packet import icmp
+from flanneld_py.encap.packet.checksum import Buffer
+from flanneld_py.encap.packet.frame import Refused
 
 _DF = 0x40
 """Don't Fragment, in the first byte of IPv4's fragment field."""

@@ -5,7 +5,7 @@
                                                                  one destination, one ECN codepoint
 
 Such packets are decided on, encapsulated and sent together. A super-packet is a train of its own.
-accelerator.c does the same (a test compares them); `gather` is the quicker one where it was built.
+encap/packet/accelerator.c does the same (a test compares them); `gather` is the quicker one where it was built.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from flanneld_py.encap.ecn import marking
-from flanneld_py.encap.virtio import GSO_NONE, VNET, VNET_HEADER, cost
+from flanneld_py.encap.packet.ecn import marking
+from flanneld_py.encap.packet.virtio import GSO_NONE, VNET, VNET_HEADER, cost
 
 try:
-    from flanneld_py.encap import accelerator
+    from flanneld_py.encap.packet import accelerator
 except ImportError:
     accelerator = None  # type: ignore[assignment]
 
@@ -32,7 +32,8 @@ a super-packet, else 0; the destination, packed, if the IP headers are sound, el
 def gather_in_python(fd: int, buffer: memoryview, most: int, have: int) -> list[Train]:
     """Read up to `most` packets, as long as the buffer has room for the largest. Raises OSError if it read none.
 
-    And no more than a turn's share, which is as large as the buffer: little datagrams count for more (virtio.py).
+    And no more than a turn's share, which is as large as the buffer: little datagrams count for more
+    (encap/packet/virtio.py).
     `have` bytes are the first packet, read before, 0 if there is none. Nothing waiting is no error: there is no train.
     """
     trains: list[Train] = []

@@ -26,8 +26,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from errno import ENOBUFS
 
-from flanneld_py.encap import bpf
 from flanneld_py.encap import rtnetlink as rt
+from flanneld_py.encap import socketfilter
 from flanneld_py.encap.kernel import Event, Gone, HostChanged, KernelError, LinkChanged, Lost, Rerouted, Seen
 from flanneld_py.encap.nexthops import NexthopIds, is_ours
 from flanneld_py.encap.rtnetlink import Message
@@ -85,7 +85,7 @@ class Listener:
         self.socket.bind((0, 0))
         for group in (*_GROUPS, *([_GROUP_NEXTHOP] if nexthop_group else [])):
             self.socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
-        bpf.attach(self.socket, bpf.SO_ATTACH_FILTER, _all_but(own_port))
+        socketfilter.attach(self.socket, socketfilter.SO_ATTACH_FILTER, _all_but(own_port))
         self._name_devices()
 
     def read(self, expected: Collection[Event], limit: int) -> list[Event]:
@@ -204,15 +204,15 @@ class Listener:
             self.watched[link.ifindex] = link.name
 
 
-def _all_but(port: int) -> list[bpf.Instruction]:
+def _all_but(port: int) -> list[socketfilter.Instruction]:
     """Return the program that passes all notifications but those of changes made through the socket with that port."""
     port_of_message = 12  # linux/netlink.h: nlmsg_pid; a word is loaded in network byte order.
     found = int.from_bytes(rt.U32.pack(port))
     return [
-        (bpf.LOAD_WORD, port_of_message, 0),
-        (bpf.SKIP_UNLESS_EQUAL, found, 1),
-        (bpf.RETURN, 0, 0),
-        (bpf.RETURN, 0xFFFFFFFF, 0),
+        (socketfilter.LOAD_WORD, port_of_message, 0),
+        (socketfilter.SKIP_UNLESS_EQUAL, found, 1),
+        (socketfilter.RETURN, 0, 0),
+        (socketfilter.RETURN, 0xFFFFFFFF, 0),
     ]
 
 

@@ -3,7 +3,8 @@
     outward   TUN read -> outbound: to whom? -> segment: datagrams -> batch: UDP_SEGMENT sends
     inward    UDP_GRO receive -> a known peer's address? -> coalesce: super-packets -> admit: may it? -> TUN write
 
-Decisions are forward.py's and admission.py's, cutting and merging offload.py's and merge.py's; here is only their
+Decisions are forward.py's and admission.py's, cutting and merging encap/packet/segment.py's and
+encap/packet/coalesce.py's; here is only their
 order, bounded shares of both directions per turn of the loop, and the counting of what did not pass. Nothing is queued
 here: what the kernel does not take at once is dropped and counted, and the kernel's own queues are the only ones.
 
@@ -20,14 +21,14 @@ from contextlib import suppress
 
 from flanneld_py.encap.batch import Batch
 from flanneld_py.encap.directory import Directory, Endpoint, Hop
-from flanneld_py.encap.ecn import CE, ECT1, combine, marking
 from flanneld_py.encap.forward import Drop, Remote, Reply, Send, outbound
-from flanneld_py.encap.frame import Refused
-from flanneld_py.encap.merge import coalesce
-from flanneld_py.encap.offload import segment
+from flanneld_py.encap.packet.coalesce import coalesce
+from flanneld_py.encap.packet.ecn import CE, ECT1, combine, marking
+from flanneld_py.encap.packet.frame import Refused
+from flanneld_py.encap.packet.partial import cut, tells_length, uncut
+from flanneld_py.encap.packet.segment import segment
+from flanneld_py.encap.packet.virtio import PLAIN, VNET_HEADER, cost, largest, pieces, segments
 from flanneld_py.encap.tun import Tun
-from flanneld_py.encap.uncut import cut, tells_length, uncut
-from flanneld_py.encap.virtio import PLAIN, VNET_HEADER, cost, largest, pieces, segments
 from flanneld_py.encap.wire import RECEIVE_SIZE, Wire
 
 SHARE = 1 << 18
@@ -214,7 +215,7 @@ class Relay:
         """Tell whether a receipt of `total` bytes at `at` goes on where datagrams of `size` from `begin` on ended.
 
         What another namespace's kernel did not cut stays alone: it is larger than the MTU, or one datagram by what the
-        packet in it says, though told as many (uncut.py).
+        packet in it says, though told as many (encap/packet/partial.py).
         """
         fits = (each == size or each == total < size) and (at - begin) % size == 0
         offset = self._directory.admission.offset

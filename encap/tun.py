@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flanneld_py.encap.gather import Train, gather
-from flanneld_py.encap.virtio import VNET_HEADER
+from flanneld_py.encap.packet.virtio import VNET_HEADER
 
 SIOCSIFTXQLEN = 0x8943  # linux/sockios.h
 TX_DROPPED = 11

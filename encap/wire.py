@@ -1,6 +1,6 @@
 """The UDP sockets of the userspace data plane: batches of equal datagrams out and in, one system call each.
 
-Not what is in the datagrams (frame.py), nor whose they are (forward.py).
+Not what is in the datagrams (encap/packet/frame.py), nor whose they are (forward.py).
 
 - One socket for each lane, all with one port (SO_REUSEPORT). The lane of a datagram is its source port modulo their
   number: a kernel VTEP takes another port for each flow, and we another for each lane, so a flow stays on one lane.
@@ -23,9 +23,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address, IPv6Address
 
-from flanneld_py.encap import bpf
+from flanneld_py.encap import socketfilter
 from flanneld_py.encap.directory import Endpoint
-from flanneld_py.encap.ecn import CE, NOT_ECT
+from flanneld_py.encap.packet.ecn import CE, NOT_ECT
 
 # asm-generic/socket.h, linux/udp.h, linux/in.h, linux/in6.h; not in Python 3.11's socket module.
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
@@ -107,10 +107,14 @@ def _steer(receiver: socket.socket, version: int, count: int) -> None:
     """Have the kernel choose the lane by source port; it goes by a hash of its own if it cannot."""
     source_port = SKF_NET_OFF + SOURCE_PORT[version]
     with suppress(OSError):
-        bpf.attach(
+        socketfilter.attach(
             receiver,
-            bpf.SO_ATTACH_REUSEPORT_CBPF,
-            [(bpf.LOAD_HALF, source_port, 0), (bpf.MODULO, count, 0), (bpf.RETURN_ACCUMULATOR, 0, 0)],
+            socketfilter.SO_ATTACH_REUSEPORT_CBPF,
+            [
+                (socketfilter.LOAD_HALF, source_port, 0),
+                (socketfilter.MODULO, count, 0),
+                (socketfilter.RETURN_ACCUMULATOR, 0, 0),
+            ],
         )
 
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
 
 from flanneld_py.encap import orders
-from flanneld_py.encap.bucket import Bucket, Buckets
 from flanneld_py.encap.directory import Directory
-from flanneld_py.encap.offload import accelerator
+from flanneld_py.encap.packet.segment import accelerator
+from flanneld_py.encap.ratelimit import Bucket, Buckets
 from flanneld_py.encap.relay import Relay, Room
 from flanneld_py.encap.tun import Tun
 from flanneld_py.encap.turns import Wait

@@ -31,7 +31,7 @@ def facts(daemons: Sequence[Daemon]) -> dict[str, object]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in ("grpcio", "protobuf", "pyroute2")},
         # Without it the userspace data plane is another one.
-        "accelerator": find_spec("flanneld_py.encap.accelerator") is not None,
+        "accelerator": find_spec("flanneld_py.encap.packet.accelerator") is not None,
         "commit": _first_line("git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"),
         "etcd": _first_line(program("etcd"), "--version"),
         "iproute2": _first_line("ip", "-V"),

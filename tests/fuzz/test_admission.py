@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flanneld_py.encap.admission import Admission
 from flanneld_py.encap.forward import Drop, Own, Remote, Table, inbound
-from flanneld_py.encap.frame import Refused, parse_vxlan, vxlan_header
+from flanneld_py.encap.packet.frame import Refused, parse_vxlan, vxlan_header
 
 MAC = b"\x02\0\0\0\0\x01"
 OWN = Own(((bytes((10, 1, 0, 0)), 24), (b"\xfd" + bytes(11) + bytes((10, 1, 0, 0)), 120)), bytes((10, 1, 0, 0)), None)

@@ -15,13 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flanneld_py.encap import accelerator, orders
+from flanneld_py.encap import orders
 from flanneld_py.encap.directory import Directory
-from flanneld_py.encap.frame import vxlan_header
+from flanneld_py.encap.packet import accelerator
+from flanneld_py.encap.packet.frame import vxlan_header
+from flanneld_py.encap.packet.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, PLAIN, VNET
 from flanneld_py.encap.relay import MOST_HELD, Lane, Relay, Room
 from flanneld_py.encap.tun import Tun
 from flanneld_py.encap.turns import Turns
-from flanneld_py.encap.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, PLAIN, VNET
 from flanneld_py.encap.wire import IP_RECVTOS, IP_TOS, UDP_SEGMENT, open_wires
 from tests.packets import TCP, UDP, Segment, cut, encode
 

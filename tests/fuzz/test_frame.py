@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.encap.frame import VXLAN_LENGTH, Refused, parse_vxlan, vxlan_header
+from flanneld_py.encap.packet.frame import VXLAN_LENGTH, Refused, parse_vxlan, vxlan_header
 
 macs = st.binary(min_size=6, max_size=6)
 vnis = st.integers(0, 2**24 - 1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flanneld_py.encap.forward import Remote, Send, Table, outbound
 from flanneld_py.encap.gather import LARGEST
-from flanneld_py.encap.virtio import GSO_UDP_L4, NEEDS_CSUM, PLAIN, VNET, VNET_HEADER
+from flanneld_py.encap.packet.virtio import GSO_UDP_L4, NEEDS_CSUM, PLAIN, VNET, VNET_HEADER
 from tests.engines import CUTTERS, GATHERERS, alone
 from tests.packets import UDP, Segment, encode
 

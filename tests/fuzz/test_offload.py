@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flanneld_py.encap.checksum import complement, total
-from flanneld_py.encap.merge import Coalesce
-from flanneld_py.encap.uncut import SMALLEST
-from flanneld_py.encap.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VNET
+from flanneld_py.encap.packet.checksum import complement, total
+from flanneld_py.encap.packet.coalesce import Coalesce
+from flanneld_py.encap.packet.partial import SMALLEST
+from flanneld_py.encap.packet.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VNET
 from tests.engines import COALESCERS, CUTTERS, Cutter, alone
 from tests.packets import ACK, CWR, FIN, PSH, SYN, TCP, UDP, Segment, cut, encode, sound, words
 

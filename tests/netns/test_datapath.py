@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from flanneld_py.encap import orders
-from flanneld_py.encap.frame import vxlan_header
+from flanneld_py.encap.packet.frame import vxlan_header
 from tests.bench.packets import parse_datagrams
 from tests.lab.lab import Lab
 from tests.lab.manual import Vtep, program

@@ -24,7 +24,7 @@ DATAGRAMS = 2000
 
 WITHOUT = """
 import sys
-sys.modules["flanneld_py.encap.accelerator"] = None
+sys.modules["flanneld_py.encap.packet.accelerator"] = None
 """
 """What Python runs first, in a folder of its path: as on a host where the accelerator could not be built."""
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.encap.bucket import MOST_BUCKETS, Bucket, Buckets
+from flanneld_py.encap.ratelimit import MOST_BUCKETS, Bucket, Buckets
 
 
 def drain(bucket: Bucket, now: float, tries: int = 1000) -> tuple[int, Bucket]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flanneld_py.encap.ecn import CE, ECT0, ECT1, NOT_ECT, combine, marking
+from flanneld_py.encap.packet.ecn import CE, ECT0, ECT1, NOT_ECT, combine, marking
 from tests.packets import Segment, encode
 
 TABLE = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flanneld_py.encap.frame import Refused, parse_vxlan, vxlan_header
+from flanneld_py.encap.packet.frame import Refused, parse_vxlan, vxlan_header
 
 OURS = bytes.fromhex("0200000000aa")
 PEER = bytes.fromhex("0200000000bb")

@@ -11,8 +11,8 @@ import pytest
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 
-from flanneld_py.encap.merge import Coalesce
-from flanneld_py.encap.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, PLAIN, VNET, VNET_HEADER
+from flanneld_py.encap.packet.coalesce import Coalesce
+from flanneld_py.encap.packet.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, PLAIN, VNET, VNET_HEADER
 from tests.engines import COALESCERS, CUTTERS, Cutter, alone
 from tests.packets import ACK, CWR, FIN, PSH, UDP, Segment, cut, encode
 

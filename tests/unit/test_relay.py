@@ -11,11 +11,11 @@ import pytest
 
 from flanneld_py.encap import orders
 from flanneld_py.encap.directory import Directory
-from flanneld_py.encap.frame import vxlan_header
 from flanneld_py.encap.gather import Train
+from flanneld_py.encap.packet.frame import vxlan_header
+from flanneld_py.encap.packet.virtio import PLAIN
 from flanneld_py.encap.relay import Relay, Room
 from flanneld_py.encap.tun import Tun
-from flanneld_py.encap.virtio import PLAIN
 from flanneld_py.encap.wire import Wire, open_wires
 from tests.packets import UDP, Segment, encode
 

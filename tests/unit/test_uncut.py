@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
-from flanneld_py.encap.uncut import cut, uncut
-from flanneld_py.encap.virtio import GSO_UDP_L4, NEEDS_CSUM, VNET
+from flanneld_py.encap.packet.partial import cut, uncut
+from flanneld_py.encap.packet.virtio import GSO_UDP_L4, NEEDS_CSUM, VNET
 from tests.packets import sound
 
 OFFSET = 22

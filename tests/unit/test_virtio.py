@@ -2,7 +2,7 @@
 
 import pytest
 
-from flanneld_py.encap.virtio import GSO_TCPV4, NEEDS_CSUM, PLAIN, VNET, pieces, segments
+from flanneld_py.encap.packet.virtio import GSO_TCPV4, NEEDS_CSUM, PLAIN, VNET, pieces, segments
 
 
 @pytest.mark.parametrize(

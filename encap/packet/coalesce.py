@@ -1,4 +1,4 @@
-"""Merge datagrams of one inner flow into super-packets for the TUN device: the receiving half of offload.py.
+"""Merge datagrams of one inner flow into super-packets for the TUN device: the receiving half of segment.py.
 
 A run is: equal bytes before the inner packet, equal addresses, ports and everything else that the merged packet says
 only once, TCP sequence numbers that continue; PSH may be anywhere, other flags but ACK nowhere. All datagrams have one
@@ -14,13 +14,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from flanneld_py.encap.checksum import complement, pseudo_sum, total
-from flanneld_py.encap.layout import Layout, put_lengths, read_layout
-from flanneld_py.encap.uncut import Write, single
-from flanneld_py.encap.virtio import ACK, NEEDS_CSUM, PSH, TCP, UDP, VNET
+from flanneld_py.encap.packet.checksum import complement, pseudo_sum, total
+from flanneld_py.encap.packet.layout import Layout, put_lengths, read_layout
+from flanneld_py.encap.packet.partial import Write, single
+from flanneld_py.encap.packet.virtio import ACK, NEEDS_CSUM, PSH, TCP, UDP, VNET
 
 try:
-    from flanneld_py.encap import accelerator
+    from flanneld_py.encap.packet import accelerator
 except ImportError:
     accelerator = None  # type: ignore[assignment]
 

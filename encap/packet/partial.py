@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import struct
 
-from flanneld_py.encap.checksum import complement, pseudo_sum, total
-from flanneld_py.encap.layout import Layout, put_lengths, read_layout
-from flanneld_py.encap.offload import segment
-from flanneld_py.encap.virtio import GSO_NONE, GSO_UDP_L4, NEEDS_CSUM, PLAIN, TCP, UDP, VNET
+from flanneld_py.encap.packet.checksum import complement, pseudo_sum, total
+from flanneld_py.encap.packet.layout import Layout, put_lengths, read_layout
+from flanneld_py.encap.packet.segment import segment
+from flanneld_py.encap.packet.virtio import GSO_NONE, GSO_UDP_L4, NEEDS_CSUM, PLAIN, TCP, UDP, VNET
 
 SMALLEST = 1280
 """Bytes: containers may have a smaller MTU than the device, in dual stack that of IPv6: this or more (RFC 8200)."""

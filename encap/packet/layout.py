@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from flanneld_py.encap.checksum import Buffer, complement, total
-from flanneld_py.encap.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, TCP, UDP
+from flanneld_py.encap.packet.checksum import Buffer, complement, total
+from flanneld_py.encap.packet.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, TCP, UDP
 
 
 @dataclass(frozen=True, slots=True)

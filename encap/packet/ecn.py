@@ -9,7 +9,7 @@ packet.h does the same, byte for byte.
 
 from __future__ import annotations
 
-from flanneld_py.encap.checksum import Buffer
+from flanneld_py.encap.packet.checksum import Buffer
 
 NOT_ECT, ECT1, ECT0, CE = 0, 1, 2, 3
 """The codepoints of RFC 3168."""

@@ -1,7 +1,7 @@
 """Super-packets, cut: what the TUN device hands over becomes the datagrams that a host without offloads would send.
 
     TUN   | virtio header | headers |           64 KiB of payload           |      one read, one write
-                          segment()  |          ^  coalesce(), in merge.py
+                          segment()  |          ^  coalesce(), in coalesce.py
                                      v          |
     wire  | prefix | headers | payload | prefix | headers | payload | ...          one sendmsg, one recvmsg
 
@@ -19,9 +19,9 @@ import struct
 from collections.abc import Callable, Iterable
 from itertools import chain
 
-from flanneld_py.encap.checksum import Buffer, complement, pseudo_sum, total
-from flanneld_py.encap.layout import Layout, put_lengths
-from flanneld_py.encap.virtio import (
+from flanneld_py.encap.packet.checksum import Buffer, complement, pseudo_sum, total
+from flanneld_py.encap.packet.layout import Layout, put_lengths
+from flanneld_py.encap.packet.virtio import (
     CWR,
     FIN,
     GSO_ECN,
@@ -38,7 +38,7 @@ from flanneld_py.encap.virtio import (
 )
 
 try:
-    from flanneld_py.encap import accelerator
+    from flanneld_py.encap.packet import accelerator
 except ImportError:
     accelerator = None  # type: ignore[assignment]
 

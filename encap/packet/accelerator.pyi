@@ -2,8 +2,8 @@
 
 from mmap import mmap
 
-from flanneld_py.encap.checksum import Buffer
 from flanneld_py.encap.forward import Remote
+from flanneld_py.encap.packet.checksum import Buffer
 from flanneld_py.encap.relay import Lane
 
 def gather(fd: int, buffer: memoryview, most: int, have: int, /) -> list[tuple[int, int, int, int, bytes]]: ...

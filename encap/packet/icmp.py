@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from enum import Enum
 
-from flanneld_py.encap.checksum import Buffer, complement, pseudo_sum
+from flanneld_py.encap.packet.checksum import Buffer, complement, pseudo_sum
 
 ICMP, ICMPV6 = 1, 58
 _ERRORS4 = frozenset((3, 4, 5, 11, 12))
