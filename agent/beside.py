@@ -1,11 +1,11 @@
-"""Routes that others have beside ours, named: once each while they are there. See encap/beside.py."""
+"""Routes that others have beside ours, named: once each while they are there. See encap/netlink/competing.py."""
 
 from __future__ import annotations
 
 from flanneld_py.agent.log import facts, log
-from flanneld_py.encap.beside import Subnet, describe
 from flanneld_py.encap.delta import Tracker
 from flanneld_py.encap.kernel import Kernel, KernelError
+from flanneld_py.encap.netlink.competing import Subnet, describe
 from flanneld_py.encap.state import Route
 
 LOOK_EVERY = 200.0

@@ -1,6 +1,6 @@
 """`--cleanup`: what we made on this host, removed, and nothing else. The agent has to be stopped.
 
-    no agent runs? -> data planes ended -> firewall -> devices, nexthops, routes (encap/sweep.py) -> files
+    no agent runs? -> data planes ended -> firewall -> devices, nexthops, routes (encap/netlink/sweep.py) -> files
 
 What is ours is told by its mark: our alias on a device, our folder for sockets, our signature beside the subnet file;
 our protocol on routes and nexthops that lead into the network of that file, which stays as long as there is something
@@ -21,8 +21,8 @@ from flanneld_py.agent.settings import control_socket, control_sockets
 from flanneld_py.encap.command import HostTools
 from flanneld_py.encap.enforce import Enforcer
 from flanneld_py.encap.kernel import KernelError
-from flanneld_py.encap.rtsocket import Refused
-from flanneld_py.encap.sweep import sweep
+from flanneld_py.encap.netlink.rtsocket import Refused
+from flanneld_py.encap.netlink.sweep import sweep
 
 
 async def clean_up(subnet_file: Path, tell: Callable[[str], None], root: Path = Path("/")) -> None:

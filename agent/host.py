@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from flanneld_py.agent.interface import Host, Interface, InterfaceAddress, IPAddress
-from flanneld_py.encap import request
-from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.kernel import KernelError
-from flanneld_py.encap.rtsocket import Refused, RouteSocket
+from flanneld_py.encap.netlink import request
+from flanneld_py.encap.netlink import rtnetlink as rt
+from flanneld_py.encap.netlink.rtsocket import Refused, RouteSocket
 
 RTF_UP = 0x0001  # linux/route.h
 RTF_REJECT = 0x0200

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from struct import Struct, pack
 
-from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.family import IPAddress
 from flanneld_py.encap.firewall import In, Match, Rule, Verdict
+from flanneld_py.encap.netlink import rtnetlink as rt
 
 _SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
 GET, DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2  # IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE

@@ -10,12 +10,12 @@ from contextlib import suppress
 from ipaddress import ip_address
 
 from flanneld_py.encap import conntrack
-from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.family import IPAddress
 from flanneld_py.encap.firewall import Policy, rules
 from flanneld_py.encap.kernel import KernelError
-from flanneld_py.encap.request import get_route
-from flanneld_py.encap.rtsocket import Interrupted, Refused, RouteSocket
+from flanneld_py.encap.netlink import rtnetlink as rt
+from flanneld_py.encap.netlink.request import get_route
+from flanneld_py.encap.netlink.rtsocket import Interrupted, Refused, RouteSocket
 
 NETLINK_NETFILTER = 12
 

@@ -16,7 +16,7 @@ A Nexthop is the gateway of a Route made an object of its own: without it the ke
 superlinearly (10 000 routes: 1.4 s against 0.07 s). A Route means the same with and without it.
 
 Addresses and MACs are packed bytes in network order, as netlink carries them: 4 or 16, and 6 long.
-`text()` shows them to people. An entry names its device by name; only netlink.py knows interface indexes.
+`text()` shows them to people. An entry names its device by name; only encap/netlink/netlink.py knows interface indexes.
 
 Entries and operations are named tuples where everything else is a frozen dataclass: ten thousand peers make eighty
 thousand of them, and a frozen dataclass takes four times as long to make.
@@ -137,7 +137,7 @@ class FdbEntry(NamedTuple):
 
 
 class Nexthop(NamedTuple):
-    """A nexthop object: `gateway` on `device`, onlink. Kernel ids are given out by netlink.py."""
+    """A nexthop object: `gateway` on `device`, onlink. Kernel ids are given out by encap/netlink/netlink.py."""
 
     device: str
     gateway: bytes

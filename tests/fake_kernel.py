@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from errno import EEXIST, ENETDOWN, ENODEV, EOPNOTSUPP
 from ipaddress import ip_address
 
-from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.family import Network
 from flanneld_py.encap.kernel import Event, Gone, HostChanged, KernelError, LinkChanged, Lost, Rerouted, Seen
-from flanneld_py.encap.listener import event_key, neighbour_events
+from flanneld_py.encap.netlink import rtnetlink as rt
+from flanneld_py.encap.netlink.monitor import event_key, neighbour_events
 from flanneld_py.encap.state import (
     MARKS,
     RTPROT_BOOT,

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import pytest
 
 from flanneld_py.encap.kernel import Event, Gone, Kernel, Seen
-from flanneld_py.encap.nexthops import FIRST
+from flanneld_py.encap.netlink.nexthops import FIRST
 from flanneld_py.encap.state import (
     FORMER_PROTOCOL,
     MARKS,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from flanneld_py.encap.kernel import Gone, HostChanged, KernelError, LinkChanged, Lost, Rerouted, Seen
-from flanneld_py.encap.netlink import Netlink
+from flanneld_py.encap.netlink.netlink import Netlink
 from flanneld_py.encap.state import (
     FORMER_PROTOCOL,
     Address,

@@ -21,9 +21,9 @@ from ipaddress import ip_network
 
 import pytest
 
-from flanneld_py.encap import blackhole
 from flanneld_py.encap.kernel import KernelError, LinkChanged, Lost, Seen
-from flanneld_py.encap.netlink import Netlink
+from flanneld_py.encap.netlink import blackhole
+from flanneld_py.encap.netlink.netlink import Netlink
 from flanneld_py.encap.state import (
     Address,
     Entry,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.conntrack import Flow, ends, lacks_masquerade, read_flow
 from flanneld_py.encap.firewall import Policy, rules
+from flanneld_py.encap.netlink import rtnetlink as rt
 
 POLICY = Policy(
     ip_network("10.42.0.0/16"),

@@ -14,8 +14,8 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from flanneld_py.encap import request
-from flanneld_py.encap import rtnetlink as rt
+from flanneld_py.encap.netlink import request
+from flanneld_py.encap.netlink import rtnetlink as rt
 from flanneld_py.encap.state import Address, FdbEntry, Neighbour, text
 
 ifindexes = st.integers(1, 2**31 - 1)

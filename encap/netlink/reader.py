@@ -13,11 +13,11 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from errno import EAFNOSUPPORT, ENODEV, EOPNOTSUPP
 from functools import partial
 
-from flanneld_py.encap import request
-from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.kernel import KernelError
-from flanneld_py.encap.nexthops import NexthopIds, is_ours
-from flanneld_py.encap.rtsocket import Interrupted, Refused, RouteSocket
+from flanneld_py.encap.netlink import request
+from flanneld_py.encap.netlink import rtnetlink as rt
+from flanneld_py.encap.netlink.nexthops import NexthopIds, is_ours
+from flanneld_py.encap.netlink.rtsocket import Interrupted, Refused, RouteSocket
 from flanneld_py.encap.state import Entry, FdbEntry, Key, Neighbour, Nexthop, Route
 
 _ATTEMPTS = 8

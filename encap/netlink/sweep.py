@@ -19,12 +19,12 @@ from itertools import product
 from struct import Struct
 from sys import byteorder
 
-from flanneld_py.encap import request
-from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.family import Network
 from flanneld_py.encap.kernel import KernelError
-from flanneld_py.encap.nexthops import is_ours
-from flanneld_py.encap.rtsocket import Refused, RouteSocket, explain, list_links
+from flanneld_py.encap.netlink import request
+from flanneld_py.encap.netlink import rtnetlink as rt
+from flanneld_py.encap.netlink.nexthops import is_ours
+from flanneld_py.encap.netlink.rtsocket import Refused, RouteSocket, explain, list_links
 from flanneld_py.encap.state import MARKS, ROUTE_PROTOCOL, text
 
 _OUT = Struct("=HHI")

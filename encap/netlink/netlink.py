@@ -1,7 +1,7 @@
 """The kernel for real: kernel.Kernel over rtnetlink.
 
     apply    writer.py    operations -> request.py -> rtsocket.py      nexthops.py   gateways <-> nexthop object ids
-    listen   listener.py  rtnetlink.py -> events, own changes left out
+    listen   monitor.py  rtnetlink.py -> events, own changes left out
     dump     reader.py    rtnetlink.py -> entries, part by part
     devices  here, device.py (pyroute2)
 
@@ -17,13 +17,14 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from errno import EADDRINUSE, EEXIST, EINVAL, EOPNOTSUPP, EPERM
 
-from flanneld_py.encap import beside, device, request, sweep
-from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.kernel import Event, Gone, KernelError, Lost, Seen
-from flanneld_py.encap.listener import Listener, event_key
-from flanneld_py.encap.nexthops import NexthopIds
-from flanneld_py.encap.reader import Reader
-from flanneld_py.encap.rtsocket import Interrupted, Refused, RouteSocket, find_link, goes_directly, list_links
+from flanneld_py.encap.netlink import competing, device, request, sweep
+from flanneld_py.encap.netlink import rtnetlink as rt
+from flanneld_py.encap.netlink.monitor import Listener, event_key
+from flanneld_py.encap.netlink.nexthops import NexthopIds
+from flanneld_py.encap.netlink.reader import Reader
+from flanneld_py.encap.netlink.rtsocket import Interrupted, Refused, RouteSocket, find_link, goes_directly, list_links
+from flanneld_py.encap.netlink.writer import Writer
 from flanneld_py.encap.state import (
     Address,
     Entry,
@@ -40,7 +41,6 @@ from flanneld_py.encap.state import (
     VxlanLink,
     text,
 )
-from flanneld_py.encap.writer import Writer
 
 _MONITOR_BATCH = 2000
 """Messages per wakeup: about 5 ms."""
@@ -116,7 +116,7 @@ class Netlink:
 
     devices_in = staticmethod(sweep.devices_in)
     remove_routes = staticmethod(sweep.remove_routes)
-    routes_beside = staticmethod(beside.routes_beside)
+    routes_beside = staticmethod(competing.routes_beside)
 
     def close(self) -> None:
         """See kernel.Kernel."""
@@ -274,7 +274,7 @@ class Netlink:
 
 
 def _expected(operations: Sequence[Operation]) -> set[Event]:
-    """Return the events of these operations that will come back without our port id (see listener.py)."""
+    """Return the events of these operations that will come back without our port id (see monitor.py)."""
     expected: set[Event] = set()
     for operation in operations:
         match operation.verb, operation.entry:

@@ -8,7 +8,7 @@ former one only among our numbers, as OVN has it now.
 
 from __future__ import annotations
 
-from flanneld_py.encap.rtnetlink import NexthopMessage, RouteMessage
+from flanneld_py.encap.netlink.rtnetlink import NexthopMessage, RouteMessage
 from flanneld_py.encap.state import FORMER_PROTOCOL, ROUTE_PROTOCOL
 
 FIRST, LAST = 0x54000000, 0x54FFFFFF

@@ -16,9 +16,9 @@ from sys import byteorder
 from types import TracebackType
 from typing import Self
 
-from flanneld_py.encap import request
-from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.kernel import KernelError
+from flanneld_py.encap.netlink import request
+from flanneld_py.encap.netlink import rtnetlink as rt
 
 SOL_NETLINK = 270
 NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12

@@ -18,8 +18,8 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from flanneld_py.encap.kernel import KernelError
-from flanneld_py.encap.rtnetlink import IN6_ADDR_GEN_MODE_NONE
-from flanneld_py.encap.rtsocket import Refused
+from flanneld_py.encap.netlink.rtnetlink import IN6_ADDR_GEN_MODE_NONE
+from flanneld_py.encap.netlink.rtsocket import Refused
 from flanneld_py.encap.state import DEVICE_MARK, OurLink, TunLink, VxlanLink, text
 
 log = logging.getLogger(__name__)

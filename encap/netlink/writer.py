@@ -25,11 +25,11 @@ from collections.abc import Callable, Sequence
 from errno import EADDRNOTAVAIL, EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, ESRCH
 from functools import partial
 
-from flanneld_py.encap import request
-from flanneld_py.encap import rtnetlink as rt
-from flanneld_py.encap.nexthops import NexthopIds
-from flanneld_py.encap.obstacle import find_route, in_the_way, is_misled, prefix_lengths
-from flanneld_py.encap.rtsocket import RouteSocket, find_link
+from flanneld_py.encap.netlink import request
+from flanneld_py.encap.netlink import rtnetlink as rt
+from flanneld_py.encap.netlink.existing import find_route, in_the_way, is_misled, prefix_lengths
+from flanneld_py.encap.netlink.nexthops import NexthopIds
+from flanneld_py.encap.netlink.rtsocket import RouteSocket, find_link
 from flanneld_py.encap.state import (
     FORMER_PROTOCOL,
     MARKS,

@@ -26,12 +26,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from errno import ENOBUFS
 
-from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap import socketfilter
 from flanneld_py.encap.kernel import Event, Gone, HostChanged, KernelError, LinkChanged, Lost, Rerouted, Seen
-from flanneld_py.encap.nexthops import NexthopIds, is_ours
-from flanneld_py.encap.rtnetlink import Message
-from flanneld_py.encap.rtsocket import RECEIVE_BYTES, SOL_NETLINK
+from flanneld_py.encap.netlink import rtnetlink as rt
+from flanneld_py.encap.netlink.nexthops import NexthopIds, is_ours
+from flanneld_py.encap.netlink.rtnetlink import Message
+from flanneld_py.encap.netlink.rtsocket import RECEIVE_BYTES, SOL_NETLINK
 from flanneld_py.encap.state import FdbEntry, Key, Neighbour, Nexthop, Route
 
 NETLINK_ADD_MEMBERSHIP = 1

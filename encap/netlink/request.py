@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from struct import Struct, pack
 
-from flanneld_py.encap import rtnetlink as rt
+from flanneld_py.encap.netlink import rtnetlink as rt
 from flanneld_py.encap.state import ROUTE_PROTOCOL
 
 _IFA_F_NODAD = 0x02

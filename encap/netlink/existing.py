@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from errno import EINVAL
 
-from flanneld_py.encap import request
-from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.kernel import KernelError
-from flanneld_py.encap.nexthops import NexthopIds
-from flanneld_py.encap.rtsocket import Refused, RouteSocket, find_link
+from flanneld_py.encap.netlink import request
+from flanneld_py.encap.netlink import rtnetlink as rt
+from flanneld_py.encap.netlink.nexthops import NexthopIds
+from flanneld_py.encap.netlink.rtsocket import Refused, RouteSocket, find_link
 from flanneld_py.encap.state import Address, Route, text
 
 

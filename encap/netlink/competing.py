@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from sys import byteorder
 
-from flanneld_py.encap import request
-from flanneld_py.encap import rtnetlink as rt
 from flanneld_py.encap.kernel import KernelError
-from flanneld_py.encap.rtsocket import Refused, RouteSocket, list_links
+from flanneld_py.encap.netlink import request
+from flanneld_py.encap.netlink import rtnetlink as rt
+from flanneld_py.encap.netlink.rtsocket import Refused, RouteSocket, list_links
 from flanneld_py.encap.state import text
 
 _PROTOCOLS = {2: "kernel", 3: "boot", 4: "static", 9: "ra", 16: "dhcp"}  # linux/rtnetlink.h, RTPROT_*

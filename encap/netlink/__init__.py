@@ -1,0 +1,1 @@
+"""The kernel for real: what kernel.Kernel asks for, over rtnetlink."""
