@@ -1,4 +1,5 @@
-"""Flows that began while our masquerade rules were not there begin anew, once these are in force (encap/flows.py)."""
+"""Flows that began while our masquerade rules were not there begin anew, once these are in force
+(encap/firewall/flows.py)."""
 
 from __future__ import annotations
 
@@ -6,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.log import facts, log
-from flanneld_py.encap.firewall import Policy, Rule, rules
-from flanneld_py.encap.flows import Pause
+from flanneld_py.encap.firewall.flows import Pause
+from flanneld_py.encap.firewall.policy import Policy, Rule, rules
 
 SHARE = 20
 """Times as long as a look took is the pause after it: a busy host follows some 100 000 flows, 10 us each."""

@@ -18,8 +18,8 @@ from flanneld_py.agent.broken import Broken
 from flanneld_py.agent.line import DatapathError, clear_away, stop_process
 from flanneld_py.agent.lock import Locks
 from flanneld_py.agent.settings import control_socket, control_sockets
-from flanneld_py.encap.command import HostTools
-from flanneld_py.encap.enforce import Enforcer
+from flanneld_py.encap.firewall.enforce import Enforcer
+from flanneld_py.encap.firewall.tools import HostTools
 from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.netlink.rtsocket import Refused
 from flanneld_py.encap.netlink.sweep import sweep

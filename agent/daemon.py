@@ -42,12 +42,12 @@ from flanneld_py.agent.tasks import Tasks
 from flanneld_py.agent.values import UsageError
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap.backend import Underlay
-from flanneld_py.encap.command import HostTools
-from flanneld_py.encap.enforce import Enforcer
-from flanneld_py.encap.firewall import name_suffix
+from flanneld_py.encap.firewall.enforce import Enforcer
+from flanneld_py.encap.firewall.policy import name_suffix
+from flanneld_py.encap.firewall.tools import HostTools
+from flanneld_py.encap.firewall.watch import watch
 from flanneld_py.encap.netlink import blackhole
 from flanneld_py.encap.netlink.netlink import Netlink
-from flanneld_py.encap.nftwatch import watch
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.etcd.client import Credentials, EtcdStore
 from flanneld_py.registry.registry import Registry

@@ -14,8 +14,8 @@ from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.earlier import Earlier
 from flanneld_py.agent.lock import Held
 from flanneld_py.agent.log import OnChange, facts, log
-from flanneld_py.encap.enforce import Outcome
-from flanneld_py.encap.firewall import Network, Policy
+from flanneld_py.encap.firewall.enforce import Outcome
+from flanneld_py.encap.firewall.policy import Network, Policy
 
 
 class RemovesFormer(Protocol):

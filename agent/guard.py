@@ -26,14 +26,14 @@ from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.obstacles import Looks, Obstacles
 from flanneld_py.agent.repairs import Repairs
 from flanneld_py.agent.wanted import Wanted
-from flanneld_py.encap import dockerbridges
-from flanneld_py.encap.chains import DOCKERS, RAW, forward_part, masquerade_part, raw_part
-from flanneld_py.encap.command import FirewallError
-from flanneld_py.encap.enforce import Asked, Choice, Outcome
-from flanneld_py.encap.firewall import Network, Policy
-from flanneld_py.encap.flows import Pause
-from flanneld_py.encap.kinds import Obstacle
-from flanneld_py.encap.nft import FLANNELS, HOOKS, OURS
+from flanneld_py.encap.firewall import dockerbridges
+from flanneld_py.encap.firewall.chains import DOCKERS, RAW, forward_part, masquerade_part, raw_part
+from flanneld_py.encap.firewall.enforce import Asked, Choice, Outcome
+from flanneld_py.encap.firewall.flows import Pause
+from flanneld_py.encap.firewall.nft import FLANNELS, HOOKS, OURS
+from flanneld_py.encap.firewall.policy import Network, Policy
+from flanneld_py.encap.firewall.tools import FirewallError
+from flanneld_py.encap.firewall.traffic import Obstacle
 
 SETTLE = 0.01
 """Seconds to let changes that belong together arrive: a transaction tells each of its rules."""

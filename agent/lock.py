@@ -19,7 +19,7 @@ from typing import Protocol
 
 from flanneld_py.agent.broken import Broken
 from flanneld_py.encap.family import Network
-from flanneld_py.encap.firewall import name_suffix
+from flanneld_py.encap.firewall.policy import name_suffix
 
 PREFIX = "flanneld-py/"
 

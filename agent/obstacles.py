@@ -12,8 +12,8 @@ from typing import Protocol
 
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.log import facts, log
-from flanneld_py.encap.firewall import Policy
-from flanneld_py.encap.kinds import Obstacle
+from flanneld_py.encap.firewall.policy import Policy
+from flanneld_py.encap.firewall.traffic import Obstacle
 
 SETTLE = 0.3
 """Seconds to let others finish what they write."""

@@ -9,11 +9,11 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from flanneld_py.encap.command import HostTools
-from flanneld_py.encap.dockerbridges import REMEDY
-from flanneld_py.encap.enforce import Enforcer
-from flanneld_py.encap.firewall import Policy
-from flanneld_py.encap.kinds import Obstacle
+from flanneld_py.encap.firewall.dockerbridges import REMEDY
+from flanneld_py.encap.firewall.enforce import Enforcer
+from flanneld_py.encap.firewall.policy import Policy
+from flanneld_py.encap.firewall.tools import HostTools
+from flanneld_py.encap.firewall.traffic import Obstacle
 from tests.contract.kernel_host import entered, throwaway_namespace
 from tests.patience import patient
 

@@ -10,9 +10,9 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from flanneld_py.encap.command import HostTools
-from flanneld_py.encap.enforce import Asked, Choice, Enforcer, Outcome
-from flanneld_py.encap.firewall import Policy
+from flanneld_py.encap.firewall.enforce import Asked, Choice, Enforcer, Outcome
+from flanneld_py.encap.firewall.policy import Policy
+from flanneld_py.encap.firewall.tools import HostTools
 from tests.contract.kernel_host import entered, throwaway_namespace
 from tests.patience import patient
 

@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from flanneld_py.encap.chains import (
+from flanneld_py.encap.firewall.chains import (
     Table,
     forward_part,
     masquerade_part,
@@ -16,7 +16,7 @@ from flanneld_py.encap.chains import (
     removal,
     rule_text,
 )
-from flanneld_py.encap.firewall import Policy, rules
+from flanneld_py.encap.firewall.policy import Policy, rules
 
 FORWARD, MASQUERADE = forward_part(""), masquerade_part("")
 RULES = ["-s 10.42.0.0/16 -j ACCEPT"]

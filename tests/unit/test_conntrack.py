@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.encap.conntrack import Flow, ends, lacks_masquerade, read_flow
-from flanneld_py.encap.firewall import Policy, rules
+from flanneld_py.encap.firewall.conntrack import Flow, ends, lacks_masquerade, read_flow
+from flanneld_py.encap.firewall.policy import Policy, rules
 from flanneld_py.encap.netlink import rtnetlink as rt
 
 POLICY = Policy(

@@ -6,7 +6,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from flanneld_py.encap.dockerbridges import SETTINGS, advice
+from flanneld_py.encap.firewall.dockerbridges import SETTINGS, advice
 
 SUBNET = ip_network("10.42.5.0/24")
 TABLE = """table ip docker-bridges {

@@ -13,13 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.encap import nftjson, saverules
-from flanneld_py.encap.chains import read_save
-from flanneld_py.encap.drops import Drop, Kind, drops
 from flanneld_py.encap.family import IPAddress
-from flanneld_py.encap.firewall import Policy
-from flanneld_py.encap.kinds import Place, kinds
-from flanneld_py.encap.ruleset import (
+from flanneld_py.encap.firewall import nftjson, saverules
+from flanneld_py.encap.firewall.chains import read_save
+from flanneld_py.encap.firewall.drops import Drop, Kind, drops
+from flanneld_py.encap.firewall.policy import Policy
+from flanneld_py.encap.firewall.ruleset import (
     Addresses,
     Base,
     By,
@@ -33,6 +32,7 @@ from flanneld_py.encap.ruleset import (
     Verdict,
     Words,
 )
+from flanneld_py.encap.firewall.traffic import Place, kinds
 
 POLICY = Policy(
     ip_network("10.42.0.0/16"),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_py.encap.command import FirewallError, HostTools
-from flanneld_py.encap.enforce import Asked, Enforcer, choose
+from flanneld_py.encap.firewall.enforce import Asked, Enforcer, choose
+from flanneld_py.encap.firewall.tools import FirewallError, HostTools
 
 
 class NoTools:

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
 
-from flanneld_py.encap.firewall import In, Match, NotIn, Policy, Rule, Verdict, rules
+from flanneld_py.encap.firewall.policy import In, Match, NotIn, Policy, Rule, Verdict, rules
 
 V4 = Policy(ip_network("10.42.0.0/16"), ip_network("10.42.5.0/24"), masquerade=True)
 V6 = Policy(ip_network("fd42::/48"), ip_network("fd42:0:0:5::/64"), masquerade=True)

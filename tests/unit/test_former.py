@@ -11,10 +11,10 @@ import pytest
 from flanneld_py.agent.earlier import Earlier
 from flanneld_py.agent.former import FormerRules
 from flanneld_py.agent.lock import Held
-from flanneld_py.encap.chains import forward_part, masquerade_part, raw_part, rule_text
-from flanneld_py.encap.enforce import Enforcer, Outcome
-from flanneld_py.encap.firewall import Network, Policy, rules
-from flanneld_py.encap.nft import table_text
+from flanneld_py.encap.firewall.chains import forward_part, masquerade_part, raw_part, rule_text
+from flanneld_py.encap.firewall.enforce import Enforcer, Outcome
+from flanneld_py.encap.firewall.nft import table_text
+from flanneld_py.encap.firewall.policy import Network, Policy, rules
 from tests.manual_clock import ManualClock
 
 NETWORK, SUBNET, EARLIER = (ip_network(text) for text in ("10.5.0.0/16", "10.5.1.0/24", "10.5.7.0/24"))

@@ -19,12 +19,12 @@ from flanneld_py.agent.log import TextFormatter
 from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap.backend import Underlay
-from flanneld_py.encap.command import FirewallError
-from flanneld_py.encap.enforce import Choice, Outcome
 from flanneld_py.encap.family import IPV4, IPAddress
-from flanneld_py.encap.firewall import Network, Policy, name_suffix
-from flanneld_py.encap.flows import Pause
-from flanneld_py.encap.kinds import Obstacle
+from flanneld_py.encap.firewall.enforce import Choice, Outcome
+from flanneld_py.encap.firewall.flows import Pause
+from flanneld_py.encap.firewall.policy import Network, Policy, name_suffix
+from flanneld_py.encap.firewall.tools import FirewallError
+from flanneld_py.encap.firewall.traffic import Obstacle
 from flanneld_py.encap.peers import Own
 from flanneld_py.encap.state import TunLink
 from flanneld_py.encap.vxlan import Vxlan

@@ -3,9 +3,9 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
-from flanneld_py.encap.firewall import Policy, rules
-from flanneld_py.encap.nft import read_survey, table_text
-from flanneld_py.encap.ruleset import Base
+from flanneld_py.encap.firewall.nft import read_survey, table_text
+from flanneld_py.encap.firewall.policy import Policy, rules
+from flanneld_py.encap.firewall.ruleset import Base
 
 LISTED = """table ip flanneld-py {
 	chain postrouting {

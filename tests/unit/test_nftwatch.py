@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.encap import nftwatch
-from flanneld_py.encap.nftwatch import Concern, concerns
+from flanneld_py.encap.firewall import watch
+from flanneld_py.encap.firewall.watch import Concern, concerns
 
 NAMES = frozenset(("flanneld-py", "FORWARD"))
 NEW_TABLE, NEW_CHAIN, DEL_CHAIN, NEW_RULE, NEW_SET, NEW_ELEMENT = 0, 3, 5, 6, 9, 12
@@ -70,9 +70,9 @@ async def test_a_socket_that_cannot_be_had_now_is_had_later(monkeypatch: pytest.
             raise OSError(number, os.strerror(number))
         return ours
 
-    monkeypatch.setattr(nftwatch, "_monitor", monitor)
-    monkeypatch.setattr(nftwatch, "AGAIN", 0.001)
-    with closing(ours), closing(kernel), nftwatch.watch(NAMES, marked.set, lambda: None):
+    monkeypatch.setattr(watch, "_monitor", monitor)
+    monkeypatch.setattr(watch, "AGAIN", 0.001)
+    with closing(ours), closing(kernel), watch.watch(NAMES, marked.set, lambda: None):
         if trouble == errno.EPROTONOSUPPORT:  # A kernel that has none will have none.
             await asyncio.sleep(0.01)
             assert len(tried) == 1

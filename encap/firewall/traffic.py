@@ -15,11 +15,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
-from flanneld_py.encap import dockerbridges
-from flanneld_py.encap.drops import Drop, Kind
-from flanneld_py.encap.firewall import Policy
-from flanneld_py.encap.nft import FAMILIES
-from flanneld_py.encap.ruleset import Of
+from flanneld_py.encap.firewall import dockerbridges
+from flanneld_py.encap.firewall.drops import Drop, Kind
+from flanneld_py.encap.firewall.nft import FAMILIES
+from flanneld_py.encap.firewall.policy import Policy
+from flanneld_py.encap.firewall.ruleset import Of
 
 _NEW = frozenset(("new", "untracked"))
 _NOT_TRANSLATED: frozenset[str] = frozenset()

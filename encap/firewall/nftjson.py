@@ -13,8 +13,8 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network, summarize_address_range
 from typing import Any, cast
 
-from flanneld_py.encap.firewall import Network
-from flanneld_py.encap.ruleset import (
+from flanneld_py.encap.firewall.policy import Network
+from flanneld_py.encap.firewall.ruleset import (
     UNKNOWN,
     Addresses,
     Base,

@@ -9,7 +9,7 @@
     enforce:  survey -> ours in force -> then only: what is left in the other one, and flannel's, removed
 
 An iptables is in use if its tables exist; one that is not is left so. What drops our packets elsewhere cannot be
-overruled by any rule of ours: `obstacles` names it (dropped.py), with what to do.
+overruled by any rule of ours: `obstacles` names it (audit.py), with what to do.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from flanneld_py.encap import flows
-from flanneld_py.encap.chains import RAW
-from flanneld_py.encap.command import FirewallError, Tools
-from flanneld_py.encap.dropped import Dropped
-from flanneld_py.encap.firewall import Network, Policy, Rule, Rules, rules
-from flanneld_py.encap.iptables import COMMANDS, Iptables, is_legacy
-from flanneld_py.encap.kinds import Obstacle
-from flanneld_py.encap.nft import FAMILIES, FLANNELS, Nft, Survey
-from flanneld_py.encap.work import Work
+from flanneld_py.encap.firewall import flows
+from flanneld_py.encap.firewall.audit import Dropped
+from flanneld_py.encap.firewall.chains import RAW
+from flanneld_py.encap.firewall.iptables import COMMANDS, Iptables, is_legacy
+from flanneld_py.encap.firewall.nft import FAMILIES, FLANNELS, Nft, Survey
+from flanneld_py.encap.firewall.policy import Network, Policy, Rule, Rules, rules
+from flanneld_py.encap.firewall.steps import Work
+from flanneld_py.encap.firewall.tools import FirewallError, Tools
+from flanneld_py.encap.firewall.traffic import Obstacle
 
 Asked = Literal["auto", "nftables", "iptables", "none"]
 """`--firewall`."""

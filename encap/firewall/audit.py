@@ -15,17 +15,17 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from flanneld_py.encap import dockerbridges, nftjson, saverules
-from flanneld_py.encap.chains import Table, read_save
-from flanneld_py.encap.command import FirewallError, Tools
-from flanneld_py.encap.drops import Drop, Kind, drops
-from flanneld_py.encap.firewall import Network, Policy
+from flanneld_py.encap.firewall import dockerbridges, nftjson, saverules
+from flanneld_py.encap.firewall.chains import Table, read_save
+from flanneld_py.encap.firewall.drops import Drop, Kind, drops
+from flanneld_py.encap.firewall.nft import FAMILIES, FLANNELS, OURS, WHILE_FIREWALLD_RELOADS, Survey, TableName
+from flanneld_py.encap.firewall.policy import Network, Policy
+from flanneld_py.encap.firewall.tools import FirewallError, Tools
+from flanneld_py.encap.firewall.traffic import Obstacle, Place, kinds
 from flanneld_py.encap.kernel import KernelError
-from flanneld_py.encap.kinds import Obstacle, Place, kinds
 from flanneld_py.encap.netlink import rtnetlink as rt
 from flanneld_py.encap.netlink.request import get_route
 from flanneld_py.encap.netlink.rtsocket import Refused, RouteSocket, find_link
-from flanneld_py.encap.nft import FAMILIES, FLANNELS, OURS, WHILE_FIREWALLD_RELOADS, Survey, TableName
 
 MOST_TEXT = 4_000_000
 """Characters of one table that are looked at: reading takes some 10 ms for a million."""

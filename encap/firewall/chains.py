@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
-from flanneld_py.encap.firewall import KUBE_MARK, In, Match, Network, NotIn, Rule, Verdict
+from flanneld_py.encap.firewall.policy import KUBE_MARK, In, Match, Network, NotIn, Rule, Verdict
 
 DOCKERS = "DOCKER-USER"
 RAW = "raw"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, Literal, TypeVar
 
-from flanneld_py.encap.firewall import Network
+from flanneld_py.encap.firewall.policy import Network
 
 Raw = TypeVar("Raw")
 

@@ -1,7 +1,7 @@
 """Which rule of somebody's drops packets of ours for certain. Pure; what nftables and iptables have in common.
 
     nft -j list table -> nftjson.py,   iptables-save -> saverules.py   Filter: chains of rules that we understand
-    Policy            -> kinds.py                                      Kind: packets of ours that are alike, at a hook
+    Policy            -> traffic.py                                      Kind: packets of ours that are alike, at a hook
 
 A Kind goes along a chain. Rules that every packet of it fits decide; rules that none fits are passed by; where only
 some may fit, or we cannot tell, it is taken to pass if the rule lets packets pass, and to go on if it drops. So what is
@@ -13,8 +13,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from flanneld_py.encap.firewall import Network
-from flanneld_py.encap.ruleset import Addresses, Base, By, Condition, Filter, Interfaces, Of, Ports, Rule, Side, Words
+from flanneld_py.encap.firewall.policy import Network
+from flanneld_py.encap.firewall.ruleset import (
+    Addresses,
+    Base,
+    By,
+    Condition,
+    Filter,
+    Interfaces,
+    Of,
+    Ports,
+    Rule,
+    Side,
+    Words,
+)
 
 Fits = bool | None
 """Every packet of a kind, none, or perhaps some."""

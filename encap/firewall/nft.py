@@ -20,10 +20,10 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flanneld_py.encap import dockerbridges
-from flanneld_py.encap.command import FirewallError, Tools
-from flanneld_py.encap.firewall import KUBE_MARK, In, Match, Network, NotIn, Rule, Rules, Verdict
-from flanneld_py.encap.ruleset import Base
+from flanneld_py.encap.firewall import dockerbridges
+from flanneld_py.encap.firewall.policy import KUBE_MARK, In, Match, Network, NotIn, Rule, Rules, Verdict
+from flanneld_py.encap.firewall.ruleset import Base
+from flanneld_py.encap.firewall.tools import FirewallError, Tools
 
 FAMILIES = {4: "ip", 6: "ip6"}
 OURS = "flanneld-py"

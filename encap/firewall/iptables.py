@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from flanneld_py.encap.chains import (
+from flanneld_py.encap.firewall.chains import (
     Part,
     Table,
     former_suffixes,
@@ -22,8 +22,8 @@ from flanneld_py.encap.chains import (
     rule_text,
     transaction,
 )
-from flanneld_py.encap.command import FirewallError, Tools
-from flanneld_py.encap.firewall import Network, Rule
+from flanneld_py.encap.firewall.policy import Network, Rule
+from flanneld_py.encap.firewall.tools import FirewallError, Tools
 
 COMMANDS = {4: "iptables", 6: "ip6tables"}
 LOCK_SECONDS = 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
-from flanneld_py.encap.command import FirewallError
+from flanneld_py.encap.firewall.tools import FirewallError
 
 
 class Work:

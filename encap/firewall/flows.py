@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 
-from flanneld_py.encap import conntrack
 from flanneld_py.encap.family import IPAddress
-from flanneld_py.encap.firewall import Policy, rules
+from flanneld_py.encap.firewall import conntrack
+from flanneld_py.encap.firewall.policy import Policy, rules
 from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.netlink import rtnetlink as rt
 from flanneld_py.encap.netlink.request import get_route

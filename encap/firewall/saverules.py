@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
 
-from flanneld_py.encap.chains import Table
-from flanneld_py.encap.ruleset import (
+from flanneld_py.encap.firewall.chains import Table
+from flanneld_py.encap.firewall.ruleset import (
     UNKNOWN,
     Addresses,
     Base,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from ipaddress import ip_network
 
-from flanneld_py.encap.firewall import Network
+from flanneld_py.encap.firewall.policy import Network
 
 TABLE = "docker-bridges"
 MARK = 0x100000

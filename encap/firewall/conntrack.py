@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from struct import Struct, pack
 
 from flanneld_py.encap.family import IPAddress
-from flanneld_py.encap.firewall import In, Match, Rule, Verdict
+from flanneld_py.encap.firewall.policy import In, Match, Rule, Verdict
 from flanneld_py.encap.netlink import rtnetlink as rt
 
 _SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
