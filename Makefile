@@ -11,7 +11,7 @@ DEBIAN := busybox-static containernetworking-plugins curl docker-cli? docker.io 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-.venv/ready: pyproject.toml $(wildcard encap/*.[ch] encap/*/*.[ch])
+.venv/ready: pyproject.toml $(wildcard encap/*/*.[ch])
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@

@@ -57,14 +57,14 @@ class UserspaceCarrier:
 
     def update(self, changes: Changes) -> None:
         """See Carrier."""
-        from flanneld_py.encap import orders  # Most hosts never need it.
+        from flanneld_py.encap.datapath.control import messages  # Most hosts never need it.
 
-        def entry(key: str, peer: Peer) -> orders.Peer:
+        def entry(key: str, peer: Peer) -> messages.Peer:
             subnet, address = self._family.subnet(peer.lease.subnets), self._family.public(peer.lease.attrs)
             assert subnet is not None
             assert address is not None
             base, length = subnet.network_address.packed, subnet.prefixlen
-            return orders.Peer(key, base, length, address.packed, peer.vtep or bytes(6))
+            return messages.Peer(key, base, length, address.packed, peer.vtep or bytes(6))
 
         self._supervisor.update((key, entry(key, peer) if peer else None) for key, peer in changes)
 

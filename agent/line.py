@@ -1,4 +1,5 @@
-"""The data-plane process (encap/datapath.py) as the agent reaches it: started, connected to, told, heard, ended.
+"""The data-plane process (encap/datapath/__main__.py) as the agent reaches it: started, connected to, told, heard,
+ended.
 
 What it is told and when is not here (supervise.py).
 """
@@ -15,7 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
-from flanneld_py.encap import feed, orders
+from flanneld_py.encap.datapath.control import messages, protocol
 
 PATIENCE = 10.0
 """Seconds within which a living process answers: it serves its control socket in every turn of its loop."""
@@ -66,7 +67,7 @@ async def stop_process(control: Path) -> bool:
     except (FileNotFoundError, ConnectionRefusedError):
         return False
     with closing(line), suppress(Lost):
-        await line.send(feed.encode(orders.Stop()))
+        await line.send(protocol.encode(messages.Stop()))
         for _ in range(2):
             with suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE):
@@ -114,17 +115,17 @@ class Line:
             self.kill()
             raise Lost(f"process {self.pid} gave no answer within {self._patience:g} s and was killed") from error
 
-    async def receive(self) -> orders.Message:
+    async def receive(self) -> messages.Message:
         """Receive one message. Raises Lost at the end, or if it is none."""
         try:
-            data = await asyncio.get_running_loop().sock_recv(self._socket, feed.MAX_MESSAGE + 1)
+            data = await asyncio.get_running_loop().sock_recv(self._socket, protocol.MAX_MESSAGE + 1)
         except OSError as error:
             raise Lost(f"receiving failed: {error.strerror}") from error
         if not data:
             raise Lost("it ended")
         try:
-            return feed.decode(data)
-        except feed.Malformed as error:
+            return protocol.decode(data)
+        except protocol.Malformed as error:
             raise Lost(f"it speaks another language: {error}") from error
 
     def kill(self) -> None:

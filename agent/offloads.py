@@ -7,7 +7,7 @@ runs: for an underlay without checksum offload (Linux before 6.11) or with IPsec
 from __future__ import annotations
 
 from flanneld_py.agent.log import facts, log
-from flanneld_py.encap.orders import Status
+from flanneld_py.encap.datapath.control.messages import Status
 
 MEANINGS = {
     "csum": "the kernel sums every packet before it hands it over",

@@ -20,7 +20,7 @@ from flanneld_py.agent.values import UsageError, address, endpoints, file, is_ip
 from flanneld_py.registry.etcd.endpoint import Tls
 
 MAX_WORKERS = 32
-"""What the data-plane process takes (encap/feed.py)."""
+"""What the data-plane process takes (encap/datapath/control/protocol.py)."""
 
 MAX_TTL = 525_600
 """Minutes; a year. What is longer is a reservation."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flanneld_py.encap.orders import Peer
+from flanneld_py.encap.datapath.control.messages import Peer
 
 
 class Roster:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flanneld_py.agent.reconcile import Reconciler
     from flanneld_py.agent.supervise import Report, Supervisor
     from flanneld_py.agent.wanted import Wanted
-    from flanneld_py.encap.orders import PeerTraffic, Status
+    from flanneld_py.encap.datapath.control.messages import PeerTraffic, Status
 
 Document = dict[str, object]
 

@@ -1,11 +1,12 @@
-"""The agent's hold on the data-plane process (encap/datapath.py): started, fed, watched, taken over, stopped.
+"""The agent's hold on the data-plane process (encap/datapath/__main__.py): started, fed, watched, taken over, stopped.
 
     run:   connect to the living process, else start one  -> Configure -> the whole table -> changes as they come
              ^                                                                                    |
              +---- backoff ---- the socket ends: it died, at once; hangs: killed in time ---------+
 
 The process outlives the agent. A new agent finds it, sends the whole table, and no packet is lost: what is in both
-tables is not touched. What a process cannot change while it runs (encap/feed.py) takes a new process.
+tables is not touched. What a process cannot change while it runs (encap/datapath/control/protocol.py) takes a new
+process.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.offloads import Offloads
 from flanneld_py.agent.postponed import Undone
 from flanneld_py.agent.roster import Roster
-from flanneld_py.encap import feed, orders
+from flanneld_py.encap.datapath.control import messages, protocol
 
 PROBE_EVERY = 5.0
 """Seconds between questions for its status."""
@@ -35,8 +36,8 @@ PROBE_EVERY = 5.0
 class Report:
     """The process as it is now, and its peers' counters."""
 
-    status: orders.Status
-    traffic: tuple[orders.PeerTraffic, ...]
+    status: messages.Status
+    traffic: tuple[messages.PeerTraffic, ...]
 
 
 class Supervisor:
@@ -54,7 +55,7 @@ class Supervisor:
         control: Path,
         start: Callable[[Path], Awaitable[None]],
         prepared: Callable[[], Awaitable[None]],
-        wanted: orders.Configure,
+        wanted: messages.Configure,
         clock: Clock,
         rng: Random,
         *,
@@ -78,9 +79,9 @@ class Supervisor:
         self._offloads = Offloads()
         self.trouble = ""
         self.fed = asyncio.Event()
-        self.status: orders.Status | None = None
+        self.status: messages.Status | None = None
 
-    def update(self, changes: Iterable[tuple[str, orders.Peer | None]]) -> None:
+    def update(self, changes: Iterable[tuple[str, messages.Peer | None]]) -> None:
         """Take in peers that are new, changed, or gone (None)."""
         self._roster.update(changes)
         self._wake.set()
@@ -95,7 +96,7 @@ class Supervisor:
         self._refill = True
         self._wake.set()
 
-    def configure(self, wanted: orders.Configure) -> None:
+    def configure(self, wanted: messages.Configure) -> None:
         """Take in another configuration."""
         self._wanted = wanted
         self._reconfigure = True
@@ -130,7 +131,7 @@ class Supervisor:
             with closing(line):
                 try:
                     async with asyncio.TaskGroup() as tasks:
-                        answers: asyncio.Queue[orders.Message] = asyncio.Queue()
+                        answers: asyncio.Queue[messages.Message] = asyncio.Queue()
                         tasks.create_task(_listen(line, answers))
                         tasks.create_task(self._serve(line, answers))
                 except* (Lost, DatapathError) as ended:
@@ -174,7 +175,7 @@ class Supervisor:
             log.info("data-plane process found running", **facts(device=self._wanted.device, pid=line.pid))
         return line
 
-    async def _serve(self, line: Line, answers: asyncio.Queue[orders.Message]) -> Never:
+    async def _serve(self, line: Line, answers: asyncio.Queue[messages.Message]) -> Never:
         """Feed one process. Raises Lost, DatapathError."""
         await self._configure(line, answers)
         await self._feed_all(line, answers)
@@ -186,14 +187,14 @@ class Supervisor:
             if self._refill:
                 await self._feed_all(line, answers)
             await self._feed_changes(line)
-            answer = await self._ask(line, answers, orders.AskStatus())
-            if isinstance(answer, orders.Status):
+            answer = await self._ask(line, answers, messages.AskStatus())
+            if isinstance(answer, messages.Status):
                 self.status = answer
                 self._offloads.note(answer)
             await self._watch(line, answers)
             self._backoff.reset()  # Not before: one that dies of its first packet is not to be started all the time.
 
-    async def _watch(self, line: Line, answers: asyncio.Queue[orders.Message]) -> None:
+    async def _watch(self, line: Line, answers: asyncio.Queue[messages.Message]) -> None:
         """Feed changes and answer inquiries until it is time to ask again how it is."""
         until = self._clock.now() + self._probe_every
         while self._clock.now() < until and not self._reconfigure and not self._refill:
@@ -203,17 +204,17 @@ class Supervisor:
             if self._inquiries:
                 self._answer(await self._inquire(line, answers))
 
-    async def _inquire(self, line: Line, answers: asyncio.Queue[orders.Message]) -> Report | None:
-        status = await self._ask(line, answers, orders.AskStatus())
-        rows: dict[str, orders.PeerTraffic] = {}
-        first, more = 0, isinstance(status, orders.Status) and status.configured
+    async def _inquire(self, line: Line, answers: asyncio.Queue[messages.Message]) -> Report | None:
+        status = await self._ask(line, answers, messages.AskStatus())
+        rows: dict[str, messages.PeerTraffic] = {}
+        first, more = 0, isinstance(status, messages.Status) and status.configured
         while more:
-            page = await self._ask(line, answers, orders.AskTraffic(first))
-            if not isinstance(page, orders.Traffic):
+            page = await self._ask(line, answers, messages.AskTraffic(first))
+            if not isinstance(page, messages.Traffic):
                 break
             rows.update((row.key, row) for row in page.peers)
             first, more = page.following, page.following > first
-        return Report(status, tuple(rows.values())) if isinstance(status, orders.Status) else None
+        return Report(status, tuple(rows.values())) if isinstance(status, messages.Status) else None
 
     def _answer(self, report: Report | None) -> None:
         inquiries, self._inquiries = self._inquiries, []
@@ -221,45 +222,47 @@ class Supervisor:
             if not inquiry.done():
                 inquiry.set_result(report)
 
-    async def _configure(self, line: Line, answers: asyncio.Queue[orders.Message]) -> None:
+    async def _configure(self, line: Line, answers: asyncio.Queue[messages.Message]) -> None:
         self._reconfigure = False
         match await self._ask(line, answers, self._wanted):
-            case orders.Done():
+            case messages.Done():
                 await self._prepared()
-            case orders.Refused(reason, restart=True):
+            case messages.Refused(reason, restart=True):
                 log.info("the data-plane process is replaced", **facts(device=self._wanted.device, reason=reason))
-                await self._ask(line, answers, orders.Stop())
-            case orders.Refused(reason):
+                await self._ask(line, answers, messages.Stop())
+            case messages.Refused(reason):
                 raise DatapathError(reason)
             case other:
                 raise Lost(f"it answered {type(other).__name__} to its configuration")
 
-    async def _feed_all(self, line: Line, answers: asyncio.Queue[orders.Message]) -> None:
+    async def _feed_all(self, line: Line, answers: asyncio.Queue[messages.Message]) -> None:
         self._refill = False
         if self._roster.complete:
-            await line.send(feed.encode(orders.Begin()))
+            await line.send(protocol.encode(messages.Begin()))
         await self._put(line, self._roster.all())
-        await self._ask(line, answers, orders.End())
+        await self._ask(line, answers, messages.End())
 
     async def _feed_changes(self, line: Line) -> None:
         gone, changed = self._roster.changes()
         await self._put(line, changed)  # First: a peer may be back under another key, when IPv6 was turned on.
         for key in gone:
-            await line.send(feed.encode(orders.Remove(key)))
+            await line.send(protocol.encode(messages.Remove(key)))
 
-    async def _put(self, line: Line, peers: list[orders.Peer]) -> None:
-        for message in feed.encode_peers(peers):
+    async def _put(self, line: Line, peers: list[messages.Peer]) -> None:
+        for message in protocol.encode_peers(peers):
             await line.send(message)
             await self._clock.sleep(0)
 
-    async def _ask(self, line: Line, answers: asyncio.Queue[orders.Message], request: orders.Request) -> orders.Message:
+    async def _ask(
+        self, line: Line, answers: asyncio.Queue[messages.Message], request: messages.Request
+    ) -> messages.Message:
         """Send a request and return its answer. Raises Lost; a process that is silent is ended first."""
         async with line.in_time():
-            await line.send(feed.encode(request))
+            await line.send(protocol.encode(request))
             return await answers.get()
 
 
-async def _listen(line: Line, answers: asyncio.Queue[orders.Message]) -> Never:
+async def _listen(line: Line, answers: asyncio.Queue[messages.Message]) -> Never:
     """Pass on what the process says. Raises Lost: also the news of its death."""
     while True:
         answers.put_nowait(await line.receive())

@@ -11,7 +11,7 @@ from flanneld_py.encap.state import OurLink
 from flanneld_py.registry.config import NetworkConfig
 
 if TYPE_CHECKING:
-    from flanneld_py.encap import orders
+    from flanneld_py.encap.datapath.control import messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,4 +22,4 @@ class Wanted:
     backend: Backend
     own: Own
     link: OurLink | None
-    datapath: orders.Configure | None
+    datapath: messages.Configure | None

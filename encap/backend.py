@@ -23,7 +23,7 @@ from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
 from flanneld_py.registry.model import Json, Lease, LeaseAttrs, stand_in
 
 if TYPE_CHECKING:
-    from flanneld_py.encap import orders
+    from flanneld_py.encap.datapath.control import messages
 
 
 OnLink = Callable[[IPAddress], bool]
@@ -112,7 +112,7 @@ class Backend(Protocol):
         """Return the device as it should be, given our lease; None if there is none."""
         ...
 
-    def datapath(self, lease: Lease) -> orders.Configure | None:
+    def datapath(self, lease: Lease) -> messages.Configure | None:
         """Return what the data-plane process is to be, given our lease; None if the kernel carries the packets."""
         ...
 
@@ -145,7 +145,7 @@ class Deviceless:
     def link(self, lease: Lease) -> None:
         """See Backend: there is no device."""
 
-    def datapath(self, lease: Lease) -> orders.Configure | None:
+    def datapath(self, lease: Lease) -> messages.Configure | None:
         """See Backend."""
         return None
 

@@ -23,7 +23,7 @@ from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.model import Lease, LeaseAttrs
 
 if TYPE_CHECKING:
-    from flanneld_py.encap import orders
+    from flanneld_py.encap.datapath.control import messages
 
 BACKEND_TYPE = "udp"
 DEVICE = {32: "flannel0", 128: "flannel0-v6"}
@@ -59,13 +59,13 @@ class Udp:
         """Return the device as it should be."""
         return TunLink(self.device, self.mtu)
 
-    def datapath(self, lease: Lease) -> orders.Configure:
+    def datapath(self, lease: Lease) -> messages.Configure:
         """Return what the data-plane process is to be, given our lease."""
-        from flanneld_py.encap import orders  # A host on another backend need not load it.
+        from flanneld_py.encap.datapath.control import messages  # A host on another backend need not load it.
 
         subnet = self.family.subnet(lease.subnets)
         assert subnet is not None
-        return orders.Configure(orders.Mode.RAW, self.device, self._address.packed, self.port, self.mtu, (subnet,))
+        return messages.Configure(messages.Mode.RAW, self.device, self._address.packed, self.port, self.mtu, (subnet,))
 
     def own_entries(self, own: Own) -> tuple[Entry, ...]:
         """Return our base address and the route to everybody: what no peer has, the data plane answers with ICMP."""

@@ -49,7 +49,7 @@ from flanneld_py.registry.document import show
 from flanneld_py.registry.model import Json, Lease, LeaseAttrs, stand_in
 
 if TYPE_CHECKING:
-    from flanneld_py.encap import orders
+    from flanneld_py.encap.datapath.control import messages
 
 BACKEND_TYPE = "vxlan"
 DEFAULT_VNI = 1
@@ -133,16 +133,18 @@ class Vxlan:
             gbp=self.gbp,
         )
 
-    def datapath(self, lease: Lease) -> orders.Configure | None:
+    def datapath(self, lease: Lease) -> messages.Configure | None:
         """Return what the data-plane process is to be, given our lease; None if the kernel carries the packets."""
         if not self.userspace:
             return None
-        from flanneld_py.encap import orders  # Most hosts never need it.
+        from flanneld_py.encap.datapath.control import messages  # Most hosts never need it.
 
         mac, subnet = self._vtep(self.family.data(lease.attrs)), self.family.subnet(lease.subnets)
         assert subnet is not None
         local = self._address.packed
-        return orders.Configure(orders.Mode.VXLAN, self.device, local, self.port, self.mtu, (subnet,), self.vni, mac)
+        return messages.Configure(
+            messages.Mode.VXLAN, self.device, local, self.port, self.mtu, (subnet,), self.vni, mac
+        )
 
     def own_entries(self, own: Own) -> tuple[Entry, ...]:
         """Return the entries that are there without any peer: our base address, without a route to go with it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flanneld_py.encap.gather import Train, gather, gather_in_python
+from flanneld_py.encap.datapath.gather import Train, gather, gather_in_python
 from flanneld_py.encap.packet.checksum import Buffer
 from flanneld_py.encap.packet.coalesce import Coalesce, coalesce, coalesce_in_python
 from flanneld_py.encap.packet.segment import segment, segment_in_python

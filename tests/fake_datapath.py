@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from flanneld_py.encap import feed, orders
+from flanneld_py.encap.datapath.control import messages, protocol
 
 
 class FakeProcess:
@@ -23,8 +23,8 @@ class FakeProcess:
     def __init__(
         self,
         control: Path,
-        refusal: orders.Refused | None = None,
-        tell: Callable[[orders.Configure | None], None] = lambda _: None,
+        refusal: messages.Refused | None = None,
+        tell: Callable[[messages.Configure | None], None] = lambda _: None,
     ) -> None:
         control.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -34,8 +34,8 @@ class FakeProcess:
         self._connection: socket.socket | None = None
         self.refusal = refusal
         self.connections = 0
-        self.configured: orders.Configure | None = None
-        self.peers: dict[str, orders.Peer] = {}
+        self.configured: messages.Configure | None = None
+        self.peers: dict[str, messages.Peer] = {}
         self.fewest = sys.maxsize
         self.stopped = False
         self.deaf = False
@@ -49,13 +49,13 @@ class FakeProcess:
                 self._connection, _ = await loop.sock_accept(self._listener)
                 self.connections += 1
                 unnamed: set[str] = set()
-                while not self.stopped and (data := await loop.sock_recv(self._connection, feed.MAX_MESSAGE)):
+                while not self.stopped and (data := await loop.sock_recv(self._connection, protocol.MAX_MESSAGE)):
                     if self.deaf:
                         await asyncio.Event().wait()
-                    answer = self._answer(feed.decode(data), unnamed)
+                    answer = self._answer(protocol.decode(data), unnamed)
                     if answer is not None:
                         with suppress(BrokenPipeError):
-                            await loop.sock_sendall(self._connection, feed.encode(answer))
+                            await loop.sock_sendall(self._connection, protocol.encode(answer))
                 self._connection.close()
         finally:
             self.close()
@@ -79,36 +79,36 @@ class FakeProcess:
         if self._connection is not None:
             self._connection.close()
 
-    def _answer(self, message: orders.Message, unnamed: set[str]) -> orders.Answer | None:
+    def _answer(self, message: messages.Message, unnamed: set[str]) -> messages.Answer | None:
         match message:
-            case orders.Configure():
+            case messages.Configure():
                 if self.refusal is not None:
                     return self.refusal
                 if self.configured is None:
                     self._tell(message)
                 elif self.configured.fixed() != message.fixed():
-                    return orders.Refused("it has another address", restart=True)
+                    return messages.Refused("it has another address", restart=True)
                 self.configured = message
-                return orders.Done(len(self.peers))
-            case orders.Begin():
+                return messages.Done(len(self.peers))
+            case messages.Begin():
                 unnamed.update(self.peers)
-            case orders.Put(peers):
+            case messages.Put(peers):
                 self.peers.update((one.key, one) for one in peers)
                 unnamed.difference_update(one.key for one in peers)
-            case orders.Remove(key):
+            case messages.Remove(key):
                 self.peers.pop(key, None)
                 self.fewest = min(self.fewest, len(self.peers))
-            case orders.End():
+            case messages.End():
                 for key in unnamed:
                     del self.peers[key]
                 unnamed.clear()
-                return orders.Done(len(self.peers))
-            case orders.AskStatus():
-                return orders.Status(1, True, len(self.peers), segmentation=self.segmentation)
-            case orders.AskTraffic(first):
-                rows = [orders.PeerTraffic(key, 1, 2, 3, 4) for key in self.peers]
+                return messages.Done(len(self.peers))
+            case messages.AskStatus():
+                return messages.Status(1, True, len(self.peers), segmentation=self.segmentation)
+            case messages.AskTraffic(first):
+                rows = [messages.PeerTraffic(key, 1, 2, 3, 4) for key in self.peers]
                 page = tuple(rows[first : first + 2])
-                return orders.Traffic(first + 2 if len(rows) > first + 2 else 0, page)
-            case orders.Stop():
+                return messages.Traffic(first + 2 if len(rows) > first + 2 else 0, page)
+            case messages.Stop():
                 self.stopped = True
         return None

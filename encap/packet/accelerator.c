@@ -1,7 +1,7 @@
-/* What costs most per byte in the userspace data plane, in C: read, cut, merge. What costs most per packet: express.c.
+/* What costs most per byte in the userspace data plane, in C: read, cut, merge. What costs most per packet: encap/datapath/fastpath.c.
 
-   Optional: gather.py, segment.py and coalesce.py do the same in Python, and tests hold the two against each other.
-   Not here: which packet may pass (forward.py), sockets, devices. Nothing is kept between two calls, and nothing is
+   Optional: encap/datapath/gather.py, segment.py and coalesce.py do the same in Python, and tests hold the two against each other.
+   Not here: which packet may pass (encap/datapath/forward.py), sockets, devices. Nothing is kept between two calls, and nothing is
    read or written outside the buffers that were handed in. The stable ABI of Python 3.11 is all that it needs. */
 
 #define PY_SSIZE_T_CLEAN
@@ -195,15 +195,15 @@ static PyObject *coalesce(PyObject *self, PyObject *args)
     return result;
 }
 
-/* express.c */
+/* encap/datapath/fastpath.c */
 PyObject *express_wait(PyObject *self, PyObject *args);
 int express_prepare(void);
 
 static PyMethodDef methods[] = {
     {"segment", segment, METH_VARARGS, "segment(train, each, prefix) -> (datagrams, size): see segment.py."},
-    {"gather", gather, METH_VARARGS, "gather(fd, buffer, most, have) -> trains: see gather.py."},
+    {"gather", gather, METH_VARARGS, "gather(fd, buffer, most, have) -> trains: see encap/datapath/gather.py."},
     {"coalesce", coalesce, METH_VARARGS, "coalesce(buffer, size, offset, mtu, udp) -> writes: see coalesce.py."},
-    {"wait", express_wait, METH_VARARGS, "wait(epoll, lanes, from_device, from_wire, notes, known, admitted, offset, mtu, segmentation) -> ready: see express.c."},
+    {"wait", express_wait, METH_VARARGS, "wait(epoll, lanes, from_device, from_wire, notes, known, admitted, offset, mtu, segmentation) -> ready: see encap/datapath/fastpath.c."},
     {NULL, NULL, 0, NULL},
 };
 

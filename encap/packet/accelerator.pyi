@@ -2,9 +2,9 @@
 
 from mmap import mmap
 
-from flanneld_py.encap.forward import Remote
+from flanneld_py.encap.datapath.forward import Remote
+from flanneld_py.encap.datapath.relay import Lane
 from flanneld_py.encap.packet.checksum import Buffer
-from flanneld_py.encap.relay import Lane
 
 def gather(fd: int, buffer: memoryview, most: int, have: int, /) -> list[tuple[int, int, int, int, bytes]]: ...
 def segment(train: Buffer, each: int, prefix: Buffer, /) -> tuple[bytes, int]: ...

@@ -41,7 +41,8 @@ def coalesce_in_python(buffer: memoryview, size: int, offset: int, mtu: int, udp
 
     `buffer` holds datagrams of `size` bytes, the last may be shorter; the inner packets begin at `offset` in each.
     Datagrams are merged only if their bytes before `offset`, their addresses and their ports are equal: so checking
-    a merged one (forward.py) decides for all. `mtu` is the TUN device's; `udp` allows UDP_L4 packets. The buffer is
+    a merged one (encap/datapath/forward.py) decides for all. `mtu` is the TUN device's; `udp` allows UDP_L4 packets.
+    The buffer is
     written to: what is merged is moved together.
     """
     writes: list[Write] = []

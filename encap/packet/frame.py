@@ -5,7 +5,8 @@
 
              | flags (0x08) 1 | reserved 3 | VNI 3 | reserved 1 | destination MAC 6 | source MAC 6 | ethertype 2 |
 
-Not here: what is inside the inner packet (forward.py decides on its addresses, segment.py on its transport).
+Not here: what is inside the inner packet (encap/datapath/forward.py decides on its addresses, segment.py on its
+transport).
 A VXLAN datagram is checked in the order of its bytes: length, flags, VNI, destination MAC, type against IP version.
 """
 

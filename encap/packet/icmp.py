@@ -3,7 +3,8 @@
 They come from the address that the packet was for, as those of the kernel's own tunnels do. From the TUN device's
 address they would be lost: a packet that comes in with a local source is a martian to the kernel.
 
-Not here: when one is due (forward.py), and how many a second (relay.py). They go to the kernel that the packet came
+Not here: when one is due (encap/datapath/forward.py), and how many a second (encap/datapath/relay.py). They go to the
+kernel that the packet came
 from, and never to the wire.
 """
 

@@ -10,7 +10,7 @@ segment, FIN and PSH only on the last.
 
 accelerator.c does the same, byte for byte (a test compares them), in 5 us for 64 KiB where this takes 300;
 `segment` is the quicker one where it was built, `segment_in_python` is always there.
-Not here: whether a packet may pass (frame.py, forward.py).
+Not here: whether a packet may pass (frame.py, encap/datapath/forward.py).
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ _KIND = {(GSO_TCPV4, 4): TCP, (GSO_TCPV6, 6): TCP, (GSO_UDP_L4, 4): UDP, (GSO_UD
 def segment_in_python(train: Buffer, each: int, prefix: bytes) -> tuple[bytes, int]:
     """Return (datagrams back to back, their size in bytes; the last may be shorter), (b"", 0) if it cannot be cut.
 
-    `train` is a super-packet, or packets of one fate (gather.py), `each` bytes with its virtio header; `prefix` goes
+    `train` is a super-packet, or packets of one fate (encap/datapath/gather.py), `each` bytes with its virtio header;
+    `prefix` goes
     before each inner packet on the wire. The caller cuts the result at multiples of the size if it is too much for one
     UDP_SEGMENT send (64 segments, 65507 bytes). The packets are the kernel's own: what is checked is that nothing is
     read beyond them.

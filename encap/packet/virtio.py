@@ -2,7 +2,7 @@
 
     | flags 1 | gso_type 1 | hdr_len 2 | gso_size 2 | csum_start 2 | csum_offset 2 |     in the machine's byte order
 
-Not here: the device (tun.py) and what becomes of super-packets (segment.py, coalesce.py).
+Not here: the device (encap/datapath/tun.py) and what becomes of super-packets (segment.py, coalesce.py).
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def test_the_wheel_is_made_from_the_source_distribution(tmp_path: Path, compiler
         data = {path.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob("*.binpb")}
         assert modules | data <= packed
         assert {f"flanneld_py/{name}" for name in modules | data} <= names
-    assert {"encap/packet/accelerator.c", "encap/express.c", "encap/packet/packet.h"} <= packed
+    assert {"encap/packet/accelerator.c", "encap/datapath/fastpath.c", "encap/packet/packet.h"} <= packed
     assert any(name.endswith(".so") for name in names) == (compiler is None)
     assert "flanneld-py = " in entries
     assert "flanneld-py-docker-opts = " in entries

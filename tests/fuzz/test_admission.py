@@ -7,8 +7,8 @@ import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flanneld_py.encap.admission import Admission
-from flanneld_py.encap.forward import Drop, Own, Remote, Table, inbound
+from flanneld_py.encap.datapath.admission import Admission
+from flanneld_py.encap.datapath.forward import Drop, Own, Remote, Table, inbound
 from flanneld_py.encap.packet.frame import Refused, parse_vxlan, vxlan_header
 
 MAC = b"\x02\0\0\0\0\x01"

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flanneld_py.encap import orders
-from flanneld_py.encap.directory import Directory
+from flanneld_py.encap.datapath.control import messages
+from flanneld_py.encap.datapath.loop import Turns
+from flanneld_py.encap.datapath.peertable import Directory
+from flanneld_py.encap.datapath.relay import MOST_HELD, Lane, Relay, Room
+from flanneld_py.encap.datapath.tun import Tun
+from flanneld_py.encap.datapath.wire import IP_RECVTOS, IP_TOS, UDP_SEGMENT, open_wires
 from flanneld_py.encap.packet import accelerator
 from flanneld_py.encap.packet.frame import vxlan_header
 from flanneld_py.encap.packet.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, PLAIN, VNET
-from flanneld_py.encap.relay import MOST_HELD, Lane, Relay, Room
-from flanneld_py.encap.tun import Tun
-from flanneld_py.encap.turns import Turns
-from flanneld_py.encap.wire import IP_RECVTOS, IP_TOS, UDP_SEGMENT, open_wires
 from tests.packets import TCP, UDP, Segment, cut, encode
 
 LOCAL, REMOTE, STRANGER = "127.0.0.1", "127.0.0.2", "127.0.0.3"
@@ -82,7 +82,7 @@ class World:
 
     def __init__(
         self,
-        mode: orders.Mode,
+        mode: messages.Mode,
         undo: ExitStack,
         *,
         express: bool,
@@ -111,7 +111,7 @@ class World:
         self.to = (LOCAL, port)
         own = tuple(ip_network(text) for text in ("10.2.0.2/31", "fd02::2/127"))
         address = bytes((127, 0, 0, 1))
-        wanted = orders.Configure(mode, "pair", address, port, mtu, own, 1, OWN_MAC)
+        wanted = messages.Configure(mode, "pair", address, port, mtu, own, 1, OWN_MAC)
         self.directory = Directory(wanted)
         subnets = [ip_network(text) for text in ("10.1.0.0/24", "10.2.0.8/29", "fd01::/64", "fd02::8/125")]
         self._put(REMOTE, subnets)
@@ -134,7 +134,7 @@ class World:
     def _put(self, address: str, subnets: Iterable[IPv4Network | IPv6Network]) -> None:
         at = IPv4Address(address).packed
         self.directory.put(
-            orders.Peer(str(subnet), subnet.network_address.packed, subnet.prefixlen, at, MAC) for subnet in subnets
+            messages.Peer(str(subnet), subnet.network_address.packed, subnet.prefixlen, at, MAC) for subnet in subnets
         )
 
     def _noted(self, lane: Lane) -> Lane:
@@ -177,7 +177,7 @@ class World:
 
     def head(self, version: int) -> bytes:
         """What goes before an inner packet to us."""
-        return vxlan_header(1, OWN_MAC, MAC, version) if self._mode is orders.Mode.VXLAN else b""
+        return vxlan_header(1, OWN_MAC, MAC, version) if self._mode is messages.Mode.VXLAN else b""
 
     def work_off(self) -> None:
         """Let everything go that waits."""
@@ -224,9 +224,9 @@ def _drain(end: socket.socket) -> tuple[list[bytes], list[int]]:
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.sampled_from(orders.Mode), st.booleans(), st.sampled_from((0, 0, 1, 2, 3)), scripts)
+@given(st.sampled_from(messages.Mode), st.booleans(), st.sampled_from((0, 0, 1, 2, 3)), scripts)
 def test_the_express_way_leads_where_the_long_way_does(
-    mode: orders.Mode,
+    mode: messages.Mode,
     udp: bool,
     outer: int,
     script: list[list[tuple[str, bytes | str | int, Segment, tuple[int, int]]]],
@@ -246,8 +246,8 @@ def test_the_express_way_leads_where_the_long_way_does(
             assert worlds[1].counted() == worlds[0].counted()
 
 
-@pytest.mark.parametrize("mode", orders.Mode)
-def test_what_comes_alone_and_is_known_does_not_take_the_long_way(mode: orders.Mode) -> None:
+@pytest.mark.parametrize("mode", messages.Mode)
+def test_what_comes_alone_and_is_known_does_not_take_the_long_way(mode: messages.Mode) -> None:
     with ExitStack() as undo:
         world = World(mode, undo, express=True)
         out, into = encode(Segment(b"out", destination=8)), encode(Segment(b"in", destination=2))
@@ -271,7 +271,7 @@ def test_what_just_fits_device_and_path_goes_the_express_way_and_a_byte_more_is_
     """Without options, with the longest, and UDP: a segment counts with its own headers."""
     with ExitStack() as undo:
         for express in (False, True):
-            world = World(orders.Mode.RAW, undo, express=express, mtu=1380)
+            world = World(messages.Mode.RAW, undo, express=express, mtu=1380)
             world.directory.narrow(REMOTE, path, 0.0)
             most = min(1380, path - 28)
             for options in (b"",) if protocol == UDP else (b"", bytes(12), bytes(40)):
@@ -296,7 +296,7 @@ def test_what_just_fits_device_and_path_goes_the_express_way_and_a_byte_more_is_
 def test_what_another_kernel_did_not_cut_is_cut_for_a_device_that_cannot(udp: bool, version: int) -> None:
     with ExitStack() as undo:
         for express in (False, True):
-            world = World(orders.Mode.VXLAN, undo, express=express, udp=udp)
+            world = World(messages.Mode.VXLAN, undo, express=express, udp=udp)
             segment = Segment(bytes(range(250)) * 4, version, UDP, destination=2)
             for _ in range(2):
                 world.send("whole", 300, segment, (0, 0))
@@ -313,7 +313,7 @@ def test_what_another_kernel_did_not_cut_is_cut_for_a_device_that_cannot(udp: bo
 
 def test_what_the_device_does_not_take_is_dropped_and_counted() -> None:
     with ExitStack() as undo:
-        worlds = [World(orders.Mode.RAW, undo, express=express) for express in (False, True)]
+        worlds = [World(messages.Mode.RAW, undo, express=express) for express in (False, True)]
         for world in worlds:
             for _ in range(2000):
                 world.send("in", REMOTE, Segment(b"data", destination=2), (0, 0))
@@ -327,7 +327,7 @@ def test_what_the_device_does_not_take_is_counted_packet_by_packet() -> None:
     """A merged one that is lost is as many packets as it stands for."""
     with ExitStack() as undo:
         for express in (False, True):
-            world = World(orders.Mode.VXLAN, undo, express=express, udp=True)
+            world = World(messages.Mode.VXLAN, undo, express=express, udp=True)
             train = Segment(bytes(50 * 20), protocol=UDP, destination=2)
             for _ in range(400):
                 world.send("train", 50, train, (0, 0))
@@ -342,7 +342,7 @@ def test_a_turn_is_bounded_in_datagrams(direction: str) -> None:
     """However many little ones of one flow wait: the others' packets do not wait for more than some hundred of them."""
     with ExitStack() as undo:
         for express in (False, True):
-            world = World(orders.Mode.VXLAN, undo, express=express, udp=True, mtu=1450)
+            world = World(messages.Mode.VXLAN, undo, express=express, udp=True, mtu=1450)
             packet = Segment(bytes(60 * 20), protocol=UDP, destination=8 if direction == "out" else 2)
             vnet = VNET.pack(NEEDS_CSUM, GSO_UDP_L4, packet.header, 20, 20, 6)
 
@@ -369,7 +369,7 @@ def test_marks_of_congestion_pass_through_the_tunnel_both_ways(inner: int, versi
     """RFC 6040, of packets alone and of super-packets, of flows that are new and that are known."""
     with ExitStack() as undo:
         for express in (False, True):
-            world = World(orders.Mode.VXLAN, undo, express=express, udp=True)
+            world = World(messages.Mode.VXLAN, undo, express=express, udp=True)
             for _ in range(2):
                 for vnet, payload in ((PLAIN, b"data"), (None, bytes(180))):
                     out = Segment(payload, version, destination=8, tos=0xB8 | inner)
@@ -395,7 +395,7 @@ def test_uncut_super_packets_in_a_row_stay_apart_whatever_their_segments_size(si
     """Where the size divides that of the headers (50 bytes, IPv6: 70), each looked like more of one."""
     with ExitStack() as undo:
         for express in (False, True):
-            world = World(orders.Mode.VXLAN, undo, express=express, udp=True, mtu=1450)
+            world = World(messages.Mode.VXLAN, undo, express=express, udp=True, mtu=1450)
             segment = Segment(bytes(20 * size), version, UDP, destination=2)
             world.send("whole", size, segment, (0, 0))
             world.work_off()
@@ -415,7 +415,7 @@ def crowd(protocol: int, number: int = 0) -> bytes:
 
 
 def crowded_world(undo: ExitStack, held: int = MOST_HELD) -> World:
-    world = World(orders.Mode.VXLAN, undo, express=True, udp=True, mtu=1450, held=held)
+    world = World(messages.Mode.VXLAN, undo, express=True, udp=True, mtu=1450, held=held)
     world.device.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
     return world
 

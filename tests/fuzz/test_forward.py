@@ -5,7 +5,7 @@ from ipaddress import ip_address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.encap.forward import Deliver, Drop, Own, Remote, Reply, Send, Table, inbound, outbound
+from flanneld_py.encap.datapath.forward import Deliver, Drop, Own, Remote, Reply, Send, Table, inbound, outbound
 from tests.packets import words
 
 OWN = Own(((bytes((10, 1, 0, 0)), 24), (bytes((0xFD, 1, *bytes(14))), 64)), bytes((10, 1, 0, 0)), None)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flanneld_py.encap.forward import Remote, Send, Table, outbound
-from flanneld_py.encap.gather import LARGEST
+from flanneld_py.encap.datapath.forward import Remote, Send, Table, outbound
+from flanneld_py.encap.datapath.gather import LARGEST
 from flanneld_py.encap.packet.virtio import GSO_UDP_L4, NEEDS_CSUM, PLAIN, VNET, VNET_HEADER
 from tests.engines import CUTTERS, GATHERERS, alone
 from tests.packets import UDP, Segment, encode

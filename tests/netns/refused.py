@@ -15,7 +15,7 @@ import os
 import struct
 import sys
 
-from flanneld_py.encap.tun import F_USO4, F_USO6, TUNSETOFFLOAD
+from flanneld_py.encap.datapath.tun import F_USO4, F_USO6, TUNSETOFFLOAD
 
 SENDMSG = {"x86_64": 46, "aarch64": 211}
 IOCTL = {"x86_64": 16, "aarch64": 29}

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 
-from flanneld_py.encap import orders
+from flanneld_py.encap.datapath.control import messages
 from tests.lab.lab import Lab
 from tests.lab.measure import ping, ping_through, throughput
 from tests.netns.conftest import MakeLab
@@ -68,8 +68,8 @@ def totals(one: Userspace) -> tuple[int, int]:
 
 
 def of_peers(one: Userspace) -> tuple[int, int]:
-    traffic = one.ask(orders.AskTraffic(0))
-    assert isinstance(traffic, orders.Traffic)
+    traffic = one.ask(messages.AskTraffic(0))
+    assert isinstance(traffic, messages.Traffic)
     (row,) = traffic.peers
     assert row.key == peer(one.others[0]).key
     return row.sent_bytes, row.received_bytes
@@ -79,18 +79,18 @@ def test_peers_come_and_go_in_all_members(lab: Lab, crew: Userspace, other: User
     source, target = lab.containers
     with ping_through(source, target) as stream:
         stream.wait_replies(5)
-        assert crew.fill(map(peer, crew.others)) == orders.Done(1)
+        assert crew.fill(map(peer, crew.others)) == messages.Done(1)
         stream.wait_replies(5)
         assert (passage := stream.stop()).received == passage.sent
     key = peer(other.own).key
-    crew.tell(orders.Remove(key))
-    assert crew.ask(orders.AskTraffic(0)) == orders.Traffic(0, ())
+    crew.tell(messages.Remove(key))
+    assert crew.ask(messages.AskTraffic(0)) == messages.Traffic(0, ())
     assert crew.status().peers == 0
     for address in range(1, 9):  # Addresses enough for every lane.
         nobody = str(other.own.subnet.network_address + address)
         crew.host.namespace.run(["ping", "-c1", "-W0.1", nobody], check=False)
     assert crew.count("out-no-route") >= 8
-    crew.tell(orders.Put((peer(other.own),)))
+    crew.tell(messages.Put((peer(other.own),)))
     assert crew.status().peers == 1
     assert ping(source, target).loss == 0
 
@@ -105,8 +105,8 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outlet:
 
 def test_all_of_them_together_keep_the_limit_of_icmp_errors(crew: Userspace) -> None:
     key, base = peer(crew.others[0]).key, crew.others[0].subnet.network_address
-    crew.tell(orders.Remove(key))
-    assert crew.ask(orders.AskTraffic(0)) == orders.Traffic(0, ())
+    crew.tell(messages.Remove(key))
+    assert crew.ask(messages.AskTraffic(0)) == messages.Traffic(0, ())
     began = time.monotonic()
     crew.host.namespace.run([sys.executable, "-c", FLOOD, str(base + 9), "600"])
     until(lambda: crew.count("out-no-route") == 600, "all are refused")
@@ -116,9 +116,9 @@ def test_all_of_them_together_keep_the_limit_of_icmp_errors(crew: Userspace) -> 
 
 def test_the_number_of_workers_is_fixed_while_it_runs(crew: Userspace) -> None:
     answer = crew.ask(replace(crew.configuration, workers=3))
-    assert isinstance(answer, orders.Refused)
+    assert isinstance(answer, messages.Refused)
     assert answer.restart
-    assert crew.ask(replace(crew.configuration, subnets=())) == orders.Done(1)
+    assert crew.ask(replace(crew.configuration, subnets=())) == messages.Done(1)
 
 
 def test_the_death_of_a_member_ends_all_and_they_are_made_anew(lab: Lab, crew: Userspace, other: Userspace) -> None:

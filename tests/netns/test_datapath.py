@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_py.encap import orders
+from flanneld_py.encap.datapath.control import messages
 from flanneld_py.encap.packet.frame import vxlan_header
 from tests.bench.packets import parse_datagrams
 from tests.lab.lab import Lab
@@ -94,7 +94,7 @@ def userspace(lab: Lab) -> Iterator[Callable[..., Userspace]]:
     """`userspace(1)`: host 1 leaves the kernel's VXLAN."""
     made: list[Userspace] = []
 
-    def make(number: int, mode: orders.Mode = orders.Mode.VXLAN) -> Userspace:
+    def make(number: int, mode: messages.Mode = messages.Mode.VXLAN) -> Userspace:
         made.append(Userspace(lab, number, mode))
         made[-1].start()
         return made[-1]
@@ -163,9 +163,9 @@ def links(one: Userspace) -> set[str]:
 # Packets
 
 
-@pytest.mark.parametrize("mode", orders.Mode)
+@pytest.mark.parametrize("mode", messages.Mode)
 def test_two_userspace_hosts_carry_what_the_mtu_allows(
-    lab: Lab, userspace: Callable[..., Userspace], mode: orders.Mode
+    lab: Lab, userspace: Callable[..., Userspace], mode: messages.Mode
 ) -> None:
     one, _two = userspace(1, mode), userspace(2, mode)
     a, b = lab.containers
@@ -206,8 +206,8 @@ def test_userspace_and_kernel_vxlan_understand_each_other(
     assert not dropped
 
 
-@pytest.mark.parametrize("mode", orders.Mode)
-def test_bursts_of_little_datagrams_arrive(lab: Lab, userspace: Callable[..., Userspace], mode: orders.Mode) -> None:
+@pytest.mark.parametrize("mode", messages.Mode)
+def test_bursts_of_little_datagrams_arrive(lab: Lab, userspace: Callable[..., Userspace], mode: messages.Mode) -> None:
     userspace(1, mode), userspace(2, mode)
     assert ping(*lab.containers).loss == 0
     for code in (PLAIN_BURSTS, SEGMENTED_BURSTS):
@@ -348,7 +348,9 @@ def test_forged_datagrams_are_dropped_and_counted(lab: Lab, userspace: Callable[
 
     inject(lab, 2, honest)
     one.wait_count("received")
-    assert one.ask(orders.AskTraffic(0)) == orders.Traffic(0, (orders.PeerTraffic(str(other.subnet), 0, 0, 1, 28),))
+    assert one.ask(messages.AskTraffic(0)) == messages.Traffic(
+        0, (messages.PeerTraffic(str(other.subnet), 0, 0, 1, 28),)
+    )
 
 
 # The control connection
@@ -357,9 +359,9 @@ def test_forged_datagrams_are_dropped_and_counted(lab: Lab, userspace: Callable[
 def test_a_full_table_replaces_the_old_one_without_a_gap(lab: Lab, userspace: Callable[..., Userspace]) -> None:
     one, _two = userspace(1), userspace(2)
     other = ends(lab)[1]
-    kept = orders.Peer(str(other.subnet), other.subnet[0].packed, 24, other.underlay.packed, packed_mac(other.mac))
+    kept = messages.Peer(str(other.subnet), other.subnet[0].packed, 24, other.underlay.packed, packed_mac(other.mac))
     many = [
-        orders.Peer(
+        messages.Peer(
             f"10.{i >> 8}.{i & 255}.0-24", bytes([10, i >> 8, i & 255, 0]), 24, bytes([10, 250, i >> 8, i & 255])
         )
         for i in range(20_000, 30_000)
@@ -367,16 +369,16 @@ def test_a_full_table_replaces_the_old_one_without_a_gap(lab: Lab, userspace: Ca
     a, b = lab.containers
     with ping_through(a, b) as stream:
         stream.wait_replies(5)
-        assert one.fill([*many, kept]) == orders.Done(10_001)
-        assert one.fill([kept]) == orders.Done(1)
+        assert one.fill([*many, kept]) == messages.Done(10_001)
+        assert one.fill([kept]) == messages.Done(1)
         stream.wait_replies(5)
         passage = stream.stop()
     assert passage.sent == passage.received
 
-    one.tell(orders.Remove(kept.key))
+    one.tell(messages.Remove(kept.key))
     assert one.status().peers == 0
     assert ping(a, b, count=2, patience=0.2).received == 0
-    one.tell(orders.Put((kept,)))
+    one.tell(messages.Put((kept,)))
     assert one.status().peers == 1
     assert ping(lab.containers[0], lab.containers[1]).loss == 0
 
@@ -395,7 +397,7 @@ def test_what_cannot_be_understood_is_refused_and_hung_up_on(userspace: Callable
     one = userspace(1)
     one.tell(bytes([9, 1]) + b"{}")
     answer = one.hear()
-    assert isinstance(answer, orders.Refused)
+    assert isinstance(answer, messages.Refused)
     assert answer.restart
     assert "version 9" in answer.reason
     assert one.hear() is None
@@ -406,9 +408,9 @@ def test_what_cannot_be_understood_is_refused_and_hung_up_on(userspace: Callable
 
 def test_a_configuration_changes_in_place_or_asks_for_a_new_process(userspace: Callable[..., Userspace]) -> None:
     one = userspace(1)
-    assert one.ask(replace(one.configuration, mtu=1400)) == orders.Done(1)
+    assert one.ask(replace(one.configuration, mtu=1400)) == messages.Done(1)
     answer = one.ask(replace(one.configuration, port=PORT + 1))
-    assert isinstance(answer, orders.Refused)
+    assert isinstance(answer, messages.Refused)
     assert answer.restart
 
 
@@ -449,7 +451,7 @@ def test_a_taken_device_is_said_and_left_to_who_has_it(lab: Lab, userspace: Call
         assert second.host.namespace.popen(command).wait(patient(10)) == 0
         second.connect()
         answer = second.ask(replace(second.configuration, port=port))
-        assert isinstance(answer, orders.Refused)
+        assert isinstance(answer, messages.Refused)
         assert "exists and is no TUN device of ours" in answer.reason
         assert second.hear() is None, "it is of no use, and ends"
         assert not second.control.exists()

@@ -21,6 +21,7 @@ from ipaddress import ip_network
 
 import pytest
 
+from flanneld_py.encap.datapath.tun import Tun
 from flanneld_py.encap.kernel import KernelError, LinkChanged, Lost, Seen
 from flanneld_py.encap.netlink import blackhole
 from flanneld_py.encap.netlink.netlink import Netlink
@@ -36,7 +37,6 @@ from flanneld_py.encap.state import (
     TunLink,
     Verb,
 )
-from flanneld_py.encap.tun import Tun
 from tests.contract.kernel_host import (
     DEVICE,
     DEVICE6,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from flanneld_py.encap import orders
+from flanneld_py.encap.datapath.control import messages
 from tests.lab.lab import Lab
 from tests.lab.measure import Station, ping
 from tests.netns.conftest import MakeLab
@@ -59,9 +59,9 @@ def planes(lab: Lab) -> Iterator[list[Userspace]]:
         plane.hang_up()
 
 
-@pytest.mark.parametrize(("version", "mode"), [(4, orders.Mode.VXLAN), *((6, mode) for mode in orders.Mode)])
+@pytest.mark.parametrize(("version", "mode"), [(4, messages.Mode.VXLAN), *((6, mode) for mode in messages.Mode)])
 def test_tcp_learns_of_it_and_nothing_large_is_lost_for_long(
-    lab: Lab, planes: list[Userspace], mode: orders.Mode, version: int
+    lab: Lab, planes: list[Userspace], mode: messages.Mode, version: int
 ) -> None:
     every = containers6(lab)
     stations: list[Station] = [*every] if version == 6 else [*lab.containers]
@@ -75,7 +75,7 @@ def test_tcp_learns_of_it_and_nothing_large_is_lost_for_long(
     if version == 6:
         # Whoever sends too much at once has been told; what goes alone is fragmented where it is encapsulated.
         assert (
-            f"mtu {HOP - (70 if mode is orders.Mode.VXLAN else 48)}"
+            f"mtu {HOP - (70 if mode is messages.Mode.VXLAN else 48)}"
             in a.namespace.run(["ip", "-6", "route", "get", str(b.address)]).stdout
         )
         assert planes[0].count("out-too-big") > 0

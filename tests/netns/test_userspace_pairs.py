@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from flanneld_py.encap import orders
+from flanneld_py.encap.datapath.control import messages
 from tests.lab.lab import Lab
 from tests.lab.measure import Station, ping
 from tests.netns.conftest import MakeLab
@@ -47,7 +47,7 @@ def userspace(lab: Lab) -> Iterator[StartUserspace]:
     made: list[Userspace] = []
 
     def start(number: int, version: int = 4) -> Userspace:
-        made.append(Userspace(lab, number, orders.Mode.VXLAN, version))
+        made.append(Userspace(lab, number, messages.Mode.VXLAN, version))
         made[-1].start()
         return made[-1]
 

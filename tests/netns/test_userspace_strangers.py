@@ -17,7 +17,7 @@ from ipaddress import IPv4Network, ip_address
 
 import pytest
 
-from flanneld_py.encap import orders
+from flanneld_py.encap.datapath.control import messages
 from tests.lab.lab import Lab
 from tests.lab.measure import ping
 from tests.lab.namespace import Namespace
@@ -53,7 +53,7 @@ class Victim:
 
     def __init__(self, lab: Lab, plane: Userspace, taps: Sequence[Wiretap]) -> None:
         self.own, self.peer = ends(lab)
-        self.bare = plane.configuration.mode is orders.Mode.RAW
+        self.bare = plane.configuration.mode is messages.Mode.RAW
         self.plane = plane
         self._lab = lab
         self._taps = taps
@@ -87,18 +87,18 @@ class Victim:
         namespace.run(command, stdin="\n".join(lines))
 
 
-MakeVictim = Callable[[orders.Mode], Victim]
+MakeVictim = Callable[[messages.Mode], Victim]
 
 
 @pytest.fixture
 def victim(lab: Lab) -> Iterator[MakeVictim]:
     with ExitStack() as stack:
 
-        def make(mode: orders.Mode) -> Victim:
+        def make(mode: messages.Mode) -> Victim:
             plane = Userspace(lab, 1, mode)
             stack.callback(plane.hang_up)
             plane.start()
-            assert plane.fill([*map(peer, plane.others), peer(THIRD)]) == orders.Done(2)
+            assert plane.fill([*map(peer, plane.others), peer(THIRD)]) == messages.Done(2)
             places = ((plane.host.namespace, DEVICE), (lab.containers[0].namespace, "eth0"))
             taps = [stack.enter_context(wiretap(*place, forgery.FORGED, forgery.HONEST)) for place in places]
             return Victim(lab, plane, taps)
@@ -110,8 +110,8 @@ def nobody_saw_anything(target: Victim) -> bool:
     return [tap.unwanted() for tap in target._taps] == [0, 0]
 
 
-@pytest.mark.parametrize("mode", orders.Mode)
-def test_what_a_peer_may_not_send_is_counted_and_dropped(victim: MakeVictim, mode: orders.Mode) -> None:
+@pytest.mark.parametrize("mode", messages.Mode)
+def test_what_a_peer_may_not_send_is_counted_and_dropped(victim: MakeVictim, mode: messages.Mode) -> None:
     target = victim(mode)
     wrong = {}
     for each in forgery.from_a_peer(target.own, target.peer, THIRD):
@@ -129,8 +129,8 @@ def test_what_a_peer_may_not_send_is_counted_and_dropped(victim: MakeVictim, mod
     assert nobody_saw_anything(target)
 
 
-@pytest.mark.parametrize("mode", orders.Mode)
-def test_whoever_is_no_peer_gets_nothing_through(lab: Lab, victim: MakeVictim, mode: orders.Mode) -> None:
+@pytest.mark.parametrize("mode", messages.Mode)
+def test_whoever_is_no_peer_gets_nothing_through(lab: Lab, victim: MakeVictim, mode: messages.Mode) -> None:
     target = victim(mode)
     lab.hosts[1].namespace.ip("addr add 172.30.0.99/32 dev eth0")  # a peer's other address is a stranger's
     header, inner = forgery.honest(target.own, target.peer, forgery.FORGED)
@@ -145,7 +145,7 @@ def test_whoever_is_no_peer_gets_nothing_through(lab: Lab, victim: MakeVictim, m
 @pytest.mark.parametrize("reason", ["in-source", "in-destination", "in-vni", "in-mac", "in-ethertype"])
 def test_nothing_forged_rides_with_the_honest(victim: MakeVictim, reason: str) -> None:
     """One stream in one UDP_SEGMENT send: what is merged must not be judged by its first datagram alone."""
-    target = victim(orders.Mode.VXLAN)
+    target = victim(messages.Mode.VXLAN)
     datagrams = forgery.train(target.own, target.peer, THIRD, reason)
     before = target.plane.count("received-bytes")
     assert target.receive(datagrams, train=True) == {reason: 4}
@@ -153,8 +153,8 @@ def test_nothing_forged_rides_with_the_honest(victim: MakeVictim, reason: str) -
     assert nobody_saw_anything(target)
 
 
-@pytest.mark.parametrize("mode", orders.Mode)
-def test_garbage_does_not_end_it(lab: Lab, victim: MakeVictim, mode: orders.Mode) -> None:
+@pytest.mark.parametrize("mode", messages.Mode)
+def test_garbage_does_not_end_it(lab: Lab, victim: MakeVictim, mode: messages.Mode) -> None:
     target = victim(mode)
     pid = target.plane.status().pid
     datagrams = forgery.garbage(500)
@@ -164,5 +164,5 @@ def test_garbage_does_not_end_it(lab: Lab, victim: MakeVictim, mode: orders.Mode
     assert nobody_saw_anything(target)
     assert target.plane.status().pid == pid
     assert start_time(pid) is not None
-    if mode is orders.Mode.VXLAN:
+    if mode is messages.Mode.VXLAN:
         assert ping(lab.containers[0], lab.containers[1]).loss == 0

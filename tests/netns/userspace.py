@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from itertools import islice
 from pathlib import Path
 
-from flanneld_py.encap import feed, orders
+from flanneld_py.encap.datapath.control import messages, protocol
 from tests.lab.host import Host
 from tests.lab.lab import Lab
 from tests.lab.topology import mac
@@ -76,14 +76,14 @@ def packed_mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
 
 
-def configuration(own: End, mode: orders.Mode = orders.Mode.VXLAN) -> orders.Configure:
-    mtu = own.mtu if mode is orders.Mode.VXLAN else 1500 - RAW_OVERHEAD
-    return orders.Configure(mode, own.device, own.underlay.packed, PORT, mtu, (own.subnet,), 1, packed_mac(own.mac))
+def configuration(own: End, mode: messages.Mode = messages.Mode.VXLAN) -> messages.Configure:
+    mtu = own.mtu if mode is messages.Mode.VXLAN else 1500 - RAW_OVERHEAD
+    return messages.Configure(mode, own.device, own.underlay.packed, PORT, mtu, (own.subnet,), 1, packed_mac(own.mac))
 
 
-def peer(end: End) -> orders.Peer:
+def peer(end: End) -> messages.Peer:
     base = end.subnet.network_address.packed
-    return orders.Peer(str(end.subnet), base, end.subnet.prefixlen, end.underlay.packed, packed_mac(end.mac))
+    return messages.Peer(str(end.subnet), base, end.subnet.prefixlen, end.underlay.packed, packed_mac(end.mac))
 
 
 def device_lines(own: End, others: Sequence[End], mtu: int | None = None) -> list[str]:
@@ -100,7 +100,7 @@ def device_lines(own: End, others: Sequence[End], mtu: int | None = None) -> lis
 class Userspace:
     """The data plane of one host, by hand. `start` replaces the kernel's VXLAN device of the lab."""
 
-    def __init__(self, lab: Lab, number: int, mode: orders.Mode = orders.Mode.VXLAN, version: int = 4) -> None:
+    def __init__(self, lab: Lab, number: int, mode: messages.Mode = messages.Mode.VXLAN, version: int = 4) -> None:
         self.host: Host = lab.hosts[number - 1]
         every = ends(lab) if version == 4 else ends6(lab)
         self.own = every[number - 1]
@@ -121,9 +121,9 @@ class Userspace:
     def set_up(self) -> None:
         """Connect to the process, configure it, set up the device and feed all peers."""
         self.connect()
-        assert self.ask(self.configuration) == orders.Done(0)
+        assert self.ask(self.configuration) == messages.Done(0)
         self.host.namespace.ip(*device_lines(self.own, self.others, self.configuration.mtu))
-        assert self.fill(map(peer, self.others)) == orders.Done(len(self.others))
+        assert self.fill(map(peer, self.others)) == messages.Done(len(self.others))
 
     def connect(self) -> None:
         """Take the control connection."""
@@ -135,29 +135,29 @@ class Userspace:
         if self._connection is not None:
             self._connection.close()
 
-    def tell(self, message: orders.Request | bytes) -> None:
+    def tell(self, message: messages.Request | bytes) -> None:
         assert self._connection is not None
-        self._connection.send(message if isinstance(message, bytes) else feed.encode(message))
+        self._connection.send(message if isinstance(message, bytes) else protocol.encode(message))
 
-    def hear(self) -> orders.Message | None:
+    def hear(self) -> messages.Message | None:
         """The next answer, None at the end of the connection."""
         assert self._connection is not None
-        data = self._connection.recv(feed.MAX_MESSAGE)
-        return feed.decode(data) if data else None
+        data = self._connection.recv(protocol.MAX_MESSAGE)
+        return protocol.decode(data) if data else None
 
-    def ask(self, message: orders.Request) -> orders.Message | None:
+    def ask(self, message: messages.Request) -> messages.Message | None:
         self.tell(message)
         return self.hear()
 
-    def fill(self, peers: Iterable[orders.Peer]) -> orders.Message | None:
-        self.tell(orders.Begin())
-        for data in feed.encode_peers(peers):
+    def fill(self, peers: Iterable[messages.Peer]) -> messages.Message | None:
+        self.tell(messages.Begin())
+        for data in protocol.encode_peers(peers):
             self.tell(data)
-        return self.ask(orders.End())
+        return self.ask(messages.End())
 
-    def status(self) -> orders.Status:
-        answer = self.ask(orders.AskStatus())
-        assert isinstance(answer, orders.Status)
+    def status(self) -> messages.Status:
+        answer = self.ask(messages.AskStatus())
+        assert isinstance(answer, messages.Status)
         return answer
 
     def count(self, name: str) -> int:
@@ -172,6 +172,6 @@ class Userspace:
     def stop(self) -> None:
         """End the process; its device is gone when this returns."""
         with suppress(ConnectionError, BrokenPipeError):
-            self.tell(orders.Stop())
+            self.tell(messages.Stop())
             assert self.hear() is None
         self.hang_up()

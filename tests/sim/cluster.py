@@ -17,9 +17,9 @@ from flanneld_py.agent.lock import Held
 from flanneld_py.agent.pace import Paced
 from flanneld_py.agent.settings import Settings
 from flanneld_py.agent.tasks import Tasks
-from flanneld_py.encap import orders
 from flanneld_py.encap.backend import Underlay
 from flanneld_py.encap.backends import Choice
+from flanneld_py.encap.datapath.control import messages
 from flanneld_py.encap.state import Entry, FdbEntry, Key, Neighbour, Nexthop, Route, TunLink, VxlanLink
 from flanneld_py.registry.codec import encode_attrs
 from flanneld_py.registry.config import NetworkConfig
@@ -162,7 +162,7 @@ class Cluster:
         assert self._processes is not None, "an agent that needs a data plane runs inside processes()"
         kernel, device = self.kernel(number), control.stem.removeprefix("datapath-")
 
-        def tell(configured: orders.Configure | None) -> None:
+        def tell(configured: messages.Configure | None) -> None:
             if configured is not None:
                 kernel.meddle_create_link(TunLink(configured.device, 1500, up=False))
             elif device in kernel.links:

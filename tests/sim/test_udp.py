@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_py.encap import orders
+from flanneld_py.encap.datapath.control import messages
 from flanneld_py.encap.state import Address, Route, TunLink
 from flanneld_py.registry.lifetime import TTL
 from flanneld_py.registry.model import Lease
@@ -48,7 +48,7 @@ async def test_hosts_find_each_other(cluster: Cluster, tmp_path: Path) -> None:
             assert peers(cluster, number) == {shown(lease) for lease in leases.values() if lease is not own}
             configured = cluster.datapaths[number, DEVICE].configured
             assert configured is not None
-            assert (configured.mode, configured.subnets) == (orders.Mode.RAW, (own.subnets.v4,))
+            assert (configured.mode, configured.subnets) == (messages.Mode.RAW, (own.subnets.v4,))
             kernel = cluster.kernel(number)
             assert kernel.links == {DEVICE: TunLink(DEVICE, 1472)}
             assert set(kernel.tables.values()) == {

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.encap.batch import Batch
-from flanneld_py.encap.directory import Endpoint
-from flanneld_py.encap.wire import Wire
+from flanneld_py.encap.datapath.batch import Batch
+from flanneld_py.encap.datapath.peertable import Endpoint
+from flanneld_py.encap.datapath.wire import Wire
 
 A, B = ("10.0.0.2", 8472), ("10.0.0.3", 8472)
 

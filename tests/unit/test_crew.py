@@ -11,14 +11,15 @@ from tests.patience import patient
 MAKE = """
 import select
 from ipaddress import IPv4Network
-from flanneld_py.encap import orders
-from flanneld_py.encap.crew import Crew, MemberLost
+from flanneld_py.encap.datapath.control import messages
+from flanneld_py.encap.datapath.pool import Crew, MemberLost
 
 class Lane:
     def close(self):
         pass
 
-wanted = orders.Configure(orders.Mode.RAW, "flannel0", bytes(4), 8285, 1472, (IPv4Network("10.5.1.0/24"),), workers=2)
+wanted = messages.Configure(messages.Mode.RAW, "flannel0", bytes(4), 8285, 1472, (IPv4Network("10.5.1.0/24"),),
+workers=2)
 try:
     crew = Crew(wanted, [(Lane(), Lane())], 1, lambda: 0.0)  # A Worker cannot work with these.
     for member, mourn in crew.watched():

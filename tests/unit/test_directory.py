@@ -7,14 +7,14 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 
 import pytest
 
-from flanneld_py.encap import orders
-from flanneld_py.encap.directory import PATH_SECONDS, Directory, Hop
-from flanneld_py.encap.forward import MOST
+from flanneld_py.encap.datapath.control import messages
+from flanneld_py.encap.datapath.forward import MOST
+from flanneld_py.encap.datapath.peertable import PATH_SECONDS, Directory, Hop
 
-CONFIGURE = orders.Configure(
-    orders.Mode.VXLAN, "flannel.1", bytes((10, 0, 0, 1)), 8472, 1450, (IPv4Network("10.5.1.0/24"),), 1, bytes(6)
+CONFIGURE = messages.Configure(
+    messages.Mode.VXLAN, "flannel.1", bytes((10, 0, 0, 1)), 8472, 1450, (IPv4Network("10.5.1.0/24"),), 1, bytes(6)
 )
-PEER = orders.Peer("10.5.2.0-24", bytes((10, 5, 2, 0)), 24, bytes((10, 0, 0, 2)), b"\x02peer1")
+PEER = messages.Peer("10.5.2.0-24", bytes((10, 5, 2, 0)), 24, bytes((10, 0, 0, 2)), b"\x02peer1")
 DESTINATION = bytes((10, 5, 2, 9))
 
 
@@ -49,18 +49,18 @@ def test_another_vni_or_mac_of_ours_is_in_the_headers_to_every_peer() -> None:
 @pytest.mark.parametrize(
     ("mode", "own", "other", "path", "mtu"),
     [
-        (orders.Mode.VXLAN, "192.0.2.1", "192.0.2.2", 1400, 1350),
-        (orders.Mode.RAW, "192.0.2.1", "192.0.2.2", 1400, 1372),
-        (orders.Mode.VXLAN, "2001:db8::1", "2001:db8::2", 1400, 1330),
-        (orders.Mode.RAW, "2001:db8::1", "2001:db8::2", 1400, 1352),
-        (orders.Mode.VXLAN, "2001:db8::1", "2001:db8::2", 1280, 1280),
-        (orders.Mode.VXLAN, "192.0.2.1", "192.0.2.2", 68, 1280),
-        (orders.Mode.VXLAN, "192.0.2.1", "192.0.2.2", 1500, MOST),
-        (orders.Mode.VXLAN, "192.0.2.1", "192.0.2.9", 1400, MOST),
+        (messages.Mode.VXLAN, "192.0.2.1", "192.0.2.2", 1400, 1350),
+        (messages.Mode.RAW, "192.0.2.1", "192.0.2.2", 1400, 1372),
+        (messages.Mode.VXLAN, "2001:db8::1", "2001:db8::2", 1400, 1330),
+        (messages.Mode.RAW, "2001:db8::1", "2001:db8::2", 1400, 1352),
+        (messages.Mode.VXLAN, "2001:db8::1", "2001:db8::2", 1280, 1280),
+        (messages.Mode.VXLAN, "192.0.2.1", "192.0.2.2", 68, 1280),
+        (messages.Mode.VXLAN, "192.0.2.1", "192.0.2.2", 1500, MOST),
+        (messages.Mode.VXLAN, "192.0.2.1", "192.0.2.9", 1400, MOST),
     ],
 )
 def test_a_narrow_path_is_learned_for_all_peers_behind_its_address_and_forgotten_in_time(
-    mode: orders.Mode, own: str, other: str, path: int, mtu: int
+    mode: messages.Mode, own: str, other: str, path: int, mtu: int
 ) -> None:
     wanted = replace(CONFIGURE, mode=mode, local=ip_address(own).packed)
     directory = Directory(wanted)

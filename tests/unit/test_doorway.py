@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_py.encap.doorway import Doorway, DoorwayError
+from flanneld_py.encap.datapath.control.server_socket import Doorway, DoorwayError
 
 
 def knock(path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.encap import feed, orders
+from flanneld_py.encap.datapath.control import messages, protocol
 
-CONFIGURE = orders.Configure(
-    mode=orders.Mode.VXLAN,
+CONFIGURE = messages.Configure(
+    mode=messages.Mode.VXLAN,
     device="flannel.1",
     local=bytes([10, 0, 0, 1]),
     port=8472,
@@ -23,101 +23,101 @@ CONFIGURE = orders.Configure(
     vni=1,
     mac=bytes.fromhex("020000000001"),
 )
-PEER = orders.Peer("10.5.2.0-24", bytes([10, 5, 2, 0]), 24, bytes([10, 0, 0, 2]), bytes.fromhex("020000000002"))
-PEER6 = orders.Peer("fd05:2::-64", bytes.fromhex("fd050002") + bytes(12), 64, bytes(15) + b"\x01")
-STATUS = orders.Status(
+PEER = messages.Peer("10.5.2.0-24", bytes([10, 5, 2, 0]), 24, bytes([10, 0, 0, 2]), bytes.fromhex("020000000002"))
+PEER6 = messages.Peer("fd05:2::-64", bytes.fromhex("fd050002") + bytes(12), 64, bytes(15) + b"\x01")
+STATUS = messages.Status(
     7, True, 2, "flannel.1", ("csum", "tso4"), True, True, 8 << 20, counters={"sent": 1, "in-source": 3}
 )
 
 counter = st.integers(0, 2**64 - 1)
 keys = st.text(min_size=1, max_size=60)
 addresses = st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
-peers = st.builds(orders.Peer, keys, addresses, st.integers(0, 32), addresses, st.binary(min_size=6, max_size=6))
-rows = st.builds(orders.PeerTraffic, keys, counter, counter, counter, counter)
+peers = st.builds(messages.Peer, keys, addresses, st.integers(0, 32), addresses, st.binary(min_size=6, max_size=6))
+rows = st.builds(messages.PeerTraffic, keys, counter, counter, counter, counter)
 
 
 @pytest.mark.parametrize(
     "message",
     [
         CONFIGURE,
-        replace(CONFIGURE, mode=orders.Mode.RAW, vni=0, local=bytes(15) + b"\x01"),
-        orders.Begin(),
-        orders.Put((PEER, PEER6)),
-        orders.Remove("10.5.2.0-24"),
-        orders.End(),
-        orders.AskStatus(),
-        orders.AskTraffic(1000),
-        orders.Stop(),
-        orders.Done(10_000),
-        orders.Refused("the port is taken", restart=True),
-        orders.Refused("the port is taken"),
+        replace(CONFIGURE, mode=messages.Mode.RAW, vni=0, local=bytes(15) + b"\x01"),
+        messages.Begin(),
+        messages.Put((PEER, PEER6)),
+        messages.Remove("10.5.2.0-24"),
+        messages.End(),
+        messages.AskStatus(),
+        messages.AskTraffic(1000),
+        messages.Stop(),
+        messages.Done(10_000),
+        messages.Refused("the port is taken", restart=True),
+        messages.Refused("the port is taken"),
         STATUS,
-        orders.Traffic(5, (orders.PeerTraffic("10.5.2.0-24", 1, 2, 3, 4),)),
+        messages.Traffic(5, (messages.PeerTraffic("10.5.2.0-24", 1, 2, 3, 4),)),
     ],
     ids=lambda message: type(message).__name__,
 )
-def test_what_is_encoded_is_read_back(message: orders.Message) -> None:
-    assert feed.decode(feed.encode(message)) == message
+def test_what_is_encoded_is_read_back(message: messages.Message) -> None:
+    assert protocol.decode(protocol.encode(message)) == message
 
 
 def test_what_a_newer_process_says_beyond_what_we_know_is_passed_over() -> None:
     """An agent that is an older version again takes over the process that a newer one started."""
-    told = feed.encode(STATUS)
-    assert feed.decode(told.replace(b'{"pid"', b'{"mood": "good", "pid"')) == STATUS
+    told = protocol.encode(STATUS)
+    assert protocol.decode(told.replace(b'{"pid"', b'{"mood": "good", "pid"')) == STATUS
 
 
 @given(st.lists(peers, max_size=300))
-def test_any_number_of_peers_fits_into_messages_that_fit(table: list[orders.Peer]) -> None:
-    read: list[orders.Peer] = []
-    for data in feed.encode_peers(table):
-        assert len(data) <= feed.MAX_MESSAGE
-        message = feed.decode(data)
-        assert isinstance(message, orders.Put)
+def test_any_number_of_peers_fits_into_messages_that_fit(table: list[messages.Peer]) -> None:
+    read: list[messages.Peer] = []
+    for data in protocol.encode_peers(table):
+        assert len(data) <= protocol.MAX_MESSAGE
+        message = protocol.decode(data)
+        assert isinstance(message, messages.Put)
         read += message.peers
     assert read == table
 
 
 def test_ten_thousand_peers_take_few_messages() -> None:
     table = [replace(PEER, key=f"10.{i >> 8}.{i & 255}.0-24") for i in range(10_000)]
-    encoded = list(feed.encode_peers(table))
+    encoded = list(protocol.encode_peers(table))
     assert len(encoded) == 50
-    puts = [message for message in map(feed.decode, encoded) if isinstance(message, orders.Put)]
+    puts = [message for message in map(protocol.decode, encoded) if isinstance(message, messages.Put)]
     assert [peer for put in puts for peer in put.peers] == table
 
 
-@given(st.lists(rows, max_size=feed.TRAFFIC_PAGE))
-def test_a_page_of_counters_always_fits(page: list[orders.PeerTraffic]) -> None:
-    longest = [replace(row, key="k" * feed.MAX_KEY) for row in page]
-    message = orders.Traffic(0, tuple(longest))
-    assert feed.decode(feed.encode(message)) == message
+@given(st.lists(rows, max_size=protocol.TRAFFIC_PAGE))
+def test_a_page_of_counters_always_fits(page: list[messages.PeerTraffic]) -> None:
+    longest = [replace(row, key="k" * protocol.MAX_KEY) for row in page]
+    message = messages.Traffic(0, tuple(longest))
+    assert protocol.decode(protocol.encode(message)) == message
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_do_harm(data: bytes) -> None:
     for kind in (*range(1, 9), *range(65, 69)):
-        with suppress(feed.Malformed):
-            feed.decode(bytes([feed.VERSION, kind]) + data)
+        with suppress(protocol.Malformed):
+            protocol.decode(bytes([protocol.VERSION, kind]) + data)
 
 
-@given(st.sampled_from([CONFIGURE, orders.Put((PEER, PEER6)), STATUS]), st.data())
-def test_a_truncated_message_is_refused_or_complete(message: orders.Message, data: st.DataObject) -> None:
-    whole = feed.encode(message)
+@given(st.sampled_from([CONFIGURE, messages.Put((PEER, PEER6)), STATUS]), st.data())
+def test_a_truncated_message_is_refused_or_complete(message: messages.Message, data: st.DataObject) -> None:
+    whole = protocol.encode(message)
     cut = data.draw(st.integers(0, len(whole) - 1))
     try:
-        read = feed.decode(whole[:cut])
-    except feed.Malformed:
+        read = protocol.decode(whole[:cut])
+    except protocol.Malformed:
         return
-    assert isinstance(message, orders.Put)
-    assert isinstance(read, orders.Put)
+    assert isinstance(message, messages.Put)
+    assert isinstance(read, messages.Put)
     assert read.peers == message.peers[: len(read.peers)]
 
 
 def test_another_version_is_refused_except_for_a_refusal() -> None:
-    other = feed.VERSION + 1
-    with pytest.raises(feed.Malformed, match=f"version {other}, ours is {feed.VERSION}"):
-        feed.decode(bytes([other]) + feed.encode(orders.AskStatus())[1:])
-    refusal = orders.Refused("version 2", restart=True)
-    assert feed.decode(bytes([other]) + feed.encode(refusal)[1:]) == refusal
+    other = protocol.VERSION + 1
+    with pytest.raises(protocol.Malformed, match=f"version {other}, ours is {protocol.VERSION}"):
+        protocol.decode(bytes([other]) + protocol.encode(messages.AskStatus())[1:])
+    refusal = messages.Refused("version 2", restart=True)
+    assert protocol.decode(bytes([other]) + protocol.encode(refusal)[1:]) == refusal
 
 
 @pytest.mark.parametrize(
@@ -143,23 +143,23 @@ def test_another_version_is_refused_except_for_a_refusal() -> None:
     ],
 )
 def test_a_configuration_with_an_impossible_value_is_refused(field: str, value: object) -> None:
-    body = json.loads(feed.encode(CONFIGURE)[2:])
-    data = feed.encode(CONFIGURE)[:2] + json.dumps({**body, field: value}).encode()
-    with pytest.raises(feed.Malformed):
-        feed.decode(data)
+    body = json.loads(protocol.encode(CONFIGURE)[2:])
+    data = protocol.encode(CONFIGURE)[:2] + json.dumps({**body, field: value}).encode()
+    with pytest.raises(protocol.Malformed):
+        protocol.decode(data)
 
 
-@pytest.mark.parametrize("key", ["", "k" * (feed.MAX_KEY + 1)])
+@pytest.mark.parametrize("key", ["", "k" * (protocol.MAX_KEY + 1)])
 def test_a_key_that_fits_no_message_is_an_error_of_the_sender(key: str) -> None:
     with pytest.raises(ValueError, match="expected 1 to 255"):
-        feed.encode(orders.Remove(key))
+        protocol.encode(messages.Remove(key))
 
 
 def test_a_message_too_long_is_refused() -> None:
-    with pytest.raises(feed.Malformed, match="60001 bytes"):
-        feed.decode(bytes([feed.VERSION, 1]) + bytes(feed.MAX_MESSAGE - 1))
+    with pytest.raises(protocol.Malformed, match="60001 bytes"):
+        protocol.decode(bytes([protocol.VERSION, 1]) + bytes(protocol.MAX_MESSAGE - 1))
     with pytest.raises(ValueError, match="the most is"):
-        feed.encode(replace(STATUS, device="x" * feed.MAX_MESSAGE))
+        protocol.encode(replace(STATUS, device="x" * protocol.MAX_MESSAGE))
 
 
 def test_only_what_device_and_socket_are_made_of_is_fixed() -> None:
@@ -167,4 +167,4 @@ def test_only_what_device_and_socket_are_made_of_is_fixed() -> None:
     assert replace(CONFIGURE, port=1).fixed() != CONFIGURE.fixed()
     assert replace(CONFIGURE, device="x").fixed() != CONFIGURE.fixed()
     assert replace(CONFIGURE, local=bytes(4)).fixed() != CONFIGURE.fixed()
-    assert replace(CONFIGURE, mode=orders.Mode.RAW).fixed() != CONFIGURE.fixed()
+    assert replace(CONFIGURE, mode=messages.Mode.RAW).fixed() != CONFIGURE.fixed()

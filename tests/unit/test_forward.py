@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from flanneld_py.encap.forward import Deliver, Drop, Own, Remote, Reply, Send, Table, inbound, outbound
+from flanneld_py.encap.datapath.forward import Deliver, Drop, Own, Remote, Reply, Send, Table, inbound, outbound
 from flanneld_py.encap.packet.frame import Refused
 from tests.packets import ACK, UDP, Segment, encode, words
 

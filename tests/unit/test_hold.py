@@ -14,8 +14,8 @@ from flanneld_py.agent.onlink import OnLinkVerdicts
 from flanneld_py.agent.reconcile import Reconciler
 from flanneld_py.agent.roster import Roster
 from flanneld_py.agent.wanted import Wanted
-from flanneld_py.encap import orders
 from flanneld_py.encap.backend import Found, Underlay
+from flanneld_py.encap.datapath.control import messages
 from flanneld_py.encap.family import IPV4
 from flanneld_py.encap.peers import Own
 from flanneld_py.encap.vxlan import Vxlan
@@ -47,7 +47,7 @@ class Process:
         self._roster = Roster()
 
     def update(self, changes: Changes) -> None:
-        known = [(key, orders.Peer(key, bytes(4), 24, bytes(4)) if peer else None) for key, peer in changes]
+        known = [(key, messages.Peer(key, bytes(4), 24, bytes(4)) if peer else None) for key, peer in changes]
         self._roster.update(known)
         gone, changed = self._roster.changes()
         self.peers.difference_update(gone)

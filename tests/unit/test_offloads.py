@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from flanneld_py.agent.offloads import MEANINGS, Offloads, in_use, lacking
-from flanneld_py.encap.orders import Status
-from flanneld_py.encap.tun import LADDER
+from flanneld_py.encap.datapath.control.messages import Status
+from flanneld_py.encap.datapath.tun import LADDER
 
 ALL = Status(1, True, 0, "flannel.1", LADDER[0][1], segmentation=True, coalescing=True, accelerated=True)
 

@@ -9,7 +9,7 @@ import pytest
 from flanneld_py.agent.flags import FLAGS
 from flanneld_py.agent.options import MAX_WORKERS, Exit, Options, default_workers, parse
 from flanneld_py.agent.values import UsageError
-from flanneld_py.encap import feed
+from flanneld_py.encap.datapath.control import protocol
 
 
 def options(*arguments: str, **environment: str) -> Options:
@@ -31,7 +31,7 @@ def test_the_number_of_workers_is_given_or_what_the_host_can_spare() -> None:
     assert options("--datapath-workers", "32").datapath_workers == 32
     assert options(FLANNELD_DATAPATH_WORKERS="2").datapath_workers == 2
     assert [default_workers(cores) for cores in (1, 2, 7, 8, 12, 16, 128)] == [1, 1, 1, 2, 3, 4, 4]
-    assert MAX_WORKERS == feed.MAX_WORKERS
+    assert MAX_WORKERS == protocol.MAX_WORKERS
 
 
 def test_how_long_a_lease_lasts_and_when_its_end_is_warned_of() -> None:

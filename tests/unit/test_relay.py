@@ -9,14 +9,14 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from flanneld_py.encap import orders
-from flanneld_py.encap.directory import Directory
-from flanneld_py.encap.gather import Train
+from flanneld_py.encap.datapath.control import messages
+from flanneld_py.encap.datapath.gather import Train
+from flanneld_py.encap.datapath.peertable import Directory
+from flanneld_py.encap.datapath.relay import Relay, Room
+from flanneld_py.encap.datapath.tun import Tun
+from flanneld_py.encap.datapath.wire import Wire, open_wires
 from flanneld_py.encap.packet.frame import vxlan_header
 from flanneld_py.encap.packet.virtio import PLAIN
-from flanneld_py.encap.relay import Relay, Room
-from flanneld_py.encap.tun import Tun
-from flanneld_py.encap.wire import Wire, open_wires
 from tests.packets import UDP, Segment, encode
 
 LOCAL, REMOTE = "127.0.0.1", "127.0.0.2"
@@ -56,11 +56,11 @@ def test_a_flood_into_nowhere_does_not_starve_what_comes_in(wire: Wire) -> None:
     """Datagrams of many flows come one by one; if each took a turn, a turn with 64 refusals would go before each."""
     with socket.socket(fileno=os.dup(wire.fileno())) as receiver:
         to = receiver.getsockname()
-    wanted = orders.Configure(
-        orders.Mode.VXLAN, "flood", bytes((127, 0, 0, 1)), to[1], 1450, (IPv4Network("10.2.0.0/24"),), 1, OWN_MAC
+    wanted = messages.Configure(
+        messages.Mode.VXLAN, "flood", bytes((127, 0, 0, 1)), to[1], 1450, (IPv4Network("10.2.0.0/24"),), 1, OWN_MAC
     )
     directory = Directory(wanted)
-    directory.put([orders.Peer("peer", bytes((10, 1, 0, 0)), 24, IPv4Address(REMOTE).packed, MAC)])
+    directory.put([messages.Peer("peer", bytes((10, 1, 0, 0)), 24, IPv4Address(REMOTE).packed, MAC)])
     device = Flood()
     relay = Relay(directory, device, wire, Room(), lambda _: False, lambda: 0.0)
     head = vxlan_header(1, OWN_MAC, MAC, 4)

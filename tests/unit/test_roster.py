@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flanneld_py.agent.roster import Roster
-from flanneld_py.encap.orders import Peer
+from flanneld_py.encap.datapath.control.messages import Peer
 
 
 def peer(number: int, address: int | None = None) -> Peer:

@@ -18,18 +18,18 @@ from flanneld_py.agent.clock import SystemClock
 from flanneld_py.agent.line import PATIENCE, DatapathError, Line, connect, start_process, stop_process
 from flanneld_py.agent.postponed import AT_ONCE
 from flanneld_py.agent.supervise import Supervisor
-from flanneld_py.encap import feed, orders
+from flanneld_py.encap.datapath.control import messages, protocol
 from tests.fake_datapath import FakeProcess
 from tests.lab.processes import start_time
 from tests.patience import patient
 
-CONFIGURE = orders.Configure(
-    orders.Mode.RAW, "flannel0", bytes([10, 0, 0, 1]), 8285, 1472, (IPv4Network("10.5.1.0/24"),)
+CONFIGURE = messages.Configure(
+    messages.Mode.RAW, "flannel0", bytes([10, 0, 0, 1]), 8285, 1472, (IPv4Network("10.5.1.0/24"),)
 )
 
 
-def peer(number: int) -> orders.Peer:
-    return orders.Peer(f"10.5.{number}.0-24", bytes([10, 5, number, 0]), 24, bytes([10, 0, 0, number]))
+def peer(number: int) -> messages.Peer:
+    return messages.Peer(f"10.5.{number}.0-24", bytes([10, 5, number, 0]), 24, bytes([10, 0, 0, number]))
 
 
 class World:
@@ -55,7 +55,7 @@ class World:
             probe_every=probe_every,
         )
 
-    async def start(self, control: Path, refusal: orders.Refused | None = None) -> None:
+    async def start(self, control: Path, refusal: messages.Refused | None = None) -> None:
         if self.failures:
             self.failures -= 1
             raise DatapathError("no TUN here")
@@ -100,7 +100,7 @@ async def test_none_there_is_started_and_gets_configuration_and_table(tmp_path: 
         assert world.prepared == 1
         assert world.processes[0].configured == CONFIGURE
         assert world.processes[0].peers == {peer(n).key: peer(n) for n in range(2, 5)}
-        await until(lambda: world.supervisor.status == orders.Status(1, True, 3))
+        await until(lambda: world.supervisor.status == messages.Status(1, True, 3))
 
 
 async def test_a_living_one_is_taken_over_and_what_is_stale_goes(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ async def test_a_table_of_ten_thousand_peers_is_taken_at_once(tmp_path: Path) ->
     table = [replace(peer(2), key=f"10.{n // 256}.{n % 256}.0-24&fd00:10:{n:x}::-64") for n in range(10_000)]
     with closing(FakeProcess(tmp_path / "control")), closing(await connect(tmp_path / "control")) as line:
         async with asyncio.timeout(5):
-            for message in feed.encode_peers(table):
+            for message in protocol.encode_peers(table):
                 await line.send(message)
 
 
@@ -251,7 +251,7 @@ async def test_one_that_cannot_start_is_tried_again(tmp_path: Path) -> None:
 
 async def test_one_that_cannot_change_in_place_is_replaced(tmp_path: Path) -> None:
     async with world_at(tmp_path) as world:
-        await world.start(world.control, orders.Refused("the port is fixed", restart=True))
+        await world.start(world.control, messages.Refused("the port is fixed", restart=True))
         await world.supervisor.fed.wait()
         assert [process.stopped for process in world.processes] == [True, False]
 
@@ -261,7 +261,7 @@ async def test_one_that_refuses_is_asked_again_and_not_replaced(
 ) -> None:
     caplog.set_level("INFO")
     async with world_at(tmp_path) as world:
-        await world.start(world.control, orders.Refused("the port is taken"))
+        await world.start(world.control, messages.Refused("the port is taken"))
         await until(lambda: world.processes[0].connections >= 3)
         assert world.supervisor.trouble == "the port is taken"
         assert len(caplog.records) == 2, "that it was found, and that it refuses"
@@ -290,7 +290,7 @@ async def test_a_report_has_every_peer_and_may_be_asked_for_by_many(tmp_path: Pa
         impatient.cancel()
         for report in await asyncio.gather(*(world.supervisor.report() for _ in range(5))):
             assert report is not None
-            assert report.status == orders.Status(1, True, 5)
+            assert report.status == messages.Status(1, True, 5)
             assert [row.key for row in report.traffic] == [peer(n).key for n in range(2, 7)]
 
 

@@ -5,8 +5,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
-from flanneld_py.encap import orders
 from flanneld_py.encap.backend import Found, Underlay
+from flanneld_py.encap.datapath.control import messages
 from flanneld_py.encap.family import IPV6, IPAddress
 from flanneld_py.encap.peers import Own, Peers
 from flanneld_py.encap.state import (
@@ -52,7 +52,9 @@ def test_over_ipv6_it_is_the_same_with_longer_headers_and_a_device_of_its_own() 
     lease = Lease(Subnets(SUBNET, subnet), LeaseAttrs(IPv4Address("1.2.3.4"), IPv6Address("2001:db8::ff")))
     own = Own("k", lease.subnets, IPv6Address("2001:db8::ff"), address)
     device = "flannel0-v6"
-    assert backend.datapath(lease) == orders.Configure(orders.Mode.RAW, device, address.packed, 8285, 1452, (subnet,))
+    assert backend.datapath(lease) == messages.Configure(
+        messages.Mode.RAW, device, address.packed, 8285, 1452, (subnet,)
+    )
     assert backend.link(lease) == TunLink(device, 1452)
     address_entry = Address(device, subnet.network_address.packed, 128)
     assert backend.own_entries(own) == (
@@ -71,8 +73,8 @@ def test_no_backend_section_is_udp_as_in_flannel() -> None:
 
 
 def test_the_data_plane_gets_bare_packets_the_port_and_our_subnet() -> None:
-    assert configured().datapath(OWN_LEASE) == orders.Configure(
-        orders.Mode.RAW, "flannel0", bytes([192, 0, 2, 1]), 8285, 1472, (SUBNET,)
+    assert configured().datapath(OWN_LEASE) == messages.Configure(
+        messages.Mode.RAW, "flannel0", bytes([192, 0, 2, 1]), 8285, 1472, (SUBNET,)
     ), "it binds the interface's address, not the public one: a host behind NAT has no other"
     changed = configured(', "port": 4000, "Mtu": 1400').datapath(OWN_LEASE)
     assert (changed.port, changed.mtu) == (4000, 1372)

@@ -5,8 +5,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
-from flanneld_py.encap import orders
 from flanneld_py.encap.backend import Found, Underlay
+from flanneld_py.encap.datapath.control import messages
 from flanneld_py.encap.family import IPV4, IPV6, Family
 from flanneld_py.encap.peers import Own
 from flanneld_py.encap.state import (
@@ -197,8 +197,8 @@ def test_in_userspace_the_device_is_a_tun_and_the_process_has_the_macs() -> None
     userspace = Vxlan(config, UNDERLAY, lambda _: False, nexthop_objects=True, userspace=True)
     lease = own_lease()
     assert userspace.link(lease) == TunLink("flannel.1", 1450)
-    assert userspace.datapath(lease) == orders.Configure(
-        orders.Mode.VXLAN, "flannel.1", bytes([192, 0, 2, 1]), 8472, 1450, (lease.subnets.v4,), 1, MAC
+    assert userspace.datapath(lease) == messages.Configure(
+        messages.Mode.VXLAN, "flannel.1", bytes([192, 0, 2, 1]), 8472, 1450, (lease.subnets.v4,), 1, MAC
     )
     assert backend().datapath(lease) is None
 

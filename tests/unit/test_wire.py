@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from flanneld_py.encap.wire import REFUSED_SENDS, Wire, WireError, open_wires
+from flanneld_py.encap.datapath.wire import REFUSED_SENDS, Wire, WireError, open_wires
 
 LOCAL = IPv4Address("127.0.0.1")
 LANES = 64

@@ -3,7 +3,7 @@
 A lane is a queue of the TUN device with a UDP socket. The kernel spreads flows over the lanes, each flow on one: so a
 flow's packets stay in order, and a ping does not wait behind a bulk transfer, unless both fall on one lane.
 
-With several workers each is a process of its own (crew.py).
+With several workers each is a process of its own (pool.py).
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
 
-from flanneld_py.encap import orders
-from flanneld_py.encap.directory import Directory
+from flanneld_py.encap.datapath.control import messages
+from flanneld_py.encap.datapath.loop import Wait
+from flanneld_py.encap.datapath.peertable import Directory
+from flanneld_py.encap.datapath.relay import Relay, Room
+from flanneld_py.encap.datapath.tun import Tun
+from flanneld_py.encap.datapath.wire import Wire, open_wires
 from flanneld_py.encap.packet.segment import accelerator
 from flanneld_py.encap.ratelimit import Bucket, Buckets
-from flanneld_py.encap.relay import Relay, Room
-from flanneld_py.encap.tun import Tun
-from flanneld_py.encap.turns import Wait
-from flanneld_py.encap.wire import Wire, open_wires
 
 LANES, LEAST_LANES = 16, 4
 """Lanes of all workers, and of each at the least: a flow that takes too much is felt on its own lane only."""
@@ -35,13 +35,13 @@ Watched = Iterable[tuple[int, Callable[[], None]]]
 """File descriptors, and what to call when one is readable."""
 
 
-def open_lanes(wanted: orders.Configure) -> list[Lane]:
+def open_lanes(wanted: messages.Configure) -> list[Lane]:
     """Make the device and bind the sockets, so that each worker gets as many lanes. Raises TunError, WireError."""
     tuns: list[Tun] = []
     try:
         for _ in range(wanted.workers * max(LANES // wanted.workers, LEAST_LANES)):
             tuns.append(Tun(wanted.device, first=not tuns))
-        spread = wanted.mode is orders.Mode.VXLAN
+        spread = wanted.mode is messages.Mode.VXLAN
         wires = open_wires(ip_address(wanted.local), wanted.port, len(tuns), spread=spread)
     except BaseException:
         for tun in tuns:
@@ -53,7 +53,7 @@ def open_lanes(wanted: orders.Configure) -> list[Lane]:
 class Worker:
     """Carry packets over lanes that are open. `now` tells seconds that only go forward."""
 
-    def __init__(self, wanted: orders.Configure, lanes: Sequence[Lane], now: Callable[[], float]) -> None:
+    def __init__(self, wanted: messages.Configure, lanes: Sequence[Lane], now: Callable[[], float]) -> None:
         self._now = now
         self._answers = Buckets(ANSWERS.share(wanted.workers), ALL_ANSWERS.share(wanted.workers))
         self._directory = Directory(wanted)
@@ -69,7 +69,7 @@ class Worker:
 
     @property
     def express(self) -> Wait | None:
-        """What waits, and meanwhile carries the packets of known flows (express.c); None where it was not built."""
+        """What waits, and meanwhile carries the packets of known flows (fastpath.c); None where it was not built."""
         return self._wait if accelerator is not None else None
 
     def _wait(self, epoll: int) -> Iterable[int]:
@@ -89,7 +89,7 @@ class Worker:
     def __len__(self) -> int:
         return len(self._directory)
 
-    def configure(self, wanted: orders.Configure) -> None:
+    def configure(self, wanted: messages.Configure) -> None:
         """Take in a configuration with the same fixed part."""
         self._directory.configure(wanted)
 
@@ -97,7 +97,7 @@ class Worker:
         """Return the keys of all peers."""
         return self._directory.keys()
 
-    def put(self, peers: Iterable[orders.Peer]) -> None:
+    def put(self, peers: Iterable[messages.Peer]) -> None:
         """Add peers, or change them."""
         self._directory.put(peers)
 
@@ -105,7 +105,7 @@ class Worker:
         """Remove a peer; nothing if there is none."""
         self._directory.remove(key)
 
-    def status(self) -> orders.Status:
+    def status(self) -> messages.Status:
         """Return the state and the totals of this process."""
         total = self._directory.total()
         counters = {
@@ -121,7 +121,7 @@ class Worker:
             "out-device-overflow": first.tun.overflowed if first.tun.first else 0,
         }
         counters.update({name: count for name, count in overflowed.items() if count})
-        return orders.Status(
+        return messages.Status(
             pid=os.getpid(),
             configured=True,
             peers=len(self._directory),
@@ -134,7 +134,7 @@ class Worker:
             counters=counters,
         )
 
-    def traffic(self, first: int, most: int) -> orders.Traffic:
+    def traffic(self, first: int, most: int) -> messages.Traffic:
         """Return the counters of up to `most` peers from a position on."""
         return self._directory.traffic(first, most)
 

@@ -8,7 +8,7 @@ encap/packet/coalesce.py's; here is only their
 order, bounded shares of both directions per turn of the loop, and the counting of what did not pass. Nothing is queued
 here: what the kernel does not take at once is dropped and counted, and the kernel's own queues are the only ones.
 
-Where the accelerator was built, packets of known flows do not come here: express.c does the same with them, in this
+Where the accelerator was built, packets of known flows do not come here: fastpath.c does the same with them, in this
 order and with these bounds. What is written there twice is held against this by tests/fuzz/test_express.py.
 """
 
@@ -19,17 +19,17 @@ import mmap
 from collections.abc import Callable
 from contextlib import suppress
 
-from flanneld_py.encap.batch import Batch
-from flanneld_py.encap.directory import Directory, Endpoint, Hop
-from flanneld_py.encap.forward import Drop, Remote, Reply, Send, outbound
+from flanneld_py.encap.datapath.batch import Batch
+from flanneld_py.encap.datapath.forward import Drop, Remote, Reply, Send, outbound
+from flanneld_py.encap.datapath.peertable import Directory, Endpoint, Hop
+from flanneld_py.encap.datapath.tun import Tun
+from flanneld_py.encap.datapath.wire import RECEIVE_SIZE, Wire
 from flanneld_py.encap.packet.coalesce import coalesce
 from flanneld_py.encap.packet.ecn import CE, ECT1, combine, marking
 from flanneld_py.encap.packet.frame import Refused
 from flanneld_py.encap.packet.partial import cut, tells_length, uncut
 from flanneld_py.encap.packet.segment import segment
 from flanneld_py.encap.packet.virtio import PLAIN, VNET_HEADER, cost, largest, pieces, segments
-from flanneld_py.encap.tun import Tun
-from flanneld_py.encap.wire import RECEIVE_SIZE, Wire
 
 SHARE = 1 << 18
 """Bytes per direction in one turn of the loop: some super-packets, some hundred microseconds. See virtio.cost."""
@@ -44,7 +44,7 @@ MOST = 64
 """Packets that are read, and receipts that are taken, in one turn; as many datagrams fit one send."""
 
 MOST_HELD = 64 << 20
-"""Bytes of flows that crowd out others, which wait for their turn (express.c): of all lanes, both ways."""
+"""Bytes of flows that crowd out others, which wait for their turn (fastpath.c): of all lanes, both ways."""
 
 Lane = tuple[
     int,
@@ -56,7 +56,7 @@ Lane = tuple[
     Callable[[str, int, int], None],
     Callable[[], int],
 ]
-"""A lane as express.c takes it: the descriptors of device, wire and sender; whether UDP is merged; what it calls:
+"""A lane as fastpath.c takes it: the descriptors of device, wire and sender; whether UDP is merged; what it calls:
 outward(have, most), received(start, stop, size, sender, codepoint), failed(where, errno, count) or
 failed(counter, 0, count), and overflowed(): how many packets have found the device's queues full."""
 
@@ -64,7 +64,8 @@ failed(counter, 0, count), and overflowed(): how many packets have found the dev
 class Room:
     """The buffers for what comes from the device and from the wire; all lanes', as nothing stays from turn to turn.
 
-    And `notes`, for what express.c remembers of its lanes, and `holds`, for what it lets wait: memory that is not there
+    And `notes`, for what fastpath.c remembers of its lanes, and `holds`, for what it lets wait: memory that is not
+    there
     until something is written into it.
     """
 
@@ -106,7 +107,7 @@ class Relay:
 
     @property
     def lane(self) -> Lane:
-        """What express.c works with."""
+        """What fastpath.c works with."""
         descriptors = self.tun.fileno(), self.wire.fileno(), self.wire.sender_fileno()
         return (*descriptors, self._udp, self.outward, self._received, self._failed, self._overflowed)
 

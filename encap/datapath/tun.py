@@ -23,7 +23,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from flanneld_py.encap.gather import Train, gather
+from flanneld_py.encap.datapath.gather import Train, gather
 from flanneld_py.encap.packet.virtio import VNET_HEADER
 
 SIOCSIFTXQLEN = 0x8943  # linux/sockios.h

@@ -1,4 +1,4 @@
-"""What the agent and the data-plane process say to each other, as values; as bytes in feed.py. Pure."""
+"""What the agent and the data-plane process say to each other, as values; as bytes in protocol.py. Pure."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ Not what is in the datagrams (encap/packet/frame.py), nor whose they are (forwar
 - Over IPv4 DF stays clear and path MTUs from ICMP are not believed (IP_PMTUDISC_OMIT): a hop with a smaller MTU
   fragments, as it does with the kernel's VXLAN, and nobody shrinks our tunnel by forged ICMP. IPv6's routers never
   fragment, so there they are believed (IPV6_PMTUDISC_DONT): the kernel keeps them, 1280 bytes at the least, and
-  fragments here. `narrow` tells where that happens to batches, so that senders can be told (directory.py).
+  fragments here. `narrow` tells where that happens to batches, so that senders can be told (peertable.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address, IPv6Address
 
 from flanneld_py.encap import socketfilter
-from flanneld_py.encap.directory import Endpoint
+from flanneld_py.encap.datapath.peertable import Endpoint
 from flanneld_py.encap.packet.ecn import CE, NOT_ECT
 
 # asm-generic/socket.h, linux/udp.h, linux/in.h, linux/in6.h; not in Python 3.11's socket module.

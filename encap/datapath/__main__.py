@@ -1,10 +1,11 @@
 """The data-plane process: `python -m flanneld_py.encap.datapath --control <socket>`.
 
-It moves packets (worker.py) and takes orders (clerk.py). It sets no address, route or firewall rule, and knows no etcd.
+It moves packets (worker.py) and takes orders (commands.py). It sets no address, route or firewall rule, and knows no
+etcd.
 
 1. It listens on the control socket, says on stdout why if it cannot, and goes into the background: its own session,
    no child of the agent's, so that the agent's end is not its own.
-2. A Configure opens the TUN device and the UDP sockets; with several workers it makes a crew (crew.py).
+2. A Configure opens the TUN device and the UDP sockets; with several workers it makes a crew (pool.py).
 3. One loop waits for TUN, wire, control and signals. In a turn each gets a bounded share, so none waits for another's
    rush, and nothing in it blocks: what cannot be written now is a counted drop.
 4. It ends on Stop and on SIGTERM. An agent that goes away changes nothing; the next one connects, and replaces an older
@@ -25,13 +26,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from flanneld_py.encap import orders
-from flanneld_py.encap.clerk import Clerk
-from flanneld_py.encap.crew import Crew, MemberLost
-from flanneld_py.encap.doorway import Doorway, DoorwayError
-from flanneld_py.encap.relay import DeviceGone
-from flanneld_py.encap.turns import Turns
-from flanneld_py.encap.worker import Worker, open_lanes
+from flanneld_py.encap.datapath.commands import Clerk
+from flanneld_py.encap.datapath.control import messages
+from flanneld_py.encap.datapath.control.server_socket import Doorway, DoorwayError
+from flanneld_py.encap.datapath.loop import Turns
+from flanneld_py.encap.datapath.pool import Crew, MemberLost
+from flanneld_py.encap.datapath.relay import DeviceGone
+from flanneld_py.encap.datapath.worker import Worker, open_lanes
 
 LOOK_EVERY = 1.0
 """Seconds between looks at the control socket's file."""
@@ -116,7 +117,7 @@ class Datapath:
         if self._clerk.stopped:
             self._turns.stop()
 
-    def _make(self, wanted: orders.Configure) -> Worker | Crew:
+    def _make(self, wanted: messages.Configure) -> Worker | Crew:
         lanes = open_lanes(wanted)
         if wanted.workers == 1:
             self._carrier = worker = Worker(wanted, lanes, self._now)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flanneld_py.encap.directory import Endpoint
+from flanneld_py.encap.datapath.peertable import Endpoint
+from flanneld_py.encap.datapath.wire import Wire
 from flanneld_py.encap.packet.virtio import pieces
-from flanneld_py.encap.wire import Wire
 
 
 class Batch:

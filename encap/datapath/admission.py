@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 
-from flanneld_py.encap.forward import Drop, Own, Remote, Table, inbound
+from flanneld_py.encap.datapath.forward import Drop, Own, Remote, Table, inbound
 from flanneld_py.encap.packet.frame import VXLAN_LENGTH, Refused, parse_vxlan
 
 MOST = 8192
@@ -34,7 +34,7 @@ class Admission:
         self._head4 = struct.Struct(f"!{self.offset}s2xH4xB3x8s")
         self._head6 = struct.Struct(f"!{self.offset}s4xHxB32s")
         self.admitted: dict[tuple[bytes, bytes, bytes], Remote] = {}
-        """What is remembered; express.c looks into it too."""
+        """What is remembered; fastpath.c looks into it too."""
 
     def forget(self) -> None:
         """Decide anew: the table has changed."""

@@ -30,7 +30,7 @@ from ipaddress import ip_address, ip_network
 from itertools import islice
 from typing import Any
 
-from flanneld_py.encap.orders import (
+from flanneld_py.encap.datapath.control.messages import (
     AskStatus,
     AskTraffic,
     Begin,

@@ -1,4 +1,5 @@
-"""Who obeys the orders (orders.py) in a data-plane process: reads them, has a carrier carry them out, answers.
+"""Who obeys the orders (encap/datapath/control/messages.py) in a data-plane process: reads them, has a carrier carry
+them out, answers.
 
 A carrier is what moves the packets: a Worker in this process, or a Crew of processes with a worker each. The first
 Configure makes it.
@@ -11,9 +12,9 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from flanneld_py.encap import feed, orders
-from flanneld_py.encap.tun import TunError, TunTaken
-from flanneld_py.encap.wire import WireError
+from flanneld_py.encap.datapath.control import messages, protocol
+from flanneld_py.encap.datapath.tun import TunError, TunTaken
+from flanneld_py.encap.datapath.wire import WireError
 
 
 class Carrier(Protocol):
@@ -23,7 +24,7 @@ class Carrier(Protocol):
         """Return how many peers there are."""
         ...
 
-    def configure(self, wanted: orders.Configure) -> None:
+    def configure(self, wanted: messages.Configure) -> None:
         """Take in a configuration with the same fixed part."""
         ...
 
@@ -31,7 +32,7 @@ class Carrier(Protocol):
         """Return the keys of all peers."""
         ...
 
-    def put(self, peers: Iterable[orders.Peer]) -> None:
+    def put(self, peers: Iterable[messages.Peer]) -> None:
         """Add peers, or change them."""
         ...
 
@@ -39,11 +40,11 @@ class Carrier(Protocol):
         """Remove a peer; nothing if there is none."""
         ...
 
-    def status(self) -> orders.Status:
+    def status(self) -> messages.Status:
         """Return state and totals."""
         ...
 
-    def traffic(self, first: int, most: int) -> orders.Traffic:
+    def traffic(self, first: int, most: int) -> messages.Traffic:
         """Return the counters of up to `most` peers from a position on."""
         ...
 
@@ -55,10 +56,10 @@ class Clerk:
     at this control socket.
     """
 
-    def __init__(self, make: Callable[[orders.Configure], Carrier]) -> None:
+    def __init__(self, make: Callable[[messages.Configure], Carrier]) -> None:
         self._make = make
         self._carrier: Carrier | None = None
-        self._wanted: orders.Configure | None = None
+        self._wanted: messages.Configure | None = None
         self._unnamed: set[str] | None = None
         self.stopped = False
 
@@ -73,7 +74,7 @@ class Clerk:
         connect again.
         """
         try:
-            data = connection.recv(feed.MAX_MESSAGE + 1)
+            data = connection.recv(protocol.MAX_MESSAGE + 1)
         except BlockingIOError:
             return True
         except ConnectionError:
@@ -81,54 +82,54 @@ class Clerk:
         if not data:
             return False
         try:
-            answer, more = self.obey(feed.decode(data)), True
-        except feed.Malformed as error:
-            answer, more = orders.Refused(str(error), restart=True), False
+            answer, more = self.obey(protocol.decode(data)), True
+        except protocol.Malformed as error:
+            answer, more = messages.Refused(str(error), restart=True), False
         try:
             if answer is not None:
-                connection.send(feed.encode(answer))
+                connection.send(protocol.encode(answer))
         except OSError:
             return False
         return more
 
-    def obey(self, message: orders.Message) -> orders.Answer | None:
+    def obey(self, message: messages.Message) -> messages.Answer | None:
         """Carry out one order."""
         match message:
-            case orders.Configure():
+            case messages.Configure():
                 return self._configure(message)
-            case orders.Stop():
+            case messages.Stop():
                 self.stopped = True
                 return None
-            case orders.AskStatus():
+            case messages.AskStatus():
                 if self._carrier is None:
-                    return orders.Status(pid=os.getpid(), configured=False, peers=0)
+                    return messages.Status(pid=os.getpid(), configured=False, peers=0)
                 return self._carrier.status()
         if self._carrier is None:
-            return orders.Refused("the data plane is not configured yet: send its configuration first")
+            return messages.Refused("the data plane is not configured yet: send its configuration first")
         match message:
-            case orders.Begin():
+            case messages.Begin():
                 self._unnamed = self._carrier.keys()
-            case orders.Put(peers):
+            case messages.Put(peers):
                 self._carrier.put(peers)
                 if self._unnamed:
                     self._unnamed.difference_update(peer.key for peer in peers)
-            case orders.Remove(key):
+            case messages.Remove(key):
                 self._carrier.remove(key)
-            case orders.End():
+            case messages.End():
                 for key in self._unnamed or ():
                     self._carrier.remove(key)
                 self._unnamed = None
-                return orders.Done(len(self._carrier))
-            case orders.AskTraffic(first):
-                return self._carrier.traffic(first, feed.TRAFFIC_PAGE)
+                return messages.Done(len(self._carrier))
+            case messages.AskTraffic(first):
+                return self._carrier.traffic(first, protocol.TRAFFIC_PAGE)
             case _:
-                return orders.Refused(f"{type(message).__name__} is an answer, and this end gives the answers")
+                return messages.Refused(f"{type(message).__name__} is an answer, and this end gives the answers")
         return None
 
-    def _configure(self, wanted: orders.Configure) -> orders.Answer:
+    def _configure(self, wanted: messages.Configure) -> messages.Answer:
         if self._carrier is not None and self._wanted is not None:
             if wanted.fixed() != self._wanted.fixed():
-                return orders.Refused(
+                return messages.Refused(
                     "mode, device, address, port and number of workers are fixed while the process runs", restart=True
                 )
             self._carrier.configure(wanted)
@@ -137,6 +138,6 @@ class Clerk:
                 self._carrier = self._make(wanted)
             except (TunError, WireError) as error:
                 self.stopped = isinstance(error, TunTaken)
-                return orders.Refused(str(error))
+                return messages.Refused(str(error))
         self._wanted = wanted
-        return orders.Done(len(self._carrier))
+        return messages.Done(len(self._carrier))

@@ -23,7 +23,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "encap/packet/packet.h"
+#include "../packet/packet.h"
 
 #ifndef UDP_SEGMENT
 #define UDP_SEGMENT 103

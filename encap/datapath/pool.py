@@ -1,6 +1,6 @@
 """Several processes that move packets, where one core is not enough; the process that makes them only passes orders on.
 
-    agent == control socket ==> datapath.py == a socket pair each ==> member: lanes, directory, relays
+    agent == control socket ==> __main__.py == a socket pair each ==> member: lanes, directory, relays
                                      Clerk -> Crew                        Clerk -> Worker
 
 Device and sockets are opened once, and each member gets its lanes of them. Every member has the whole table. A member
@@ -20,18 +20,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Never, TypeVar
 
-from flanneld_py.encap import feed, orders
-from flanneld_py.encap.clerk import Clerk
-from flanneld_py.encap.relay import DeviceGone
-from flanneld_py.encap.turns import Turns
-from flanneld_py.encap.worker import Lane, Watched, Worker
+from flanneld_py.encap.datapath.commands import Clerk
+from flanneld_py.encap.datapath.control import messages, protocol
+from flanneld_py.encap.datapath.loop import Turns
+from flanneld_py.encap.datapath.relay import DeviceGone
+from flanneld_py.encap.datapath.worker import Lane, Watched, Worker
 
 PATIENCE = 5.0
 """Seconds within which a member answers; the agent's own patience is longer."""
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-Answer = TypeVar("Answer", bound=orders.Answer)
+Answer = TypeVar("Answer", bound=messages.Answer)
 
 
 class MemberLost(Exception):
@@ -41,7 +41,9 @@ class MemberLost(Exception):
 class Crew:
     """The members, as one carrier. Forks: it takes a process without threads. `now` tells seconds that go forward."""
 
-    def __init__(self, wanted: orders.Configure, lanes: Sequence[Lane], members: int, now: Callable[[], float]) -> None:
+    def __init__(
+        self, wanted: messages.Configure, lanes: Sequence[Lane], members: int, now: Callable[[], float]
+    ) -> None:
         self._keys: dict[str, None] = {}
         self._members: list[socket.socket] = []
         self._pids: list[int] = []
@@ -76,30 +78,30 @@ class Crew:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def configure(self, wanted: orders.Configure) -> None:
+    def configure(self, wanted: messages.Configure) -> None:
         """Take in a configuration with the same fixed part."""
-        self._ask(wanted, orders.Done)
+        self._ask(wanted, messages.Done)
 
     def keys(self) -> set[str]:
         """Return the keys of all peers."""
         return set(self._keys)
 
-    def put(self, peers: Iterable[orders.Peer]) -> None:
+    def put(self, peers: Iterable[messages.Peer]) -> None:
         """Add peers, or change them."""
         known = list(peers)
         self._keys.update(dict.fromkeys(peer.key for peer in known))
-        for message in feed.encode_peers(known):
+        for message in protocol.encode_peers(known):
             self._tell(message)
 
     def remove(self, key: str) -> None:
         """Remove a peer; nothing if there is none."""
         if key in self._keys:
             del self._keys[key]
-            self._tell(feed.encode(orders.Remove(key)))
+            self._tell(protocol.encode(messages.Remove(key)))
 
-    def status(self) -> orders.Status:
+    def status(self) -> messages.Status:
         """Return the state and the totals of all together."""
-        statuses = self._ask(orders.AskStatus(), orders.Status)
+        statuses = self._ask(messages.AskStatus(), messages.Status)
         counters: Counter[str] = Counter()
         for status in statuses:
             counters.update(status.counters)
@@ -111,11 +113,11 @@ class Crew:
             counters=dict(counters),
         )
 
-    def traffic(self, first: int, most: int) -> orders.Traffic:
+    def traffic(self, first: int, most: int) -> messages.Traffic:
         """Return the counters of up to `most` peers from a position on; all members list them in one order."""
-        pages = self._ask(orders.AskTraffic(first), orders.Traffic)
+        pages = self._ask(messages.AskTraffic(first), messages.Traffic)
         rows = tuple(
-            orders.PeerTraffic(
+            messages.PeerTraffic(
                 same[0].key,
                 sum(row.sent for row in same),
                 sum(row.sent_bytes for row in same),
@@ -124,7 +126,7 @@ class Crew:
             )
             for same in zip(*(page.peers[:most] for page in pages), strict=True)
         )
-        return orders.Traffic(pages[0].following, rows)
+        return messages.Traffic(pages[0].following, rows)
 
     def _tell(self, message: bytes) -> None:
         for member in self._members:
@@ -133,13 +135,13 @@ class Crew:
             except OSError as error:
                 raise MemberLost(f"a data-plane worker does not take orders: {error}") from error
 
-    def _ask(self, request: orders.Request, kind: type[Answer]) -> list[Answer]:
-        self._tell(feed.encode(request))
+    def _ask(self, request: messages.Request, kind: type[Answer]) -> list[Answer]:
+        self._tell(protocol.encode(request))
         answers: list[Answer] = []
         for member in self._members:
             try:
-                answer = feed.decode(member.recv(feed.MAX_MESSAGE + 1))
-            except (OSError, feed.Malformed) as error:
+                answer = protocol.decode(member.recv(protocol.MAX_MESSAGE + 1))
+            except (OSError, protocol.Malformed) as error:
                 raise MemberLost(f"a data-plane worker does not answer: {error}") from error
             if not isinstance(answer, kind):
                 raise MemberLost(f"a data-plane worker answered {type(answer).__name__}, not {kind.__name__}")
@@ -151,7 +153,7 @@ class Crew:
 
 
 def _live(
-    orders_from: socket.socket, wanted: orders.Configure, lanes: Sequence[Lane], now: Callable[[], float], maker: int
+    orders_from: socket.socket, wanted: messages.Configure, lanes: Sequence[Lane], now: Callable[[], float], maker: int
 ) -> Never:
     """Be a member until the maker of the crew ends. Whatever happens ends this process: its stack is the maker's."""
     code = 1
@@ -177,7 +179,7 @@ def _die_with(maker: int) -> None:
 
 
 def _work(
-    orders_from: socket.socket, wanted: orders.Configure, lanes: Sequence[Lane], now: Callable[[], float]
+    orders_from: socket.socket, wanted: messages.Configure, lanes: Sequence[Lane], now: Callable[[], float]
 ) -> None:
     """Move packets and take orders. Raises DeviceGone."""
     signal.set_wakeup_fd(-1)

@@ -1,6 +1,7 @@
 """Who is where, for one data plane: the peers as sending and admitting need them, and what was counted for each.
 
-Fed with orders.Peer; asked by every Relay. Not here: packets (relay.py), decisions on them (forward.py, admission.py).
+Fed with messages.Peer; asked by every Relay. Not here: packets (relay.py), decisions on them (forward.py,
+admission.py).
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from itertools import islice
 from struct import Struct
 from sys import byteorder
 
-from flanneld_py.encap import orders
-from flanneld_py.encap.admission import Admission
-from flanneld_py.encap.forward import MOST, Own, Remote, Table
+from flanneld_py.encap.datapath.admission import Admission
+from flanneld_py.encap.datapath.control import messages
+from flanneld_py.encap.datapath.counters import Tally
+from flanneld_py.encap.datapath.forward import MOST, Own, Remote, Table
 from flanneld_py.encap.packet.frame import vxlan_header
-from flanneld_py.encap.tally import Tally
 
 LEAST_MTU = 1280
 """Bytes that every path carries, if need be in fragments, whatever is told of it: IPv6's least (RFC 8200)."""
@@ -36,7 +37,7 @@ Endpoint = tuple[str, int]
 class Hop(Remote):
     """A peer with what sending to it takes, made once: socket address, bytes before an inner packet, counters.
 
-    express.c reads these by name. `socket_address` is the endpoint as struct sockaddr_in or sockaddr_in6.
+    fastpath.c reads these by name. `socket_address` is the endpoint as struct sockaddr_in or sockaddr_in6.
     """
 
     endpoint: Endpoint
@@ -53,22 +54,22 @@ class Directory:
     send what; `drops` counts what did not pass, by reason.
     """
 
-    def __init__(self, wanted: orders.Configure) -> None:
+    def __init__(self, wanted: messages.Configure) -> None:
         self.table = Table()
         self.sources: dict[str, bytes] = {}
         self.drops: Counter[str] = Counter()
-        self._peers: dict[str, orders.Peer] = {}
+        self._peers: dict[str, messages.Peer] = {}
         self._tallies: dict[str, Tally] = {}
         self._departed = Tally()
         self._paths: dict[bytes, tuple[int, float]] = {}
         self._vxlan: tuple[int, bytes] | None = None
         self.configure(wanted)
 
-    def configure(self, wanted: orders.Configure) -> None:
+    def configure(self, wanted: messages.Configure) -> None:
         """Take in a configuration with the same fixed part."""
         self.wanted = wanted
         self.mtu = wanted.mtu
-        vxlan = (wanted.vni, wanted.mac) if wanted.mode is orders.Mode.VXLAN else None
+        vxlan = (wanted.vni, wanted.mac) if wanted.mode is messages.Mode.VXLAN else None
         bases = {subnet.version: subnet.network_address.packed for subnet in reversed(wanted.subnets)}
         subnets = tuple((subnet.network_address.packed, subnet.prefixlen) for subnet in wanted.subnets)
         self.admission = Admission(self.table, Own(subnets, bases.get(4), bases.get(6)), vxlan)
@@ -84,7 +85,7 @@ class Directory:
         """Return the keys of all peers."""
         return set(self._peers)
 
-    def put(self, peers: Iterable[orders.Peer]) -> None:
+    def put(self, peers: Iterable[messages.Peer]) -> None:
         """Add peers, or change them: their counters stay."""
         for peer in peers:
             before = self._peers.get(peer.key)
@@ -127,21 +128,21 @@ class Directory:
             total.add(tally)
         return total
 
-    def traffic(self, first: int, most: int) -> orders.Traffic:
+    def traffic(self, first: int, most: int) -> messages.Traffic:
         """Return the counters of up to `most` peers from a position on."""
         rows = tuple(
-            orders.PeerTraffic(key, tally.sent, tally.sent_bytes, tally.received, tally.received_bytes)
+            messages.PeerTraffic(key, tally.sent, tally.sent_bytes, tally.received, tally.received_bytes)
             for key, tally in islice(self._tallies.items(), first, first + most)
         )
         following = first + len(rows)
-        return orders.Traffic(following if following < len(self._tallies) else 0, rows)
+        return messages.Traffic(following if following < len(self._tallies) else 0, rows)
 
     def _reinstall(self, address: bytes) -> None:
         for peer in self._peers.values():
             if peer.address == address:
                 self._install(peer)
 
-    def _install(self, peer: orders.Peer) -> None:
+    def _install(self, peer: messages.Peer) -> None:
         host = str(ip_address(peer.address))
         prefixes = (b"", b"")
         if self._vxlan is not None:
