@@ -41,8 +41,8 @@ from flanneld_py.agent.reconcile import Reconciler
 from flanneld_py.agent.settings import Settings
 from flanneld_py.agent.underlay import Find, UnderlayWatch
 from flanneld_py.agent.wanted import Wanted
-from flanneld_py.encap import backends
-from flanneld_py.encap.backend import Underlay
+from flanneld_py.encap.backends import table
+from flanneld_py.encap.backends.base import Underlay
 from flanneld_py.encap.family import IPV4, IPV6, Family
 from flanneld_py.encap.kernel import Event, Kernel
 from flanneld_py.registry.config import NetworkConfig
@@ -197,7 +197,7 @@ class Agent:
 
     async def _membership(self, config: NetworkConfig, underlay: Underlay) -> Membership:
         """Make the backend that the config names, for each family. Raises ConfigInvalid."""
-        made = await backends.make(config, underlay, self._kernel, self._settings.datapath, self._on_link)
+        made = await table.make(config, underlay, self._kernel, self._settings.datapath, self._on_link)
         return Membership(config, underlay, made)
 
     async def _mark_reconcilers(self) -> None:

@@ -41,7 +41,7 @@ from flanneld_py.agent.sysctls import Sysctls
 from flanneld_py.agent.tasks import Tasks
 from flanneld_py.agent.values import UsageError
 from flanneld_py.agent.wanted import Wanted
-from flanneld_py.encap.backend import Underlay
+from flanneld_py.encap.backends.base import Underlay
 from flanneld_py.encap.firewall.enforce import Enforcer
 from flanneld_py.encap.firewall.policy import name_suffix
 from flanneld_py.encap.firewall.tools import HostTools

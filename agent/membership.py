@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.wanted import Wanted
-from flanneld_py.encap import backends
-from flanneld_py.encap.backend import Backend, Found, Underlay
+from flanneld_py.encap.backends import table
+from flanneld_py.encap.backends.base import Backend, Found, Underlay
 from flanneld_py.encap.family import Network
 from flanneld_py.encap.kernel import Kernel
 from flanneld_py.encap.peers import Own
@@ -59,7 +59,7 @@ class Membership:
         def found(backend: Backend) -> Found:
             return Found(identity, had, kernel.link(backend.device) if backend.device else None, others)
 
-        return backends.published([(backend, found(backend)) for backend in self.backends])
+        return table.published([(backend, found(backend)) for backend in self.backends])
 
     def wanted(self, key: str, lease: Lease, workers: int) -> tuple[Wanted, ...]:
         """Work out what our lease, at a key, means on this host, for each family."""

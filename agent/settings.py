@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from flanneld_py.encap import backends
+from flanneld_py.encap.backends import table
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Settings:
 
     subnet_file: Path
     margin: float = 3600.0
-    datapath: backends.Choice = "auto"
+    datapath: table.Choice = "auto"
     control: Path = Path("/run/flannel")
     workers: int = 1
     prefix: str = "/coreos.com/network"

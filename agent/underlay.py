@@ -20,7 +20,7 @@ from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.interface import Network, NoInterface
 from flanneld_py.agent.log import OnChange, facts, log
-from flanneld_py.encap.backend import Underlay
+from flanneld_py.encap.backends.base import Underlay
 from flanneld_py.encap.kernel import Event, HostChanged, KernelError, LinkChanged, Lost
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flanneld_py.encap.backend import Backend
+from flanneld_py.encap.backends.base import Backend
 from flanneld_py.encap.peers import Own
 from flanneld_py.encap.state import OurLink
 from flanneld_py.registry.config import NetworkConfig

@@ -17,8 +17,8 @@ from flanneld_py.agent.lock import Held
 from flanneld_py.agent.pace import Paced
 from flanneld_py.agent.settings import Settings
 from flanneld_py.agent.tasks import Tasks
-from flanneld_py.encap.backend import Underlay
-from flanneld_py.encap.backends import Choice
+from flanneld_py.encap.backends.base import Underlay
+from flanneld_py.encap.backends.table import Choice
 from flanneld_py.encap.datapath.control import messages
 from flanneld_py.encap.state import Entry, FdbEntry, Key, Neighbour, Nexthop, Route, TunLink, VxlanLink
 from flanneld_py.registry.codec import encode_attrs

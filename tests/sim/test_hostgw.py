@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flanneld_py.agent.agent import Agent
-from flanneld_py.encap.backend import Underlay
+from flanneld_py.encap.backends.base import Underlay
 from flanneld_py.encap.state import ROUTE_PROTOCOL, Address, Entry, Route
 from tests.fake_kernel import FakeKernel
 from tests.sim.cluster import CONFIG, DEVICE, Cluster, device

@@ -11,8 +11,8 @@ import pytest
 
 from flanneld_py.agent.agent import Agent
 from flanneld_py.agent.interface import Network
-from flanneld_py.encap.backend import Underlay
-from flanneld_py.encap.backends import Choice
+from flanneld_py.encap.backends.base import Underlay
+from flanneld_py.encap.backends.table import Choice
 from flanneld_py.encap.state import RTPROT_BOOT, Address, Entry, FdbEntry, Neighbour, Route, TunLink, VxlanLink
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.model import Lease

@@ -5,8 +5,8 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from flanneld_py.encap import family
-from flanneld_py.encap.backend import Found, OnLink, Underlay
-from flanneld_py.encap.backends import Choice, make, published
+from flanneld_py.encap.backends.base import Found, OnLink, Underlay
+from flanneld_py.encap.backends.table import Choice, make, published
 from flanneld_py.registry.config import ConfigInvalid, parse_config
 from flanneld_py.registry.model import stand_in
 from tests.fake_kernel import FakeKernel

@@ -18,7 +18,8 @@ from flanneld_py.agent.lock import Held
 from flanneld_py.agent.log import TextFormatter
 from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.wanted import Wanted
-from flanneld_py.encap.backend import Underlay
+from flanneld_py.encap.backends.base import Underlay
+from flanneld_py.encap.backends.vxlan import Vxlan
 from flanneld_py.encap.family import IPV4, IPAddress
 from flanneld_py.encap.firewall.enforce import Choice, Outcome
 from flanneld_py.encap.firewall.flows import Pause
@@ -27,7 +28,6 @@ from flanneld_py.encap.firewall.tools import FirewallError
 from flanneld_py.encap.firewall.traffic import Obstacle
 from flanneld_py.encap.peers import Own
 from flanneld_py.encap.state import TunLink
-from flanneld_py.encap.vxlan import Vxlan
 from flanneld_py.registry.config import parse_config
 from flanneld_py.registry.model import Subnets
 from tests.manual_clock import ManualClock

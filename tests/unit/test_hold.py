@@ -14,11 +14,11 @@ from flanneld_py.agent.onlink import OnLinkVerdicts
 from flanneld_py.agent.reconcile import Reconciler
 from flanneld_py.agent.roster import Roster
 from flanneld_py.agent.wanted import Wanted
-from flanneld_py.encap.backend import Found, Underlay
+from flanneld_py.encap.backends.base import Found, Underlay
+from flanneld_py.encap.backends.vxlan import Vxlan
 from flanneld_py.encap.datapath.control import messages
 from flanneld_py.encap.family import IPV4
 from flanneld_py.encap.peers import Own
-from flanneld_py.encap.vxlan import Vxlan
 from flanneld_py.registry.config import parse_config
 from flanneld_py.registry.lifetime import TTL
 from flanneld_py.registry.model import Lease, LeaseAttrs, Page, Subnets

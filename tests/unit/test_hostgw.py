@@ -4,11 +4,11 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
-from flanneld_py.encap.alloc import Alloc
-from flanneld_py.encap.backend import Found, Underlay
-from flanneld_py.encap.backends import published
+from flanneld_py.encap.backends.alloc import Alloc
+from flanneld_py.encap.backends.base import Found, Underlay
+from flanneld_py.encap.backends.hostgw import HostGw
+from flanneld_py.encap.backends.table import published
 from flanneld_py.encap.family import IPV4, IPV6, Family, IPAddress
-from flanneld_py.encap.hostgw import HostGw
 from flanneld_py.encap.peers import Unusable
 from flanneld_py.encap.state import RTPROT_BOOT, Neighbour, Route
 from flanneld_py.registry.codec import encode_attrs

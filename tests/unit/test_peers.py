@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.encap.backend import Underlay
+from flanneld_py.encap.backends.base import Underlay
+from flanneld_py.encap.backends.vxlan import Vxlan
 from flanneld_py.encap.peers import Own, Peers
 from flanneld_py.encap.state import Entry
-from flanneld_py.encap.vxlan import Vxlan
 from flanneld_py.registry.config import parse_config
 from flanneld_py.registry.model import Json, Lease, LeaseAttrs, Record, Rejected, Subnets
 

@@ -6,10 +6,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
-from flanneld_py.encap.backend import Underlay
+from flanneld_py.encap.backends.base import Underlay
+from flanneld_py.encap.backends.vxlan import Vxlan
 from flanneld_py.encap.family import IPV6
 from flanneld_py.encap.peers import Own, Peers
-from flanneld_py.encap.vxlan import Vxlan
 from flanneld_py.registry.config import parse_config
 from flanneld_py.registry.model import NO_IPV4, Lease, LeaseAttrs, Subnets, stand_in
 

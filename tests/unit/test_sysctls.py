@@ -9,11 +9,11 @@ import pytest
 
 from flanneld_py.agent.sysctls import EVERY, Sysctls, complaints
 from flanneld_py.agent.wanted import Wanted
-from flanneld_py.encap.backend import Underlay
+from flanneld_py.encap.backends.base import Underlay
+from flanneld_py.encap.backends.hostgw import HostGw
+from flanneld_py.encap.backends.vxlan import Vxlan
 from flanneld_py.encap.family import IPV4, IPV6
-from flanneld_py.encap.hostgw import HostGw
 from flanneld_py.encap.peers import Own
-from flanneld_py.encap.vxlan import Vxlan
 from flanneld_py.registry.config import parse_config
 from flanneld_py.registry.model import Subnets
 from tests.manual_clock import ManualClock

@@ -5,7 +5,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
-from flanneld_py.encap.backend import Found, Underlay
+from flanneld_py.encap.backends.base import Found, Underlay
+from flanneld_py.encap.backends.udp import Udp
 from flanneld_py.encap.datapath.control import messages
 from flanneld_py.encap.family import IPV6, IPAddress
 from flanneld_py.encap.peers import Own, Peers
@@ -19,7 +20,6 @@ from flanneld_py.encap.state import (
     Route,
     TunLink,
 )
-from flanneld_py.encap.udp import Udp
 from flanneld_py.registry.codec import encode_attrs
 from flanneld_py.registry.config import ConfigInvalid, parse_config
 from flanneld_py.registry.model import Lease, LeaseAttrs, Subnets

@@ -5,7 +5,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
-from flanneld_py.encap.backend import Found, Underlay
+from flanneld_py.encap.backends.base import Found, Underlay
+from flanneld_py.encap.backends.vxlan import Vxlan, choose_mac, device_name
 from flanneld_py.encap.datapath.control import messages
 from flanneld_py.encap.family import IPV4, IPV6, Family
 from flanneld_py.encap.peers import Own
@@ -20,7 +21,6 @@ from flanneld_py.encap.state import (
     TunLink,
     VxlanLink,
 )
-from flanneld_py.encap.vxlan import Vxlan, choose_mac, device_name
 from flanneld_py.registry.codec import encode_attrs
 from flanneld_py.registry.config import ConfigInvalid, parse_config
 from flanneld_py.registry.model import NO_IPV4, Json, Lease, LeaseAttrs, Subnets, stand_in

@@ -15,7 +15,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from flanneld_py.encap.backend import Found, OnLink, Underlay, container_mtu, is_direct, number, plain_attrs
+from flanneld_py.encap.backends.base import Found, OnLink, Underlay, container_mtu, is_direct, number, plain_attrs
 from flanneld_py.encap.family import IPV4, Family
 from flanneld_py.encap.peers import Own, Peer, Unusable
 from flanneld_py.encap.state import MARKS, Address, Entry, Route, TunLink

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flanneld_py.encap.backend import Deviceless, Found, OnLink, Underlay, direct_route, plain_attrs
+from flanneld_py.encap.backends.base import Deviceless, Found, OnLink, Underlay, direct_route, plain_attrs
 from flanneld_py.encap.family import IPV4, Family
 from flanneld_py.encap.peers import Peer, Unusable
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig

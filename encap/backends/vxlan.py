@@ -19,7 +19,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
-from flanneld_py.encap.backend import (
+from flanneld_py.encap.backends.base import (
     Found,
     OnLink,
     Underlay,

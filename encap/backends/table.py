@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from flanneld_py.encap import alloc, hostgw, udp, vxlan
-from flanneld_py.encap.backend import Backend, Found, OnLink, Underlay
+from flanneld_py.encap.backends import alloc, hostgw, udp, vxlan
+from flanneld_py.encap.backends.base import Backend, Found, OnLink, Underlay
 from flanneld_py.encap.family import IPV4, IPV6, Family
 from flanneld_py.encap.kernel import Kernel
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig

@@ -1,4 +1,4 @@
-"""What the agent needs of a backend, whichever it is; and what backends share. Which there are: backends.py.
+"""What the agent needs of a backend, whichever it is; and what backends share. Which there are: table.py.
 
     config, underlay --> Backend
     attrs      what we publish with our lease        link, own_entries   our device, and what is on it without peers
