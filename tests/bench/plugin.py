@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flanneld_py.agent.cni import install
+from flanneld_py.agent.cni.command import install
 from tests.bench.figures import Figure, Goal, Setting
 
 GOAL = Goal(50)

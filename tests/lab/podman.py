@@ -13,7 +13,7 @@ import json
 import subprocess
 from functools import cache
 
-from flanneld_py.agent.cni import install
+from flanneld_py.agent.cni.command import install
 from tests.lab.host import Container, Host
 from tests.lab.image import WAIT, write_image
 

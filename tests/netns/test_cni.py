@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_py.agent.cni import install
+from flanneld_py.agent.cni.command import install
 from tests.cni_call import Answer, Runtime
 from tests.lab.host import Container, Host
 from tests.lab.lab import Lab

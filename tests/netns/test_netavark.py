@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from flanneld_py.agent.cni import install
+from flanneld_py.agent.cni.command import install
 from tests.cni_call import Answer
 from tests.lab.host import Host
 from tests.lab.lab import Lab

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_py.agent import cni_addresses
-from flanneld_py.agent.cni import call, install
-from flanneld_py.agent.cni_conf import netconf
-from flanneld_py.agent.cni_delegate import Delegates
-from flanneld_py.agent.cni_plugin import Plugin
-from flanneld_py.agent.cni_spec import Json, Request
+from flanneld_py.agent.cni import addresses
+from flanneld_py.agent.cni.command import call, install
+from flanneld_py.agent.cni.conf import netconf
+from flanneld_py.agent.cni.delegate import Delegates
+from flanneld_py.agent.cni.plugin import Plugin
+from flanneld_py.agent.cni.spec import Json, Request
 from tests.cni_call import Answer, FakeDelegate, Runtime
 
 SUBNET_ENV = "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.5.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
@@ -83,7 +83,7 @@ def test_add_delegates_keeps_what_was_delegated_and_passes_the_result_on(site: S
 def test_host_local_is_told_where_to_keep_addresses(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ipam: Json, expected: str | None
 ) -> None:
-    monkeypatch.setattr(cni_addresses, "directory", lambda *_: "/run/chosen")
+    monkeypatch.setattr(addresses, "directory", lambda *_: "/run/chosen")
     file = tmp_path / "subnet.env"
     file.write_text(SUBNET_ENV)
     conf = netconf({"cniVersion": "1.0.0", "name": "net", "subnetFile": str(file), "ipam": ipam})
@@ -447,7 +447,7 @@ def test_the_launcher_is_the_same_plugin(site: Site, tmp_path: Path) -> None:
 
 
 def test_it_imports_nothing_that_is_slow_to_import() -> None:
-    program = "import sys, flanneld_py.agent.cni; print(*sys.modules)"
+    program = "import sys, flanneld_py.agent.cni.command; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not loaded & {"asyncio", "socket", "ssl", "logging", "grpc", "google", "pyroute2", "typing_extensions"}

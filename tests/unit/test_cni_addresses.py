@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_py.agent.cni_addresses import directory
+from flanneld_py.agent.cni.addresses import directory
 
 
 def chosen(folder: Path, *, containers: bool = False) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 
-from flanneld_py.agent.cni_conf import delegate_conf, netconf, outside, with_gateways
+from flanneld_py.agent.cni.conf import delegate_conf, netconf, outside, with_gateways
 from flanneld_py.agent.subnetfile import SubnetFile
 
 V4 = (IPv4Network("10.42.0.0/16"), IPv4Network("10.42.5.0/24"))

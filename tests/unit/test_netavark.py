@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from flanneld_py.agent.cni_spec import CniError
-from flanneld_py.agent.netavark_spec import container_call, created, status
+from flanneld_py.agent.cni.netavark_spec import container_call, created, status
+from flanneld_py.agent.cni.spec import CniError
 from tests.cni_call import PLUGIN, Answer, FakeDelegate
 from tests.patience import patient
 
@@ -378,7 +378,7 @@ def test_what_is_missing_is_named_before_anything_is_made(site: Site) -> None:
 
 
 def test_it_imports_nothing_that_is_slow_to_import() -> None:
-    program = "import sys, flanneld_py.agent.netavark; print(*sys.modules)"
+    program = "import sys, flanneld_py.agent.cni.netavark; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     slow = {"asyncio", "socket", "ssl", "logging", "grpc", "google", "pyroute2", "typing_extensions"}
@@ -389,7 +389,7 @@ def test_it_imports_nothing_that_is_slow_to_import() -> None:
 
 def test_cni_does_not_import_what_netavark_needs() -> None:
     environment = {**os.environ, "CNI_COMMAND": "VERSION"}
-    program = "import sys; from flanneld_py.agent.cni import main; main(); print(*sys.modules)"
+    program = "import sys; from flanneld_py.agent.cni.command import main; main(); print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=environment,
@@ -398,4 +398,4 @@ def test_cni_does_not_import_what_netavark_needs() -> None:
         text=True,
         check=True,
     )
-    assert "flanneld_py.agent.netavark" not in done.stdout.split()
+    assert "flanneld_py.agent.cni.netavark" not in done.stdout.split()

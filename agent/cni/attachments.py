@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flanneld_py.agent.cni_spec import Json
+from flanneld_py.agent.cni.spec import Json
 
 
 class Attachment:

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from flanneld_py.agent.cni_conf import BRIDGE
-from flanneld_py.agent.cni_spec import CniError, Code, Json
+from flanneld_py.agent.cni.conf import BRIDGE
+from flanneld_py.agent.cni.spec import CniError, Code, Json
 from flanneld_py.agent.subnetfile import SubnetFile
 
 

@@ -10,7 +10,7 @@ import os
 import subprocess
 from collections.abc import Mapping
 
-from flanneld_py.agent.cni_spec import CniError, Code, Json
+from flanneld_py.agent.cni.spec import CniError, Code, Json
 
 
 class Delegates:

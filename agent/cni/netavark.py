@@ -8,7 +8,7 @@
 0   done
 1   not done: {"error": why}
 
-It is the CNI plugin (cni_plugin.py) called with other words, and portmap after it, which no runtime runs here. netavark
+It is the CNI plugin (plugin.py) called with other words, and portmap after it, which no runtime runs here. netavark
 does not tear down what failed or was killed, nor containers whose namespace is gone: setup finds those and does.
 """
 
@@ -22,12 +22,10 @@ from pathlib import Path
 from shutil import which
 
 from flanneld_py.agent import subnetfile
-from flanneld_py.agent.cni_attachments import Attachments
-from flanneld_py.agent.cni_conf import chain, netconf
-from flanneld_py.agent.cni_delegate import Delegates
-from flanneld_py.agent.cni_plugin import Plugin
-from flanneld_py.agent.cni_spec import CniError, Code, Json, Request, decoded, text
-from flanneld_py.agent.netavark_spec import (
+from flanneld_py.agent.cni.attachments import Attachments
+from flanneld_py.agent.cni.conf import chain, netconf
+from flanneld_py.agent.cni.delegate import Delegates
+from flanneld_py.agent.cni.netavark_spec import (
     API_VERSION,
     NETNS,
     ContainerCall,
@@ -36,6 +34,8 @@ from flanneld_py.agent.netavark_spec import (
     status,
     variables,
 )
+from flanneld_py.agent.cni.plugin import Plugin
+from flanneld_py.agent.cni.spec import CniError, Code, Json, Request, decoded, text
 
 _OWN = Path("/proc/self/ns/net")
 
@@ -161,5 +161,5 @@ def _version() -> str:
 
     # The launcher has no search path: beside the package, or where its sources are.
     here = Path(__file__).resolve()
-    found = distributions(name="flanneld-py", path=[*sys.path, str(here.parents[2]), str(here.parents[1])])
+    found = distributions(name="flanneld-py", path=[*sys.path, str(here.parents[3]), str(here.parents[2])])
     return next((each.version for each in found), "unknown")

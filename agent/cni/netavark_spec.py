@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from flanneld_py.agent.cni_conf import BRIDGE, CHAIN, SUBNET_FILE
-from flanneld_py.agent.cni_spec import CONTAINER, INTERFACE, CniError, Code, Json, Request, listed, section, text, wrong
+from flanneld_py.agent.cni.conf import BRIDGE, CHAIN, SUBNET_FILE
+from flanneld_py.agent.cni.spec import CONTAINER, INTERFACE, CniError, Code, Json, Request, listed, section, text, wrong
 
 API_VERSION = "1.0.0"
 DATA_DIR = "/run/flannel-py"

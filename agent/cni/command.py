@@ -22,10 +22,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flanneld_py.agent.cni_conf import netconf
-from flanneld_py.agent.cni_delegate import Delegates
-from flanneld_py.agent.cni_plugin import Plugin, supported
-from flanneld_py.agent.cni_spec import NEWEST, VERSIONS, CniError, Code, Json, request
+from flanneld_py.agent.cni.conf import netconf
+from flanneld_py.agent.cni.delegate import Delegates
+from flanneld_py.agent.cni.plugin import Plugin, supported
+from flanneld_py.agent.cni.spec import NEWEST, VERSIONS, CniError, Code, Json, request
 from flanneld_py.agent.subnetfile import replace
 
 USAGE = """\
@@ -51,7 +51,7 @@ for name, path in (("flanneld_py", []), ("flanneld_py.agent", [{agent!r}])):
     package = sys.modules[name] = ModuleType(name)
     package.__path__ = path
 
-from flanneld_py.agent.cni import main
+from flanneld_py.agent.cni.command import main
 
 code = main()
 sys.stdout.flush()
@@ -63,7 +63,7 @@ def main() -> int:
     """Answer one call and return the exit code."""
     arguments = sys.argv[1:]
     if arguments and arguments[0] in NETAVARK:
-        from flanneld_py.agent import netavark
+        from flanneld_py.agent.cni import netavark
 
         code, answer = netavark.call(arguments, sys.stdin.buffer.read, os.environ)
     elif arguments or "CNI_COMMAND" not in os.environ:
@@ -111,6 +111,6 @@ def install(directory: Path) -> Path:
     """Write the plugin's quick launcher, for this Python and this installation, and return it. Raises OSError."""
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / "flannel-py"
-    agent = str(Path(__file__).resolve().parent)
+    agent = str(Path(__file__).resolve().parents[1])
     replace(target, LAUNCHER.format(python=sys.executable, agent=agent), 0o755)
     return target

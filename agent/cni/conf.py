@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import ip_interface
 
-from flanneld_py.agent.cni_spec import CniError, Code, Json, listed, section, text
+from flanneld_py.agent.cni.spec import CniError, Code, Json, listed, section, text
 from flanneld_py.agent.subnetfile import SubnetFile
 
 SUBNET_FILE = "/run/flannel/subnet.env"

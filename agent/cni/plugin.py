@@ -7,7 +7,7 @@
     GC      DEL of what is kept and not listed, then, whatever became of that, the delegate's own
     STATUS  subnet.env and the plugins are there, then the delegate's own
 
-Files and locks are cni_attachments.py's, other plugins cni_delegate.py's, the bridge cni_bridge.py's.
+Files and locks are attachments.py's, other plugins delegate.py's, the bridge bridge.py's.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from flanneld_py.agent import cni_addresses, cni_bridge, subnetfile
-from flanneld_py.agent.cni_attachments import Attachment, Attachments
-from flanneld_py.agent.cni_conf import (
+from flanneld_py.agent import subnetfile
+from flanneld_py.agent.cni import addresses, bridge
+from flanneld_py.agent.cni.attachments import Attachment, Attachments
+from flanneld_py.agent.cni.conf import (
     VALID_ATTACHMENTS,
     NetConf,
     asked_outside,
@@ -27,8 +28,8 @@ from flanneld_py.agent.cni_conf import (
     outside,
     with_gateways,
 )
-from flanneld_py.agent.cni_delegate import Delegates
-from flanneld_py.agent.cni_spec import NEWEST, CniError, Code, Json, Request
+from flanneld_py.agent.cni.delegate import Delegates
+from flanneld_py.agent.cni.spec import NEWEST, CniError, Code, Json, Request
 from flanneld_py.agent.subnetfile import SubnetFile
 
 ASK_FROM = "1.1.0"
@@ -61,7 +62,7 @@ class Plugin:
         if strangers := asked_outside(self._conf, subnets):
             self._refuse(strangers, subnets, "ask for another, or for none")
         conf = self._delegate(subnets)
-        cni_bridge.renew(conf, subnets, Path(self._conf.data_dir))
+        bridge.renew(conf, subnets, Path(self._conf.data_dir))
         with self._attachments.made(self._request.container, self._request.interface) as attachment:
             # A second ADD without a DEL must not cost the first its interface, whatever the delegate says to it.
             repeated = attachment.conf() is not None
@@ -195,7 +196,7 @@ class Plugin:
         assert isinstance(ipam, dict)
         self._delegates.find(str(ipam["type"]))
         if ipam["type"] == "host-local" and "dataDir" not in ipam:
-            ipam["dataDir"] = cni_addresses.directory(self._conf.name, lambda: cni_bridge.has_ports(conf))
+            ipam["dataDir"] = addresses.directory(self._conf.name, lambda: bridge.has_ports(conf))
         if self._conf.version == ASK_FROM and ASK_FROM not in self._delegates.versions(kind):
             conf["cniVersion"] = INSTEAD
         return conf
