@@ -51,7 +51,7 @@ from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.view import LeaseView
 
 if TYPE_CHECKING:
-    from flanneld_py.agent.supervise import Supervisor
+    from flanneld_py.agent.datapath.supervise import Supervisor
 
 
 SAY_EVERY = 1.0

@@ -18,7 +18,7 @@ from flanneld_py.encap.family import Family
 from flanneld_py.encap.peers import Peer
 
 if TYPE_CHECKING:
-    from flanneld_py.agent.supervise import Supervisor
+    from flanneld_py.agent.datapath.supervise import Supervisor
 
 Changes = Iterable[tuple[str, Peer | None]]
 """Peers by key, None for one that is not used any more."""
@@ -80,7 +80,7 @@ def make_supervisors(
     """Make what keeps the userspace data planes running, one for each family; none if the kernel carries."""
     for each in wanted:
         if each.datapath is not None:
-            from flanneld_py.agent.supervise import Supervisor  # Most hosts never need it.
+            from flanneld_py.agent.datapath.supervise import Supervisor  # Most hosts never need it.
 
             socket = control_socket(control, each.datapath.device)
             yield each.backend.family, Supervisor(socket, start, prepared, each.datapath, clock, rng)

@@ -197,7 +197,7 @@ def guard_maker(
 
 async def start_datapath(control: Path) -> None:
     """Start a userspace data plane that listens there. Imported here: most hosts never need it."""
-    from flanneld_py.agent.line import start_process
+    from flanneld_py.agent.datapath.client import start_process
 
     await start_process(control)
 
@@ -220,7 +220,7 @@ async def give_back(options: Options) -> None:
 
 async def stop_datapath(folder: Path) -> None:
     """End every userspace data plane that listens in the folder, for good. Raises Broken."""
-    from flanneld_py.agent.line import DatapathError, stop_process
+    from flanneld_py.agent.datapath.client import DatapathError, stop_process
 
     found = control_sockets(folder)
     for control in found.values():

@@ -2,7 +2,7 @@
 
 It has lost its leases then, not the cluster its hosts. What is there of peers is kept until their leases come back or,
 had they lived, would have expired. Decided here, once, for all who have peers: the kernel's tables (encap/delta.py)
-and the userspace data plane's (roster.py).
+and the userspace data plane's (agent/datapath/peerfeed.py).
 
 Not kept are the leases themselves, as if they were in the registry still: revisions of two registries do not compare,
 so an old lease could go before the new one of the same host.

@@ -129,7 +129,11 @@ class Leftovers:
             case VxlanLink():
                 await self._kernel.delete_link(device)
             case TunLink() if control.exists():
-                from flanneld_py.agent.line import DatapathError, clear_away, stop_process  # Most hosts never need it.
+                from flanneld_py.agent.datapath.client import (  # Most hosts never need it.
+                    DatapathError,
+                    clear_away,
+                    stop_process,
+                )
 
                 try:
                     await stop_process(control)

@@ -12,9 +12,9 @@ from flanneld_py.agent.postponed import SHOWN
 from flanneld_py.encap.family import IPV4, IPV6
 
 if TYPE_CHECKING:
+    from flanneld_py.agent.datapath.supervise import Report, Supervisor
     from flanneld_py.agent.guard import Guard
     from flanneld_py.agent.reconcile import Reconciler
-    from flanneld_py.agent.supervise import Report, Supervisor
     from flanneld_py.agent.wanted import Wanted
     from flanneld_py.encap.datapath.control.messages import PeerTraffic, Status
 
@@ -119,7 +119,7 @@ def userspace(report: Report | None, trouble: str) -> Document:
     """Return what the data-plane process says of itself; only `trouble` if it is not served."""
     if report is None:
         return {"served": False, "trouble": trouble}
-    from flanneld_py.agent.offloads import in_use, lacking
+    from flanneld_py.agent.datapath.offloads import in_use, lacking
 
     status = report.status
     return {

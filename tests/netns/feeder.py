@@ -14,8 +14,8 @@ from random import Random
 from typing import Any
 
 from flanneld_py.agent.clock import SystemClock
-from flanneld_py.agent.line import start_process
-from flanneld_py.agent.supervise import Supervisor
+from flanneld_py.agent.datapath.client import start_process
+from flanneld_py.agent.datapath.supervise import Supervisor
 from tests.netns.userspace import End, configuration, device_lines, peer
 
 

@@ -9,10 +9,10 @@ from ipaddress import IPv4Address, IPv4Network
 from random import Random
 
 from flanneld_py.agent.carrier import Changes
+from flanneld_py.agent.datapath.peerfeed import Roster
 from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.onlink import OnLinkVerdicts
 from flanneld_py.agent.reconcile import Reconciler
-from flanneld_py.agent.roster import Roster
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap.backends.base import Found, Underlay
 from flanneld_py.encap.backends.vxlan import Vxlan

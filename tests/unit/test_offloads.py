@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from flanneld_py.agent.offloads import MEANINGS, Offloads, in_use, lacking
+from flanneld_py.agent.datapath.offloads import MEANINGS, Offloads, in_use, lacking
 from flanneld_py.encap.datapath.control.messages import Status
 from flanneld_py.encap.datapath.tun import LADDER
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flanneld_py.agent.roster import Roster
+from flanneld_py.agent.datapath.peerfeed import Roster
 from flanneld_py.encap.datapath.control.messages import Peer
 
 

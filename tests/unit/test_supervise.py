@@ -15,9 +15,9 @@ from random import Random
 import pytest
 
 from flanneld_py.agent.clock import SystemClock
-from flanneld_py.agent.line import PATIENCE, DatapathError, Line, connect, start_process, stop_process
+from flanneld_py.agent.datapath.client import PATIENCE, DatapathError, Line, connect, start_process, stop_process
+from flanneld_py.agent.datapath.supervise import Supervisor
 from flanneld_py.agent.postponed import AT_ONCE
-from flanneld_py.agent.supervise import Supervisor
 from flanneld_py.encap.datapath.control import messages, protocol
 from tests.fake_datapath import FakeProcess
 from tests.lab.processes import start_time
@@ -320,7 +320,7 @@ async def test_one_that_hangs_ends_when_it_is_stopped_for_good(tmp_path: Path, m
         process = FakeProcess(tmp_path / "control")
         process.deaf = True
         running = tasks.create_task(process.run())
-        monkeypatch.setattr("flanneld_py.agent.line.PATIENCE", 0.1)
+        monkeypatch.setattr("flanneld_py.agent.datapath.client.PATIENCE", 0.1)
         monkeypatch.setattr(Line, "kill", lambda _: running.cancel())
         assert await stop_process(tmp_path / "control")
 
@@ -330,7 +330,7 @@ async def test_one_that_does_not_come_to_listen_is_given_up(tmp_path: Path, monk
     python.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 60\n")
     python.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(python))
-    monkeypatch.setattr("flanneld_py.agent.line.START_PATIENCE", 1, raising=False)
+    monkeypatch.setattr("flanneld_py.agent.datapath.client.START_PATIENCE", 1, raising=False)
     async with asyncio.timeout(10):
         with pytest.raises(DatapathError, match="does not start within 1 s"):
             await start_process(tmp_path / "control")
