@@ -39,7 +39,7 @@ from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.onlink import OnLinkVerdicts
 from flanneld_py.agent.reconcile import Reconciler
 from flanneld_py.agent.settings import Settings
-from flanneld_py.agent.underlay import Find, UnderlayWatch
+from flanneld_py.agent.underlay.watch import Find, UnderlayWatch
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap.backends import table
 from flanneld_py.encap.backends.base import Underlay

@@ -22,10 +22,8 @@ from flanneld_py.agent.clock import Clock, SystemClock
 from flanneld_py.agent.earlier import Earlier, read_earlier
 from flanneld_py.agent.former import FormerRules
 from flanneld_py.agent.guard import FirewallOptions, Guard, names_of_interest
-from flanneld_py.agent.host import read_host
 from flanneld_py.agent.http import HealthServer
 from flanneld_py.agent.identity import read_identity
-from flanneld_py.agent.interface import Asked, Choice, IPAddress, Network, NoInterface, choose, outside
 from flanneld_py.agent.lock import Locks
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.neighbours import Neighbours
@@ -39,6 +37,8 @@ from flanneld_py.agent.status import Document, starting
 from flanneld_py.agent.subnetfile import previous_subnets
 from flanneld_py.agent.sysctls import Sysctls
 from flanneld_py.agent.tasks import Tasks
+from flanneld_py.agent.underlay.choose import Asked, Choice, IPAddress, Network, NoInterface, choose, outside
+from flanneld_py.agent.underlay.host import read_host
 from flanneld_py.agent.values import UsageError
 from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap.backends.base import Underlay

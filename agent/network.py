@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
-from flanneld_py.agent.interface import NoInterface
 from flanneld_py.agent.log import OnChange
+from flanneld_py.agent.underlay.choose import NoInterface
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import RegistryError

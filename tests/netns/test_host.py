@@ -9,8 +9,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from flanneld_py.agent.host import read_host
-from flanneld_py.agent.interface import IFA_F_DEPRECATED, SCOPE_LINK
+from flanneld_py.agent.underlay.choose import IFA_F_DEPRECATED, SCOPE_LINK
+from flanneld_py.agent.underlay.host import read_host
 from tests.contract.kernel_host import namespace_with_underlay, run
 
 pytestmark = pytest.mark.root

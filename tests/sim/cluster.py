@@ -12,11 +12,11 @@ from random import Random
 from flanneld_py.agent.agent import Agent
 from flanneld_py.agent.earlier import read_earlier
 from flanneld_py.agent.identity import Identity
-from flanneld_py.agent.interface import Network, NoInterface
 from flanneld_py.agent.lock import Held
 from flanneld_py.agent.pace import Paced
 from flanneld_py.agent.settings import Settings
 from flanneld_py.agent.tasks import Tasks
+from flanneld_py.agent.underlay.choose import Network, NoInterface
 from flanneld_py.encap.backends.base import Underlay
 from flanneld_py.encap.backends.table import Choice
 from flanneld_py.encap.datapath.control import messages

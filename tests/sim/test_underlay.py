@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flanneld_py.agent.agent import Agent
-from flanneld_py.agent.interface import Network
+from flanneld_py.agent.underlay.choose import Network
 from flanneld_py.encap.backends.base import Underlay
 from flanneld_py.encap.backends.table import Choice
 from flanneld_py.encap.state import RTPROT_BOOT, Address, Entry, FdbEntry, Neighbour, Route, TunLink, VxlanLink

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from flanneld_py.agent.host import base_of, broadcast_of, default_interfaces, default_interfaces6, lasting
+from flanneld_py.agent.underlay.host import base_of, broadcast_of, default_interfaces, default_interfaces6, lasting
 
 
 def test_the_broadcast_address_of_a_link() -> None:

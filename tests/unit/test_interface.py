@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 
 import pytest
 
-from flanneld_py.agent.interface import (
+from flanneld_py.agent.underlay.choose import (
     IFA_F_DADFAILED,
     IFA_F_DEPRECATED,
     IFA_F_OPTIMISTIC,

@@ -1,6 +1,6 @@
 """The underlay followed: whatever changes about it, the network goes on over what there is now.
 
-    kernel events, a timer -> settle for a moment -> find (host.py, interface.py) -> the same interface -> move
+    kernel events, a timer -> settle for a moment -> find (host.py, choose.py) -> the same interface -> move
                                 ^                      | another interface, or none that would do
                                 +---- settle longer <--+
                                                        | still so -> move; or everything stays as it is, said once
@@ -18,8 +18,8 @@ from typing import Never
 
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
-from flanneld_py.agent.interface import Network, NoInterface
 from flanneld_py.agent.log import OnChange, facts, log
+from flanneld_py.agent.underlay.choose import Network, NoInterface
 from flanneld_py.encap.backends.base import Underlay
 from flanneld_py.encap.kernel import Event, HostChanged, KernelError, LinkChanged, Lost
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig

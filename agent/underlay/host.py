@@ -1,7 +1,7 @@
 """What the choice of the underlay needs to know of this host, asked of the kernel by our own codec and from /proc.
 
 By our own codec because hosts have thousands of interfaces of containers: 4000 are read in 0.1 s, by pyroute2 in 3 s.
-Not here: the choice itself (interface.py).
+Not here: the choice itself (choose.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
-from flanneld_py.agent.interface import Host, Interface, InterfaceAddress, IPAddress
+from flanneld_py.agent.underlay.choose import Host, Interface, InterfaceAddress, IPAddress
 from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.netlink import request
 from flanneld_py.encap.netlink import rtnetlink as rt
