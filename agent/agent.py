@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Never
 from flanneld_py.agent import status, subnetfile
 from flanneld_py.agent.announce import Announcer
 from flanneld_py.agent.carrier import KernelCarrier, UserspaceCarrier, make_supervisors
-from flanneld_py.agent.claim import Claimer
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.earlier import Earlier
-from flanneld_py.agent.follow import Follower
 from flanneld_py.agent.guard import Guard
 from flanneld_py.agent.identity import Identity
-from flanneld_py.agent.keep import Keeper
+from flanneld_py.agent.lease.claim import Claimer
+from flanneld_py.agent.lease.keep import Keeper
+from flanneld_py.agent.lease.sync import Follower
 from flanneld_py.agent.leftovers import Leftovers
 from flanneld_py.agent.lock import HostLocks
 from flanneld_py.agent.log import facts, log

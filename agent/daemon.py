@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from flanneld_py.agent import release
 from flanneld_py.agent.agent import Agent
 from flanneld_py.agent.blackhole import Blackhole
 from flanneld_py.agent.broken import Broken
@@ -24,13 +23,14 @@ from flanneld_py.agent.former import FormerRules
 from flanneld_py.agent.guard import FirewallOptions, Guard, names_of_interest
 from flanneld_py.agent.http import HealthServer
 from flanneld_py.agent.identity import read_identity
+from flanneld_py.agent.lease import release
+from flanneld_py.agent.lease.pace import Paced
 from flanneld_py.agent.lock import Locks
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.notify import Notifier
 from flanneld_py.agent.options import Options, default_workers
-from flanneld_py.agent.pace import Paced
 from flanneld_py.agent.settings import Settings, control_sockets
 from flanneld_py.agent.signals import Stopped, stop_on_signal
 from flanneld_py.agent.status import Document, starting

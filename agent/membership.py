@@ -1,7 +1,8 @@
 """What a network config makes of this host over one underlay: what it publishes, and what it wants here. Pure but for
 a look at our own device, whose MAC is kept.
 
-Not here: getting a lease (claim.py), and bringing about what is wanted (reconcile.py, agent/datapath/supervise.py).
+Not here: getting a lease (agent/lease/claim.py), and bringing about what is wanted (reconcile.py,
+agent/datapath/supervise.py).
 """
 
 from __future__ import annotations

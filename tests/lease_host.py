@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from random import Random
 
-from flanneld_py.agent.claim import Claimer
 from flanneld_py.agent.clock import Clock
-from flanneld_py.agent.follow import Follower
 from flanneld_py.agent.identity import Identity
-from flanneld_py.agent.keep import Keeper
+from flanneld_py.agent.lease.claim import Claimer
+from flanneld_py.agent.lease.keep import Keeper
+from flanneld_py.agent.lease.sync import Follower
 from flanneld_py.registry.config import NetworkConfig, parse_config
 from flanneld_py.registry.lifetime import TTL
 from flanneld_py.registry.model import Json, Lease, LeaseAttrs, stand_in

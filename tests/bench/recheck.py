@@ -15,8 +15,8 @@ from random import Random
 
 from flanneld_py.agent.clock import SystemClock
 from flanneld_py.agent.daemon import relax_garbage_collection
-from flanneld_py.agent.follow import Follower
-from flanneld_py.agent.pace import BURST, RATE, Paced
+from flanneld_py.agent.lease.pace import BURST, RATE, Paced
+from flanneld_py.agent.lease.sync import Follower
 from flanneld_py.registry.etcd import api
 from flanneld_py.registry.etcd.client import EtcdStore
 from flanneld_py.registry.etcd.status import Refusal

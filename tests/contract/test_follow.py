@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from flanneld_py.agent.clock import SystemClock
-from flanneld_py.agent.follow import Follower
+from flanneld_py.agent.lease.sync import Follower
 from flanneld_py.registry.codec import encode_attrs
 from flanneld_py.registry.etcd.client import EtcdStore
 from flanneld_py.registry.etcd.etcd3_client import Etcd3Store

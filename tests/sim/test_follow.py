@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flanneld_py.agent.follow import Follower
+from flanneld_py.agent.lease.sync import Follower
 from flanneld_py.registry.codec import encode_attrs
 from flanneld_py.registry.memory import MemoryStore
 from flanneld_py.registry.model import LeaseAttrs, Record

@@ -10,8 +10,8 @@ from random import Random
 
 import pytest
 
-from flanneld_py.agent import release
-from flanneld_py.agent.pace import BURST, PAGES, RATE, Paced
+from flanneld_py.agent.lease import release
+from flanneld_py.agent.lease.pace import BURST, PAGES, RATE, Paced
 from flanneld_py.registry.memory import MemoryStore
 from flanneld_py.registry.store import (
     Batch,

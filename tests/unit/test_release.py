@@ -7,8 +7,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from flanneld_py.agent import release
 from flanneld_py.agent.broken import Broken
+from flanneld_py.agent.lease import release
 from flanneld_py.registry.codec import encode_attrs
 from flanneld_py.registry.memory import MemoryStore
 from flanneld_py.registry.model import LeaseAttrs

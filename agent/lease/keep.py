@@ -13,8 +13,8 @@ from random import Random
 from typing import Never
 
 from flanneld_py.agent.backoff import Backoff
-from flanneld_py.agent.claim import Claimer
 from flanneld_py.agent.clock import Clock
+from flanneld_py.agent.lease.claim import Claimer
 from flanneld_py.agent.log import OnChange, facts, log
 from flanneld_py.registry.allocate import Network, overlapping
 from flanneld_py.registry.claims import AddressTaken

@@ -1,0 +1,1 @@
+"""Leases: our own claimed, kept and given back, everybody's followed."""
