@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Never
 
 from flanneld_py.agent import status, subnetfile
 from flanneld_py.agent.announce import Announcer
-from flanneld_py.agent.carrier import KernelCarrier, UserspaceCarrier, make_supervisors
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.earlier import Earlier
 from flanneld_py.agent.guard import Guard
@@ -30,17 +29,18 @@ from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.lease.claim import Claimer
 from flanneld_py.agent.lease.keep import Keeper
 from flanneld_py.agent.lease.sync import Follower
-from flanneld_py.agent.leftovers import Leftovers
 from flanneld_py.agent.lock import HostLocks
 from flanneld_py.agent.log import facts, log
-from flanneld_py.agent.membership import Membership
-from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.network import wait_for_network
-from flanneld_py.agent.onlink import OnLinkVerdicts
-from flanneld_py.agent.reconcile import Reconciler
+from flanneld_py.agent.reconcile.desired import Wanted
+from flanneld_py.agent.reconcile.hostnetwork import Membership
+from flanneld_py.agent.reconcile.leftovers import Leftovers
+from flanneld_py.agent.reconcile.neighbours import Neighbours
+from flanneld_py.agent.reconcile.onlink import OnLinkVerdicts
+from flanneld_py.agent.reconcile.reconciler import Reconciler
+from flanneld_py.agent.reconcile.sink import KernelCarrier, UserspaceCarrier, make_supervisors
 from flanneld_py.agent.settings import Settings
 from flanneld_py.agent.underlay.watch import Find, UnderlayWatch
-from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap.backends import table
 from flanneld_py.encap.backends.base import Underlay
 from flanneld_py.encap.family import IPV4, IPV6, Family

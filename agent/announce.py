@@ -14,8 +14,8 @@ from flanneld_py.agent.broken import Broken
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.envfile import EnvFile
 from flanneld_py.agent.log import facts, log
+from flanneld_py.agent.reconcile.desired import Wanted
 from flanneld_py.agent.settings import Settings
-from flanneld_py.agent.wanted import Wanted
 
 
 class Announcer:

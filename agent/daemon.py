@@ -14,7 +14,6 @@ from pathlib import Path
 from random import Random
 
 from flanneld_py.agent.agent import Agent
-from flanneld_py.agent.blackhole import Blackhole
 from flanneld_py.agent.broken import Broken
 from flanneld_py.agent.changed import ConfigWatch
 from flanneld_py.agent.clock import Clock, SystemClock
@@ -27,10 +26,12 @@ from flanneld_py.agent.lease import release
 from flanneld_py.agent.lease.pace import Paced
 from flanneld_py.agent.lock import Locks
 from flanneld_py.agent.log import facts, log
-from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.network import wait_for_network
 from flanneld_py.agent.notify import Notifier
 from flanneld_py.agent.options import Options, default_workers
+from flanneld_py.agent.reconcile.blackhole import Blackhole
+from flanneld_py.agent.reconcile.desired import Wanted
+from flanneld_py.agent.reconcile.neighbours import Neighbours
 from flanneld_py.agent.settings import Settings, control_sockets
 from flanneld_py.agent.signals import Stopped, stop_on_signal
 from flanneld_py.agent.status import Document, starting
@@ -40,7 +41,6 @@ from flanneld_py.agent.tasks import Tasks
 from flanneld_py.agent.underlay.choose import Asked, Choice, IPAddress, Network, NoInterface, choose, outside
 from flanneld_py.agent.underlay.host import read_host
 from flanneld_py.agent.values import UsageError
-from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap.backends.base import Underlay
 from flanneld_py.encap.firewall.enforce import Enforcer
 from flanneld_py.encap.firewall.policy import name_suffix

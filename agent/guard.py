@@ -22,10 +22,10 @@ from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.former import FormerRules
 from flanneld_py.agent.log import OnChange, facts, log
-from flanneld_py.agent.neighbours import Neighbours
 from flanneld_py.agent.obstacles import Looks, Obstacles
-from flanneld_py.agent.repairs import Repairs
-from flanneld_py.agent.wanted import Wanted
+from flanneld_py.agent.reconcile.desired import Wanted
+from flanneld_py.agent.reconcile.neighbours import Neighbours
+from flanneld_py.agent.reconcile.repairs import Repairs
 from flanneld_py.encap.firewall import dockerbridges
 from flanneld_py.encap.firewall.chains import DOCKERS, RAW, forward_part, masquerade_part, raw_part
 from flanneld_py.encap.firewall.enforce import Asked, Choice, Outcome

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from flanneld_py.agent.postponed import SHOWN
+from flanneld_py.agent.reconcile.postponed import SHOWN
 from flanneld_py.encap.family import IPV4, IPV6
 
 if TYPE_CHECKING:
     from flanneld_py.agent.datapath.supervise import Report, Supervisor
     from flanneld_py.agent.guard import Guard
-    from flanneld_py.agent.reconcile import Reconciler
-    from flanneld_py.agent.wanted import Wanted
+    from flanneld_py.agent.reconcile.desired import Wanted
+    from flanneld_py.agent.reconcile.reconciler import Reconciler
     from flanneld_py.encap.datapath.control.messages import PeerTraffic, Status
 
 Document = dict[str, object]

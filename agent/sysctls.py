@@ -18,7 +18,7 @@ from typing import Never
 
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.log import facts, log
-from flanneld_py.agent.wanted import Wanted
+from flanneld_py.agent.reconcile.desired import Wanted
 from flanneld_py.encap.family import IPV4
 
 EVERY = 3.0

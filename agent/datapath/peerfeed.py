@@ -1,6 +1,6 @@
 """The peers that the userspace data plane is to have, and what of them it has not been told yet. Pure.
 
-    update   who is a peer now, or not any more          hold, release   see hold.py
+    update   who is a peer now, or not any more          hold, release   see agent/reconcile/hold.py
     all      the whole table, for a process that has just been reached
     changes  what has changed since either was called
 

@@ -25,7 +25,7 @@ from flanneld_py.agent.datapath.client import PATIENCE, DatapathError, Line, Los
 from flanneld_py.agent.datapath.offloads import Offloads
 from flanneld_py.agent.datapath.peerfeed import Roster
 from flanneld_py.agent.log import facts, log
-from flanneld_py.agent.postponed import Undone
+from flanneld_py.agent.reconcile.postponed import Undone
 from flanneld_py.encap.datapath.control import messages, protocol
 
 PROBE_EVERY = 5.0

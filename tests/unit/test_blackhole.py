@@ -5,8 +5,8 @@ from ipaddress import ip_network
 
 import pytest
 
-from flanneld_py.agent.blackhole import Blackhole, Network
 from flanneld_py.agent.clock import SystemClock
+from flanneld_py.agent.reconcile.blackhole import Blackhole, Network
 
 FORMER, OURS = ip_network("fd42:0:0:1::/64"), ip_network("10.42.5.0/24")
 

@@ -16,8 +16,8 @@ from flanneld_py.agent.former import FormerRules
 from flanneld_py.agent.guard import LOOK_EVERY, FirewallOptions, Guard, Report
 from flanneld_py.agent.lock import Held
 from flanneld_py.agent.log import TextFormatter
-from flanneld_py.agent.neighbours import Neighbours
-from flanneld_py.agent.wanted import Wanted
+from flanneld_py.agent.reconcile.desired import Wanted
+from flanneld_py.agent.reconcile.neighbours import Neighbours
 from flanneld_py.encap.backends.base import Underlay
 from flanneld_py.encap.backends.vxlan import Vxlan
 from flanneld_py.encap.family import IPV4, IPAddress

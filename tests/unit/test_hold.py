@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv4Network
 from random import Random
 
-from flanneld_py.agent.carrier import Changes
 from flanneld_py.agent.datapath.peerfeed import Roster
-from flanneld_py.agent.neighbours import Neighbours
-from flanneld_py.agent.onlink import OnLinkVerdicts
-from flanneld_py.agent.reconcile import Reconciler
-from flanneld_py.agent.wanted import Wanted
+from flanneld_py.agent.reconcile.desired import Wanted
+from flanneld_py.agent.reconcile.neighbours import Neighbours
+from flanneld_py.agent.reconcile.onlink import OnLinkVerdicts
+from flanneld_py.agent.reconcile.reconciler import Reconciler
+from flanneld_py.agent.reconcile.sink import Changes
 from flanneld_py.encap.backends.base import Found, Underlay
 from flanneld_py.encap.backends.vxlan import Vxlan
 from flanneld_py.encap.datapath.control import messages

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from ipaddress import IPv4Address, IPv4Network
 
-from flanneld_py.agent.neighbours import Neighbours
+from flanneld_py.agent.reconcile.neighbours import Neighbours
 from flanneld_py.encap.delta import Tracker
 from flanneld_py.encap.family import IPV4, IPV6
 from flanneld_py.encap.state import Route

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from flanneld_py.agent.log import AGAIN
-from flanneld_py.agent.repairs import BURST, Repairs
+from flanneld_py.agent.reconcile.repairs import BURST, Repairs
 
 
 def test_repairs_are_prompt_until_there_are_too_many(caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,7 @@ import pytest
 from flanneld_py.agent.clock import SystemClock
 from flanneld_py.agent.datapath.client import PATIENCE, DatapathError, Line, connect, start_process, stop_process
 from flanneld_py.agent.datapath.supervise import Supervisor
-from flanneld_py.agent.postponed import AT_ONCE
+from flanneld_py.agent.reconcile.postponed import AT_ONCE
 from flanneld_py.encap.datapath.control import messages, protocol
 from tests.fake_datapath import FakeProcess
 from tests.lab.processes import start_time

@@ -7,8 +7,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
+from flanneld_py.agent.reconcile.desired import Wanted
 from flanneld_py.agent.sysctls import EVERY, Sysctls, complaints
-from flanneld_py.agent.wanted import Wanted
 from flanneld_py.encap.backends.base import Underlay
 from flanneld_py.encap.backends.hostgw import HostGw
 from flanneld_py.encap.backends.vxlan import Vxlan

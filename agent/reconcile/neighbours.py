@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from flanneld_py.agent.wanted import Wanted
+from flanneld_py.agent.reconcile.desired import Wanted
 from flanneld_py.encap.family import Family, IPAddress
 
 

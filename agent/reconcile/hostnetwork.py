@@ -1,7 +1,7 @@
 """What a network config makes of this host over one underlay: what it publishes, and what it wants here. Pure but for
 a look at our own device, whose MAC is kept.
 
-Not here: getting a lease (agent/lease/claim.py), and bringing about what is wanted (reconcile.py,
+Not here: getting a lease (agent/lease/claim.py), and bringing about what is wanted (reconciler.py,
 agent/datapath/supervise.py).
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from flanneld_py.agent.log import facts, log
-from flanneld_py.agent.wanted import Wanted
+from flanneld_py.agent.reconcile.desired import Wanted
 from flanneld_py.encap.backends import table
 from flanneld_py.encap.backends.base import Backend, Found, Underlay
 from flanneld_py.encap.family import Network

@@ -29,7 +29,7 @@ from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.earlier import Earlier
 from flanneld_py.agent.lock import Held
 from flanneld_py.agent.log import OnChange, facts, log
-from flanneld_py.agent.membership import Membership
+from flanneld_py.agent.reconcile.hostnetwork import Membership
 from flanneld_py.agent.settings import control_socket
 from flanneld_py.encap.family import IPV4
 from flanneld_py.encap.kernel import Kernel, KernelError

@@ -19,17 +19,17 @@ from random import Random
 from typing import Never
 
 from flanneld_py.agent.backoff import Backoff, Pace
-from flanneld_py.agent.beside import Beside
-from flanneld_py.agent.carrier import Carrier
 from flanneld_py.agent.clock import Clock
-from flanneld_py.agent.hold import Hold
 from flanneld_py.agent.log import facts, log
-from flanneld_py.agent.neighbours import Neighbours
-from flanneld_py.agent.onlink import OnLinkVerdicts
-from flanneld_py.agent.postponed import Postponed, Undone
-from flanneld_py.agent.repairs import Repairs
-from flanneld_py.agent.unused import Unused
-from flanneld_py.agent.wanted import Wanted
+from flanneld_py.agent.reconcile.competing import Beside
+from flanneld_py.agent.reconcile.desired import Wanted
+from flanneld_py.agent.reconcile.hold import Hold
+from flanneld_py.agent.reconcile.neighbours import Neighbours
+from flanneld_py.agent.reconcile.onlink import OnLinkVerdicts
+from flanneld_py.agent.reconcile.postponed import Postponed, Undone
+from flanneld_py.agent.reconcile.repairs import Repairs
+from flanneld_py.agent.reconcile.sink import Carrier
+from flanneld_py.agent.reconcile.unused import Unused
 from flanneld_py.encap.delta import Tracker
 from flanneld_py.encap.kernel import Event, Gone, Kernel, KernelError, LinkChanged, Lost, Rerouted, Seen
 from flanneld_py.encap.linkstep import LinkStep, link_step

@@ -1,0 +1,1 @@
+"""The kernel brought to what registry and configuration say, and kept there."""
