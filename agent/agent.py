@@ -21,17 +21,16 @@ from random import Random
 from typing import TYPE_CHECKING, Never
 
 from flanneld_py.agent import status, subnetfile
-from flanneld_py.agent.announce import Announcer
 from flanneld_py.agent.clock import Clock
-from flanneld_py.agent.earlier import Earlier
-from flanneld_py.agent.guard import Guard
+from flanneld_py.agent.firewall.reconciler import Guard
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.lease.claim import Claimer
 from flanneld_py.agent.lease.keep import Keeper
 from flanneld_py.agent.lease.sync import Follower
 from flanneld_py.agent.lock import HostLocks
 from flanneld_py.agent.log import facts, log
-from flanneld_py.agent.network import wait_for_network
+from flanneld_py.agent.netconfig import wait_for_network
+from flanneld_py.agent.previous_run import Earlier
 from flanneld_py.agent.reconcile.desired import Wanted
 from flanneld_py.agent.reconcile.hostnetwork import Membership
 from flanneld_py.agent.reconcile.leftovers import Leftovers
@@ -40,6 +39,7 @@ from flanneld_py.agent.reconcile.onlink import OnLinkVerdicts
 from flanneld_py.agent.reconcile.reconciler import Reconciler
 from flanneld_py.agent.reconcile.sink import KernelCarrier, UserspaceCarrier, make_supervisors
 from flanneld_py.agent.settings import Settings
+from flanneld_py.agent.subnetfile_writer import Announcer
 from flanneld_py.agent.underlay.watch import Find, UnderlayWatch
 from flanneld_py.encap.backends import table
 from flanneld_py.encap.backends.base import Underlay

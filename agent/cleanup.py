@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from flanneld_py.agent import signature, subnetfile
-from flanneld_py.agent.broken import Broken
 from flanneld_py.agent.datapath.client import DatapathError, clear_away, stop_process
+from flanneld_py.agent.errors import Broken
 from flanneld_py.agent.lock import Locks
 from flanneld_py.agent.settings import control_socket, control_sockets
 from flanneld_py.encap.firewall.enforce import Enforcer

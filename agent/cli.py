@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up(as_json=options.log_json, verbose=options.verbose)
 
     # Only now, so that a wrong flag is answered at once.
-    from flanneld_py.agent.broken import Broken
     from flanneld_py.agent.daemon import Daemon, give_back, require_capability, stop_datapath
+    from flanneld_py.agent.errors import Broken
     from flanneld_py.agent.notify import Notifier
 
     async def run() -> None:

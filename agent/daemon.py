@@ -14,21 +14,21 @@ from pathlib import Path
 from random import Random
 
 from flanneld_py.agent.agent import Agent
-from flanneld_py.agent.broken import Broken
-from flanneld_py.agent.changed import ConfigWatch
 from flanneld_py.agent.clock import Clock, SystemClock
-from flanneld_py.agent.earlier import Earlier, read_earlier
-from flanneld_py.agent.former import FormerRules
-from flanneld_py.agent.guard import FirewallOptions, Guard, names_of_interest
-from flanneld_py.agent.http import HealthServer
+from flanneld_py.agent.configwatch import ConfigWatch
+from flanneld_py.agent.errors import Broken
+from flanneld_py.agent.firewall.previous_rules import FormerRules
+from flanneld_py.agent.firewall.reconciler import FirewallOptions, Guard, names_of_interest
+from flanneld_py.agent.health import HealthServer
 from flanneld_py.agent.identity import read_identity
 from flanneld_py.agent.lease import release
 from flanneld_py.agent.lease.pace import Paced
 from flanneld_py.agent.lock import Locks
 from flanneld_py.agent.log import facts, log
-from flanneld_py.agent.network import wait_for_network
+from flanneld_py.agent.netconfig import wait_for_network
 from flanneld_py.agent.notify import Notifier
 from flanneld_py.agent.options import Options, default_workers
+from flanneld_py.agent.previous_run import Earlier, read_earlier
 from flanneld_py.agent.reconcile.blackhole import Blackhole
 from flanneld_py.agent.reconcile.desired import Wanted
 from flanneld_py.agent.reconcile.neighbours import Neighbours

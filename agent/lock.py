@@ -17,7 +17,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Protocol
 
-from flanneld_py.agent.broken import Broken
+from flanneld_py.agent.errors import Broken
 from flanneld_py.encap.family import Network
 from flanneld_py.encap.firewall.policy import name_suffix
 

@@ -14,8 +14,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 from typing import Any, Literal
 
+from flanneld_py.agent.firewall.reconciler import FirewallOptions
 from flanneld_py.agent.flags import FLAGS, KUBE
-from flanneld_py.agent.guard import FirewallOptions
 from flanneld_py.agent.values import UsageError, address, endpoints, file, is_ip, public, regex
 from flanneld_py.registry.etcd.endpoint import Tls
 

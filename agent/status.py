@@ -13,7 +13,7 @@ from flanneld_py.encap.family import IPV4, IPV6
 
 if TYPE_CHECKING:
     from flanneld_py.agent.datapath.supervise import Report, Supervisor
-    from flanneld_py.agent.guard import Guard
+    from flanneld_py.agent.firewall.reconciler import Guard
     from flanneld_py.agent.reconcile.desired import Wanted
     from flanneld_py.agent.reconcile.reconciler import Reconciler
     from flanneld_py.encap.datapath.control.messages import PeerTraffic, Status

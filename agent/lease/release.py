@@ -14,7 +14,7 @@ import asyncio
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Callable, Sequence
 
-from flanneld_py.agent.broken import Broken
+from flanneld_py.agent.errors import Broken
 from flanneld_py.agent.log import facts, log
 from flanneld_py.registry.model import Lease
 from flanneld_py.registry.registry import Registry

@@ -12,7 +12,7 @@ By level: nothing but the subnet file tells what an earlier run made, and only i
 another network's agent on this host keeps its own, whether it runs or not; what one that runs has is known by its
 locks besides, and the network of one that is stopped by its subnet file, if that is in our file's folder. What
 cannot be removed is said and tried again, and all else goes on. Not here: `--cleanup` (cleanup.py), firewall rules
-(guard.py).
+(agent/firewall/reconciler.py).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import Never
 
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
-from flanneld_py.agent.earlier import Earlier
 from flanneld_py.agent.lock import Held
 from flanneld_py.agent.log import OnChange, facts, log
+from flanneld_py.agent.previous_run import Earlier
 from flanneld_py.agent.reconcile.hostnetwork import Membership
 from flanneld_py.agent.settings import control_socket
 from flanneld_py.encap.family import IPV4

@@ -10,10 +10,10 @@ from pathlib import Path
 from random import Random
 
 from flanneld_py.agent.agent import Agent
-from flanneld_py.agent.earlier import read_earlier
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.lease.pace import Paced
 from flanneld_py.agent.lock import Held
+from flanneld_py.agent.previous_run import read_earlier
 from flanneld_py.agent.settings import Settings
 from flanneld_py.agent.tasks import Tasks
 from flanneld_py.agent.underlay.choose import Network, NoInterface

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flanneld_py.agent.agent import Agent
-from flanneld_py.agent.broken import Broken
+from flanneld_py.agent.errors import Broken
 from flanneld_py.encap.state import (
     RTPROT_BOOT,
     Entry,

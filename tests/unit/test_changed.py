@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from flanneld_py.agent.changed import EVERY, ConfigWatch
+from flanneld_py.agent.configwatch import EVERY, ConfigWatch
 from flanneld_py.registry.memory import MemoryStore
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import Delete, Put

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from flanneld_py.agent import subnetfile
-from flanneld_py.agent.broken import Broken
 from flanneld_py.agent.cleanup import _remove_file, clean_up
+from flanneld_py.agent.errors import Broken
 from flanneld_py.agent.signature import Signature, sign
 
 HEADER = "Num       RefCount Protocol Flags    Type St Inode Path\n"

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from flanneld_py.agent import subnetfile
-from flanneld_py.agent.envfile import EnvFile
 from flanneld_py.agent.signature import Signature, signature_of
 from flanneld_py.agent.subnetfile import SubnetFile
+from flanneld_py.agent.subnetfile_keeper import EnvFile
 from tests.manual_clock import ManualClock
 
 NETWORK, PREFIX = ip_network("10.42.0.0/16"), "/coreos.com/network"

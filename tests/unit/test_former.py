@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_py.agent.earlier import Earlier
-from flanneld_py.agent.former import FormerRules
+from flanneld_py.agent.firewall.previous_rules import FormerRules
 from flanneld_py.agent.lock import Held
+from flanneld_py.agent.previous_run import Earlier
 from flanneld_py.encap.firewall.chains import forward_part, masquerade_part, raw_part, rule_text
 from flanneld_py.encap.firewall.enforce import Enforcer, Outcome
 from flanneld_py.encap.firewall.nft import table_text

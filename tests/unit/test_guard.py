@@ -11,11 +11,11 @@ from random import Random
 
 import pytest
 
-from flanneld_py.agent.earlier import Earlier
-from flanneld_py.agent.former import FormerRules
-from flanneld_py.agent.guard import LOOK_EVERY, FirewallOptions, Guard, Report
+from flanneld_py.agent.firewall.previous_rules import FormerRules
+from flanneld_py.agent.firewall.reconciler import LOOK_EVERY, FirewallOptions, Guard, Report
 from flanneld_py.agent.lock import Held
 from flanneld_py.agent.log import TextFormatter
+from flanneld_py.agent.previous_run import Earlier
 from flanneld_py.agent.reconcile.desired import Wanted
 from flanneld_py.agent.reconcile.neighbours import Neighbours
 from flanneld_py.encap.backends.base import Underlay

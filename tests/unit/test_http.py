@@ -8,7 +8,7 @@ from contextlib import ExitStack, asynccontextmanager, suppress
 
 import pytest
 
-from flanneld_py.agent.http import CLIENTS, HealthServer
+from flanneld_py.agent.health import CLIENTS, HealthServer
 
 
 async def state() -> dict[str, object]:
@@ -94,7 +94,7 @@ async def test_a_client_that_takes_nothing_is_let_go_of_and_its_answer_with_it()
 
 
 async def test_the_limit_holds_however_many_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flanneld_py.agent.http.CLIENTS", 8)
+    monkeypatch.setattr("flanneld_py.agent.health.CLIENTS", 8)
 
     def is_cut(client: socket.socket) -> bool:
         try:

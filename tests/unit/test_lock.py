@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_py.agent.broken import Broken
+from flanneld_py.agent.errors import Broken
 from flanneld_py.agent.lock import Held, Locks, held_names
 
 HEADER = "Num       RefCount Protocol Flags    Type St Inode Path\n"

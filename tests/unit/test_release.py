@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from flanneld_py.agent.broken import Broken
+from flanneld_py.agent.errors import Broken
 from flanneld_py.agent.lease import release
 from flanneld_py.registry.codec import encode_attrs
 from flanneld_py.registry.memory import MemoryStore

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flanneld_py.agent.flags import FLAGS
-from flanneld_py.agent.http import CLIENTS
+from flanneld_py.agent.health import CLIENTS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

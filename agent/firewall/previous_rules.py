@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from flanneld_py.agent.clock import Clock
-from flanneld_py.agent.earlier import Earlier
 from flanneld_py.agent.lock import Held
 from flanneld_py.agent.log import OnChange, facts, log
+from flanneld_py.agent.previous_run import Earlier
 from flanneld_py.encap.firewall.enforce import Outcome
 from flanneld_py.encap.firewall.policy import Network, Policy
 

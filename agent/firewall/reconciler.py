@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from random import Random
 from typing import Never, Protocol
 
-from flanneld_py.agent.anew import Anew
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
-from flanneld_py.agent.former import FormerRules
+from flanneld_py.agent.firewall.drops import Looks, Obstacles
+from flanneld_py.agent.firewall.previous_rules import FormerRules
+from flanneld_py.agent.firewall.restart_flows import Anew
 from flanneld_py.agent.log import OnChange, facts, log
-from flanneld_py.agent.obstacles import Looks, Obstacles
 from flanneld_py.agent.reconcile.desired import Wanted
 from flanneld_py.agent.reconcile.neighbours import Neighbours
 from flanneld_py.agent.reconcile.repairs import Repairs

@@ -1,7 +1,8 @@
 """The subnet file kept as it should be: written where it differs, and again when somebody has removed or changed it.
 
 A file that cannot be written now (a full /run, a folder that became read-only) is tried again for as long as the agent
-runs: traffic does not depend on it. Not here: its format (subnetfile.py), and what is to be in it (announce.py).
+runs: traffic does not depend on it. Not here: its format (subnetfile.py), and what is to be in it
+(subnetfile_writer.py).
 """
 
 from __future__ import annotations

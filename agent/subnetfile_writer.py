@@ -1,7 +1,7 @@
 """What container engines are told of this host: subnet.env, and what has to follow when it says something new.
 
 What containers that run have to follow is said: at a start as well, compared with the file of the run before.
-Not here: the file's format (subnetfile.py), and that it stays as it is (envfile.py).
+Not here: the file's format (subnetfile.py), and that it stays as it is (subnetfile_keeper.py).
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flanneld_py.agent import subnetfile
-from flanneld_py.agent.broken import Broken
 from flanneld_py.agent.clock import Clock
-from flanneld_py.agent.envfile import EnvFile
+from flanneld_py.agent.errors import Broken
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.reconcile.desired import Wanted
 from flanneld_py.agent.settings import Settings
+from flanneld_py.agent.subnetfile_keeper import EnvFile
 
 
 class Announcer:
