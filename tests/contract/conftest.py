@@ -11,8 +11,8 @@ import pytest
 
 from flanneld_py.registry.etcd.client import EtcdStore
 from flanneld_py.registry.etcd.etcd3_client import Etcd3Store
-from flanneld_py.registry.memory import MemoryStore
 from flanneld_py.registry.store import Store
+from tests.fakes.store import MemoryStore
 from tests.lab.etcd import EtcdProxy, EtcdServer
 
 

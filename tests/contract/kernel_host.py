@@ -41,7 +41,7 @@ from flanneld_py.encap.state import (
     VxlanLink,
     text,
 )
-from tests.fake_kernel import FakeKernel
+from tests.fakes.kernel import FakeKernel
 from tests.patience import patient
 
 DEVICE, DEVICE6, UNDERLAY = "flannel.1", "flannel-v6.1", "p0"

@@ -41,7 +41,7 @@ from tests.contract.kernel_host import (
     namespace_with_underlay,
     peer,
 )
-from tests.fake_kernel import FakeKernel
+from tests.fakes.kernel import FakeKernel
 
 
 @pytest.fixture

@@ -23,13 +23,13 @@ from flanneld_py.encap.datapath.control import messages
 from flanneld_py.encap.state import Entry, FdbEntry, Key, Neighbour, Nexthop, Route, TunLink, VxlanLink
 from flanneld_py.registry.codec import encode_attrs
 from flanneld_py.registry.config import NetworkConfig
-from flanneld_py.registry.memory import MemoryStore
 from flanneld_py.registry.model import Lease, LeaseAttrs
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import Delete, Put, Unavailable
-from tests.fake_datapath import FakeProcess
-from tests.fake_kernel import FakeKernel
-from tests.manual_clock import ManualClock
+from tests.fakes.clock import ManualClock
+from tests.fakes.datapath import FakeProcess
+from tests.fakes.kernel import FakeKernel
+from tests.fakes.store import MemoryStore
 
 PREFIX = "/coreos.com/network"
 CONFIG = b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}'

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from flanneld_py.agent.lease.sync import Follower
 from flanneld_py.registry.codec import encode_attrs
-from flanneld_py.registry.memory import MemoryStore
 from flanneld_py.registry.model import LeaseAttrs, Record
 from flanneld_py.registry.registry import Registry
 from flanneld_py.registry.store import Batch, Delete, HistoryLost, Put
 from flanneld_py.registry.view import LeaseView
-from tests.manual_clock import ManualClock
+from tests.fakes.clock import ManualClock
+from tests.fakes.store import MemoryStore
 
 PREFIX = "/coreos.com/network"
 RESUMED = 60.0

@@ -12,7 +12,7 @@ import pytest
 from flanneld_py.agent.agent import Agent
 from flanneld_py.encap.backends.base import Underlay
 from flanneld_py.encap.state import ROUTE_PROTOCOL, Address, Entry, Route
-from tests.fake_kernel import FakeKernel
+from tests.fakes.kernel import FakeKernel
 from tests.sim.cluster import CONFIG, DEVICE, Cluster, device
 
 HOSTGW = b'{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}'

@@ -12,7 +12,7 @@ from flanneld_py.agent.signature import Signature, sign
 from flanneld_py.encap.family import Network
 from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.state import Address, Entry, Neighbour, Route, VxlanLink
-from tests.fake_kernel import FakeKernel
+from tests.fakes.kernel import FakeKernel
 from tests.sim.cluster import DEVICE, PREFIX, Cluster, entries
 
 EARLIER = "FLANNEL_NETWORK=10.0.0.0/8\nFLANNEL_SUBNET=10.42.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from flanneld_py.registry.codec import encode_attrs
 from flanneld_py.registry.config import NetworkConfig, parse_config
 from flanneld_py.registry.lifetime import PERIOD, TTL
-from flanneld_py.registry.memory import MemoryStore
 from flanneld_py.registry.model import Lease, LeaseAttrs, Subnets
 from flanneld_py.registry.store import Delete, Put
+from tests.fakes.clock import ManualClock
+from tests.fakes.store import MemoryStore
 from tests.lease_host import CONFIG, PREFIX, Host
-from tests.manual_clock import ManualClock
 from tests.sim.test_races import Hesitant, leased
 
 ADDRESS = "10.0.2.15"

@@ -12,7 +12,6 @@ import pytest
 
 from flanneld_py.agent.lease import release
 from flanneld_py.agent.lease.pace import BURST, PAGES, RATE, Paced
-from flanneld_py.registry.memory import MemoryStore
 from flanneld_py.registry.store import (
     Batch,
     Conflict,
@@ -28,8 +27,9 @@ from flanneld_py.registry.store import (
     StoreReplaced,
     Unavailable,
 )
+from tests.fakes.clock import ManualClock
+from tests.fakes.store import MemoryStore
 from tests.lease_host import Host
-from tests.manual_clock import ManualClock
 from tests.sim.cluster import Cluster, on_device
 
 REQUESTS = (

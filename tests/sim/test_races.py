@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from flanneld_py.registry.codec import decode_record
 from flanneld_py.registry.config import parse_config
 from flanneld_py.registry.lifetime import PERIOD, TTL
-from flanneld_py.registry.memory import MemoryStore
 from flanneld_py.registry.model import Lease, Subnets
 from flanneld_py.registry.store import Batch, Conflict, Delete, Deleted, Expect, KeyValue, Listing, Put, Store
+from tests.fakes.clock import ManualClock
+from tests.fakes.store import MemoryStore
 from tests.lease_host import PREFIX, Host
-from tests.manual_clock import ManualClock
 
 V4 = '"Network": "10.5.0.0/23", "SubnetLen": {}'
 V6 = '"EnableIPv6": true, "IPv6Network": "fd00:5::/119", "IPv6SubnetLen": {}'
