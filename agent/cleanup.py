@@ -15,9 +15,9 @@ from pathlib import Path
 
 from flanneld_py.agent import signature, subnetfile
 from flanneld_py.agent.datapath.client import DatapathError, clear_away, stop_process
+from flanneld_py.agent.datapath.paths import control_socket, control_sockets
 from flanneld_py.agent.errors import Broken
 from flanneld_py.agent.lock import Locks
-from flanneld_py.agent.settings import control_socket, control_sockets
 from flanneld_py.encap.firewall.enforce import Enforcer
 from flanneld_py.encap.firewall.tools import HostTools
 from flanneld_py.encap.kernel import KernelError

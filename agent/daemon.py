@@ -16,9 +16,10 @@ from random import Random
 from flanneld_py.agent.agent import Agent
 from flanneld_py.agent.clock import Clock, SystemClock
 from flanneld_py.agent.configwatch import ConfigWatch
+from flanneld_py.agent.datapath.paths import control_sockets
 from flanneld_py.agent.errors import Broken
 from flanneld_py.agent.firewall.previous_rules import FormerRules
-from flanneld_py.agent.firewall.reconciler import FirewallOptions, Guard, names_of_interest
+from flanneld_py.agent.firewall.reconciler import Guard, names_of_interest
 from flanneld_py.agent.health import HealthServer
 from flanneld_py.agent.identity import read_identity
 from flanneld_py.agent.lease import release
@@ -32,7 +33,7 @@ from flanneld_py.agent.previous_run import Earlier, read_earlier
 from flanneld_py.agent.reconcile.blackhole import Blackhole
 from flanneld_py.agent.reconcile.desired import Wanted
 from flanneld_py.agent.reconcile.neighbours import Neighbours
-from flanneld_py.agent.settings import Settings, control_sockets
+from flanneld_py.agent.settings import FirewallSettings, Settings
 from flanneld_py.agent.signals import Stopped, stop_on_signal
 from flanneld_py.agent.status import Document, starting
 from flanneld_py.agent.subnetfile import previous_subnets
@@ -181,7 +182,7 @@ class Daemon:
 
 
 def guard_maker(
-    options: FirewallOptions, clock: Clock, earlier: Earlier, locks: Locks
+    options: FirewallSettings, clock: Clock, earlier: Earlier, locks: Locks
 ) -> Callable[[tuple[Wanted, ...], Neighbours], Guard]:
     """Return what makes the guard of this host's firewall rules, once the network is known."""
 

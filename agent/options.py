@@ -14,8 +14,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 from typing import Any, Literal
 
-from flanneld_py.agent.firewall.reconciler import FirewallOptions
 from flanneld_py.agent.flags import FLAGS, KUBE
+from flanneld_py.agent.settings import FirewallSettings
 from flanneld_py.agent.values import UsageError, address, endpoints, file, is_ip, public, regex
 from flanneld_py.registry.etcd.endpoint import Tls
 
@@ -63,7 +63,7 @@ class Options:
     release_on_stop: bool
     healthz: tuple[str, int] | None
     datapath: Literal["auto", "kernel", "userspace"]
-    firewall: FirewallOptions
+    firewall: FirewallSettings
     blackhole: bool
     datapath_workers: int | None
     datapath_stop: bool
@@ -222,7 +222,7 @@ def _check(given: Mapping[str, list[str]]) -> Options:
     )
 
 
-def _firewall(given: Mapping[str, list[str]], asked: Any, resync: int) -> FirewallOptions:
+def _firewall(given: Mapping[str, list[str]], asked: Any, resync: int) -> FirewallSettings:
     if asked not in ("auto", "nftables", "iptables", "none"):
         raise UsageError(f"--firewall is {asked!r}; it must be auto, nftables, iptables or none")
     masquerade, own_only = (given.get(name) == ["true"] for name in ("ip-masq", "forward-own-only"))
@@ -236,7 +236,7 @@ def _firewall(given: Mapping[str, list[str]], asked: Any, resync: int) -> Firewa
             excluded.append(ip_network(cidr))
         except ValueError:
             raise UsageError(f"--snat-exclude is {cidr!r}; it must be a network such as 10.0.0.0/8") from None
-    return FirewallOptions(
+    return FirewallSettings(
         asked=asked,
         masquerade=masquerade,
         forward=given.get("iptables-forward-rules") != ["false"],

@@ -11,8 +11,7 @@ from pathlib import Path
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.signature import signature_of
-from flanneld_py.agent.underlay.choose import IPAddress
-from flanneld_py.encap.family import Network
+from flanneld_py.encap.family import IPAddress, Network
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,15 @@
-"""What the operator decides about an agent, as the daemon hands it over. Not the command line (options.py)."""
+"""What the operator decides, as the daemon hands it over. Values only; the command line is options.py."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flanneld_py.encap.backends import table
+if TYPE_CHECKING:
+    from flanneld_py.encap.backends import table
+    from flanneld_py.encap.family import Network
+    from flanneld_py.encap.firewall.enforce import Asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +32,14 @@ class Settings:
     file_looks: float = 3.0
 
 
-def control_socket(folder: Path, device: str) -> Path:
-    """Return where the userspace data plane with this device listens for its agent."""
-    return folder / f"datapath-{device}.sock"
+@dataclass(frozen=True, slots=True)
+class FirewallSettings:
+    """What the operator decides about the packet filter; `resync` in seconds, 0 for no looks at legacy iptables."""
 
-
-def control_sockets(folder: Path) -> dict[str, Path]:
-    """Find where userspace data planes listen, by device."""
-    found = sorted(folder.glob(control_socket(Path(), "*").name))
-    return {control.stem.removeprefix("datapath-"): control for control in found}
+    asked: Asked = "auto"
+    masquerade: bool = False
+    forward: bool = True
+    random_fully: bool = True
+    excluded: tuple[Network, ...] = ()
+    resync: float = 5.0
+    own_only: bool = False

@@ -21,11 +21,11 @@ from typing import Never
 
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
+from flanneld_py.agent.contested import Undone
 from flanneld_py.agent.datapath.client import PATIENCE, DatapathError, Line, Lost, connect
 from flanneld_py.agent.datapath.offloads import Offloads
 from flanneld_py.agent.datapath.peerfeed import Roster
 from flanneld_py.agent.log import facts, log
-from flanneld_py.agent.reconcile.postponed import Undone
 from flanneld_py.encap.datapath.control import messages, protocol
 
 PROBE_EVERY = 5.0

@@ -26,12 +26,13 @@ from flanneld_py.agent.log import OnChange, facts, log
 from flanneld_py.agent.reconcile.desired import Wanted
 from flanneld_py.agent.reconcile.neighbours import Neighbours
 from flanneld_py.agent.reconcile.repairs import Repairs
+from flanneld_py.agent.settings import FirewallSettings
 from flanneld_py.encap.firewall import dockerbridges
 from flanneld_py.encap.firewall.chains import DOCKERS, RAW, forward_part, masquerade_part, raw_part
-from flanneld_py.encap.firewall.enforce import Asked, Choice, Outcome
+from flanneld_py.encap.firewall.enforce import Choice, Outcome
 from flanneld_py.encap.firewall.flows import Pause
 from flanneld_py.encap.firewall.nft import FLANNELS, HOOKS, OURS
-from flanneld_py.encap.firewall.policy import Network, Policy
+from flanneld_py.encap.firewall.policy import Policy
 from flanneld_py.encap.firewall.tools import FirewallError
 from flanneld_py.encap.firewall.traffic import Obstacle
 
@@ -48,30 +49,19 @@ LOOK_EVERY = 300.0
 """Seconds between looks that nothing asked for, jittered."""
 
 
-@dataclass(frozen=True, slots=True)
-class FirewallOptions:
-    """What the operator decides; `resync` in seconds, 0 for no looks at legacy iptables."""
+def policies(settings: FirewallSettings, wanted: Sequence[Wanted], neighbours: Neighbours) -> tuple[Policy, ...]:
+    """Return what the settings mean for a host with this network and these subnets of it, for each family."""
+    return tuple(_policy(settings, each, neighbours) for each in wanted)
 
-    asked: Asked = "auto"
-    masquerade: bool = False
-    forward: bool = True
-    random_fully: bool = True
-    excluded: tuple[Network, ...] = ()
-    resync: float = 5.0
-    own_only: bool = False
 
-    def policies(self, wanted: Sequence[Wanted], neighbours: Neighbours) -> tuple[Policy, ...]:
-        """Return what this means for a host with this network and these subnets of it, for each family."""
-        return tuple(self._policy(each, neighbours) for each in wanted)
-
-    def _policy(self, wanted: Wanted, neighbours: Neighbours) -> Policy:
-        backend = wanted.backend
-        subnet = backend.family.subnet(wanted.own.subnets)
-        assert subnet is not None
-        switches = (self.masquerade, self.forward, self.random_fully, self.excluded)
-        interfaces = (backend.device, backend.parent, neighbours.hosts(backend.family))
-        network, host = backend.family.network(wanted.config), wanted.own.address
-        return Policy(network, subnet, *switches, *interfaces, self.own_only, host, backend.port, backend.userspace)
+def _policy(settings: FirewallSettings, wanted: Wanted, neighbours: Neighbours) -> Policy:
+    backend = wanted.backend
+    subnet = backend.family.subnet(wanted.own.subnets)
+    assert subnet is not None
+    switches = (settings.masquerade, settings.forward, settings.random_fully, settings.excluded)
+    interfaces = (backend.device, backend.parent, neighbours.hosts(backend.family))
+    network, host = backend.family.network(wanted.config), wanted.own.address
+    return Policy(network, subnet, *switches, *interfaces, settings.own_only, host, backend.port, backend.userspace)
 
 
 FIND_OUT = "find out who it is: nft monitor"
@@ -133,7 +123,7 @@ class Guard:
         self,
         enforcer: Enforces,
         watch: Watch,
-        options: FirewallOptions,
+        options: FirewallSettings,
         wanted: tuple[Wanted, ...],
         neighbours: Neighbours,
         clock: Clock,
@@ -265,7 +255,7 @@ class Guard:
         self._look_at = min(self._look_at, await self._anew.look(policies, repaired=repaired))
 
     def _work_out(self) -> tuple[Policy, ...]:
-        return self._options.policies(self._wanted, self._neighbours)
+        return policies(self._options, self._wanted, self._neighbours)
 
     def _fail(self, what: str, why: object) -> None:
         self._trouble.warn(what, why)

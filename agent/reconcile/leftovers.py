@@ -26,11 +26,11 @@ from typing import Never
 
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
+from flanneld_py.agent.datapath.paths import control_socket
 from flanneld_py.agent.lock import Held
 from flanneld_py.agent.log import OnChange, facts, log
 from flanneld_py.agent.previous_run import Earlier
 from flanneld_py.agent.reconcile.hostnetwork import Membership
-from flanneld_py.agent.settings import control_socket
 from flanneld_py.encap.family import IPV4
 from flanneld_py.encap.kernel import Kernel, KernelError
 from flanneld_py.encap.state import Address, Entry, Neighbour, Operation, TunLink, Verb, VxlanLink, describe

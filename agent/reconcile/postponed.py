@@ -11,47 +11,16 @@ touched it for OVER. Each entry is logged once, and a flood as one line.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from random import Random
 
 from flanneld_py.agent.backoff import Backoff
+from flanneld_py.agent.contested import AT_ONCE, CALM, OVER, Undone
 from flanneld_py.agent.log import facts, log
 from flanneld_py.encap.delta import Tracker
 from flanneld_py.encap.state import Entry, Failure, Key, describe
 
 SHOWN = 10
 """How many entries are named, in the log and in the status: as many as somebody reads."""
-
-AT_ONCE = 5
-CALM = 1.0
-OVER = 60.0
-"""Seconds, as CALM; longer than any pause."""
-
-
-@dataclass(slots=True)
-class Undone:
-    """How often in a row something was undone, or done anew; the last time, or our last try, was at `at`."""
-
-    times: int = 0
-    at: float = float("-inf")
-
-    @property
-    def contested(self) -> bool:
-        """Whether there is somebody who does not let it be."""
-        return self.times > AT_ONCE
-
-    def waits(self, now: float) -> bool:
-        """Tell whether it is to wait, being contested and just done."""
-        return self.contested and now - self.at <= CALM
-
-    def again(self, now: float) -> bool:
-        """Take in that it was undone once more; tell whether it is to wait."""
-        if now - self.at > (OVER if self.contested else CALM):
-            self.times = 0
-        if not self.contested or self.waits(now):
-            self.times += 1
-        waits, self.at = self.waits(now), now
-        return waits
 
 
 class Postponed:

@@ -20,13 +20,14 @@ from typing import Never
 
 from flanneld_py.agent.backoff import Backoff, Pace
 from flanneld_py.agent.clock import Clock
+from flanneld_py.agent.contested import Undone
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.reconcile.competing import Beside
 from flanneld_py.agent.reconcile.desired import Wanted
 from flanneld_py.agent.reconcile.hold import Hold
 from flanneld_py.agent.reconcile.neighbours import Neighbours
 from flanneld_py.agent.reconcile.onlink import OnLinkVerdicts
-from flanneld_py.agent.reconcile.postponed import Postponed, Undone
+from flanneld_py.agent.reconcile.postponed import Postponed
 from flanneld_py.agent.reconcile.repairs import Repairs
 from flanneld_py.agent.reconcile.sink import Carrier
 from flanneld_py.agent.reconcile.unused import Unused

@@ -11,9 +11,9 @@ from random import Random
 from typing import TYPE_CHECKING, Protocol
 
 from flanneld_py.agent.clock import Clock
+from flanneld_py.agent.datapath.paths import control_socket
 from flanneld_py.agent.reconcile.desired import Wanted
 from flanneld_py.agent.reconcile.hold import Holder
-from flanneld_py.agent.settings import control_socket
 from flanneld_py.encap.family import Family
 from flanneld_py.encap.peers import Peer
 

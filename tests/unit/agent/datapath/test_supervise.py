@@ -15,9 +15,9 @@ from random import Random
 import pytest
 
 from flanneld_py.agent.clock import SystemClock
+from flanneld_py.agent.contested import AT_ONCE
 from flanneld_py.agent.datapath.client import PATIENCE, DatapathError, Line, connect, start_process, stop_process
 from flanneld_py.agent.datapath.supervise import Supervisor
-from flanneld_py.agent.reconcile.postponed import AT_ONCE
 from flanneld_py.encap.datapath.control import messages, protocol
 from tests.fakes.datapath import FakeProcess
 from tests.lab.processes import start_time

@@ -12,12 +12,13 @@ from random import Random
 import pytest
 
 from flanneld_py.agent.firewall.previous_rules import FormerRules
-from flanneld_py.agent.firewall.reconciler import LOOK_EVERY, FirewallOptions, Guard, Report
+from flanneld_py.agent.firewall.reconciler import LOOK_EVERY, Guard, Report, policies
 from flanneld_py.agent.lock import Held
 from flanneld_py.agent.log import TextFormatter
 from flanneld_py.agent.previous_run import Earlier
 from flanneld_py.agent.reconcile.desired import Wanted
 from flanneld_py.agent.reconcile.neighbours import Neighbours
+from flanneld_py.agent.settings import FirewallSettings
 from flanneld_py.encap.backends.base import Underlay
 from flanneld_py.encap.backends.vxlan import Vxlan
 from flanneld_py.encap.family import IPV4, IPAddress
@@ -35,7 +36,7 @@ from tests.fakes.clock import ManualClock
 CONFIG = parse_config(b'{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "DirectRouting": true}}')
 ADDRESS = IPv4Address("192.0.2.1")
 BACKEND = Vxlan(CONFIG, Underlay("eth0", 1500, ADDRESS, ADDRESS), nexthop_objects=True, on_link=lambda _: False)
-OPTIONS = FirewallOptions(masquerade=True, resync=5)
+OPTIONS = FirewallSettings(masquerade=True, resync=5)
 TABLE_MINE = Obstacle("nft, table inet mine, chain input: its policy, drop", "nft insert rule inet mine input ...")
 NFTABLES = Choice("nftables", "a test says so")
 
@@ -106,7 +107,7 @@ class Filter:
 
 
 @asynccontextmanager
-async def guarded(host: Filter, clock: ManualClock, options: FirewallOptions = OPTIONS) -> AsyncIterator[Guard]:
+async def guarded(host: Filter, clock: ManualClock, options: FirewallSettings = OPTIONS) -> AsyncIterator[Guard]:
     host.neighbours.tell(IPV4, lambda: frozenset(host.direct))
     former = FormerRules(host, Earlier(), Held, clock)
     guard = Guard(host, host.watch, options, wanted(), host.neighbours, clock, Random(1), former)
@@ -138,7 +139,7 @@ async def test_rules_are_brought_and_it_is_said_which_and_why(
 ) -> None:
     host = Filter()
     async with guarded(host, clock) as guard:
-        assert host.there == OPTIONS.policies(wanted(), Neighbours(()))
+        assert host.there == policies(OPTIONS, wanted(), Neighbours(()))
         assert guard.masquerades
         await clock.run_for(1)
     text = said(caplog)
@@ -245,7 +246,7 @@ async def test_another_subnet_means_other_rules(clock: ManualClock) -> None:
     async with guarded(host, clock) as guard:
         other = wanted("10.5.9.0/24")
         guard.want(other)
-        await clock.run_until(lambda: host.there == OPTIONS.policies(other, Neighbours(())), 1)
+        await clock.run_until(lambda: host.there == policies(OPTIONS, other, Neighbours(())), 1)
 
 
 async def test_what_nobody_but_the_operator_can_mend_is_said_once(
