@@ -1,12 +1,13 @@
 """One agent on one host, put together from parts that are all handed in: so a test can run a cluster of them.
 
     config (wait) -> lease (wait) -> TaskGroup:
-        Follower    registry -> LeaseView
+        LeaseSyncer    registry -> LeaseView
         Keeper      our own lease
         UnderlayWatch   another address, interface or MTU: published, programmed, written
         Reconciler  LeaseView + kernel events -> kernel, one for each family
         Supervisor  the data-plane process, one for each family, where packets are carried in userspace
-        Guard       firewall rules (left out with --firewall none); first pass of all done: subnet file, ready
+        FirewallReconciler       firewall rules (left out with --firewall none); first pass of all done: subnet file,
+        ready
 
 Not here: the process around it (daemon.py).
 """
@@ -22,24 +23,24 @@ from typing import TYPE_CHECKING, Never
 
 from flanneld_py.agent import status, subnetfile
 from flanneld_py.agent.clock import Clock
-from flanneld_py.agent.firewall.reconciler import Guard
+from flanneld_py.agent.firewall.reconciler import FirewallReconciler
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.lease.claim import Claimer
 from flanneld_py.agent.lease.keep import Keeper
-from flanneld_py.agent.lease.sync import Follower
+from flanneld_py.agent.lease.sync import LeaseSyncer
 from flanneld_py.agent.lock import HostLocks
 from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.netconfig import wait_for_network
-from flanneld_py.agent.previous_run import Earlier
-from flanneld_py.agent.reconcile.desired import Wanted
-from flanneld_py.agent.reconcile.hostnetwork import Membership
+from flanneld_py.agent.previous_run import PreviousRun
+from flanneld_py.agent.reconcile.desired import Desired
+from flanneld_py.agent.reconcile.hostnetwork import HostNetwork
 from flanneld_py.agent.reconcile.leftovers import Leftovers
 from flanneld_py.agent.reconcile.neighbours import Neighbours
 from flanneld_py.agent.reconcile.onlink import OnLinkVerdicts
 from flanneld_py.agent.reconcile.reconciler import Reconciler
-from flanneld_py.agent.reconcile.sink import KernelCarrier, UserspaceCarrier, make_supervisors
+from flanneld_py.agent.reconcile.sink import KernelSink, UserspaceSink, make_supervisors
 from flanneld_py.agent.settings import Settings
-from flanneld_py.agent.subnetfile_writer import Announcer
+from flanneld_py.agent.subnetfile_writer import SubnetFileWriter
 from flanneld_py.agent.underlay.watch import Find, UnderlayWatch
 from flanneld_py.encap.backends import table
 from flanneld_py.encap.backends.base import Underlay
@@ -78,9 +79,9 @@ class Agent:
         rng: Random,
         tell: Callable[[str], None],
         locks: HostLocks,
-        earlier: Earlier,
+        earlier: PreviousRun,
         start_datapath: Callable[[Path], Awaitable[None]],
-        make_guard: Callable[[tuple[Wanted, ...], Neighbours], Guard] | None = None,
+        make_guard: Callable[[tuple[Desired, ...], Neighbours], FirewallReconciler] | None = None,
     ) -> None:
         self._settings = settings
         self._previous = subnetfile.previous_subnets(settings.subnet_file)
@@ -95,18 +96,18 @@ class Agent:
         self._locks = locks
         self._start_datapath = start_datapath
         self._make_guard = make_guard
-        self._guard: Guard | None = None
+        self._guard: FirewallReconciler | None = None
         self._status, self._connected = "", False
         self._on_link = {each: OnLinkVerdicts(kernel, underlay.interface, each, clock) for each in (IPV4, IPV6)}
-        self._member: Membership | None = None
+        self._member: HostNetwork | None = None
         self._watch: UnderlayWatch | None = None
         self._leftovers = Leftovers(kernel, settings.control, earlier, locks.others, clock, rng)
-        self._announcer = Announcer(settings, clock)
-        self.wanted: tuple[Wanted, ...] = ()
+        self._announcer = SubnetFileWriter(settings, clock)
+        self.wanted: tuple[Desired, ...] = ()
         """This host as it should be, each family; nothing before there is a lease."""
         self._supervisors: dict[Family, Supervisor] = {}
         self.view = LeaseView()
-        self._follower = Follower(registry, self.view, clock, rng, self._changed)
+        self._follower = LeaseSyncer(registry, self.view, clock, rng, self._changed)
         host = (identity, underlay.public_ip, underlay.public_ip6, settings.subnet_len)
         claimer = self._claimer = Claimer(registry, self.view, self._follower.list, clock, rng, *host)
         share = (registry, self.view, self._follower.list, clock, rng, claimer)
@@ -116,7 +117,7 @@ class Agent:
         self.ready = asyncio.Event()
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Get a lease, start all tasks in the group, and return when the agent is ready. Raises Broken."""
+        """Get a lease, start all tasks in the group, and return when the agent is ready. Raises FatalError."""
         member = self._member = await self._join()
         for name in member.exclusive:
             self._locks.take(name)
@@ -132,9 +133,9 @@ class Agent:
         parts = self._settings.control, self._start_datapath, self._mark_reconcilers, self._clock, self._rng
         supervisors = self._supervisors = dict(make_supervisors(wanted, *parts))
 
-        def make(each: Wanted) -> Reconciler:
+        def make(each: Desired) -> Reconciler:
             family, tools = each.backend.family, (self._kernel, self.view, each, self._clock, self._rng)
-            carrier = UserspaceCarrier(supervisors[family], family) if family in supervisors else KernelCarrier()
+            carrier = UserspaceSink(supervisors[family], family) if family in supervisors else KernelSink()
             return Reconciler(*tools, carrier, self._on_link[family], neighbours)
 
         reconcilers = self._reconcilers = tuple(map(make, wanted))
@@ -184,10 +185,10 @@ class Agent:
             document |= {status.USERSPACE[family]: status.userspace(await supervisor.report(), supervisor.trouble)}
         return document
 
-    async def _join(self) -> Membership:
+    async def _join(self) -> HostNetwork:
         """Read the network config, waiting until there is one that we have an underlay and a backend for."""
 
-        async def use(config: NetworkConfig) -> Membership:
+        async def use(config: NetworkConfig) -> HostNetwork:
             self._take_underlay(await self._find(config, self._previous, self._underlay))
             member = await self._membership(config, self._underlay)
             member.tell()
@@ -195,10 +196,10 @@ class Agent:
 
         return await wait_for_network(self._registry, use, self._clock, self._rng, self._say)
 
-    async def _membership(self, config: NetworkConfig, underlay: Underlay) -> Membership:
+    async def _membership(self, config: NetworkConfig, underlay: Underlay) -> HostNetwork:
         """Make the backend that the config names, for each family. Raises ConfigInvalid."""
         made = await table.make(config, underlay, self._kernel, self._settings.datapath, self._on_link)
-        return Membership(config, underlay, made)
+        return HostNetwork(config, underlay, made)
 
     async def _mark_reconcilers(self) -> None:
         for reconciler in self._reconcilers:
@@ -216,7 +217,7 @@ class Agent:
         assert self._member is not None
         return self._member.attrs(self.identity.name, had, self.view.leases().values(), self._kernel)
 
-    def _work_out(self, lease: Lease) -> tuple[Wanted, ...]:
+    def _work_out(self, lease: Lease) -> tuple[Desired, ...]:
         assert self._member is not None
         return self._member.wanted(self._registry.key(lease.subnets), lease, self._settings.workers)
 
@@ -245,7 +246,7 @@ class Agent:
         if moved := underlay.interface != old.interface:
             self._listen(self._member.devices)
             for verdicts in self._on_link.values():
-                verdicts.over(underlay.interface)
+                verdicts.follow(underlay.interface)
         if (lease := self.keeper.lease) is not None:  # Else it will be acquired with this.
             self.keeper.revise(attrs := self._attrs(lease))
             if self._reconcilers:
@@ -265,7 +266,7 @@ class Agent:
         self._claimer.move(underlay.public_ip, underlay.public_ip6)
 
     def _announce(self) -> None:
-        """Write the subnet file. Raises Broken."""
+        """Write the subnet file. Raises FatalError."""
         self._announcer.announce(self.wanted, ipmasq=self._guard is not None and self._guard.masquerades)
 
     def _changed(self) -> None:

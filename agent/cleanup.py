@@ -16,20 +16,21 @@ from pathlib import Path
 from flanneld_py.agent import signature, subnetfile
 from flanneld_py.agent.datapath.client import DatapathError, clear_away, stop_process
 from flanneld_py.agent.datapath.paths import control_socket, control_sockets
-from flanneld_py.agent.errors import Broken
+from flanneld_py.agent.errors import FatalError
 from flanneld_py.agent.lock import Locks
 from flanneld_py.encap.firewall.enforce import Enforcer
 from flanneld_py.encap.firewall.tools import HostTools
 from flanneld_py.encap.kernel import KernelError
-from flanneld_py.encap.netlink.rtsocket import Refused
+from flanneld_py.encap.netlink.rtsocket import RequestFailed
 from flanneld_py.encap.netlink.sweep import sweep
 
 
 async def clean_up(subnet_file: Path, tell: Callable[[str], None], root: Path = Path("/")) -> None:
-    """Remove it all, telling of each thing. Raises Broken: before, if an agent runs; after, if something is left."""
+    """Remove it all, telling of each thing. Raises FatalError: before, if an agent runs; after, if something is
+    left."""
     locks = Locks(root / "proc/net/unix")
     if names := locks.others().names:
-        raise Broken(
+        raise FatalError(
             f"an agent runs on this host and has {', '.join(names)}: stop it (systemctl stop flanneld-py), "
             "then run --cleanup again"
         )
@@ -45,12 +46,12 @@ async def _clean_up(subnet_file: Path, tell: Callable[[str], None]) -> None:
     try:
         left += await _remove_rules(tell)
         left += sweep([network for network, _ in subnetfile.previous(subnet_file)], tell)
-    except (Refused, KernelError, OSError) as error:
+    except (RequestFailed, KernelError, OSError) as error:
         left.append(f"the kernel's tables, which cannot be read: {error}")
     if not left:
         left += _remove_file(subnet_file, tell)
     if left:
-        raise Broken(f"not everything could be removed; left are: {'; '.join(left)}")
+        raise FatalError(f"not everything could be removed; left are: {'; '.join(left)}")
 
 
 def _once_there(folder: Path) -> list[Path]:

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Only now, so that a wrong flag is answered at once.
     from flanneld_py.agent.daemon import Daemon, give_back, require_capability, stop_datapath
-    from flanneld_py.agent.errors import Broken
+    from flanneld_py.agent.errors import FatalError
     from flanneld_py.agent.notify import Notifier
 
     async def run() -> None:
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except* UsageError as faults:
         _complain(faults.exceptions[0])
         code = 2
-    except* Broken as faults:
+    except* FatalError as faults:
         log.critical(str(faults.exceptions[0]))
         code = 1
     return code

@@ -17,9 +17,9 @@ from flanneld_py.agent.agent import Agent
 from flanneld_py.agent.clock import Clock, SystemClock
 from flanneld_py.agent.configwatch import ConfigWatch
 from flanneld_py.agent.datapath.paths import control_sockets
-from flanneld_py.agent.errors import Broken
-from flanneld_py.agent.firewall.previous_rules import FormerRules
-from flanneld_py.agent.firewall.reconciler import Guard, names_of_interest
+from flanneld_py.agent.errors import FatalError
+from flanneld_py.agent.firewall.previous_rules import PreviousRules
+from flanneld_py.agent.firewall.reconciler import FirewallReconciler, names_of_interest
 from flanneld_py.agent.health import HealthServer
 from flanneld_py.agent.identity import read_identity
 from flanneld_py.agent.lease import release
@@ -29,9 +29,9 @@ from flanneld_py.agent.log import facts, log
 from flanneld_py.agent.netconfig import wait_for_network
 from flanneld_py.agent.notify import Notifier
 from flanneld_py.agent.options import Options, default_workers
-from flanneld_py.agent.previous_run import Earlier, read_earlier
+from flanneld_py.agent.previous_run import PreviousRun, read_previous_run
 from flanneld_py.agent.reconcile.blackhole import Blackhole
-from flanneld_py.agent.reconcile.desired import Wanted
+from flanneld_py.agent.reconcile.desired import Desired
 from flanneld_py.agent.reconcile.neighbours import Neighbours
 from flanneld_py.agent.settings import FirewallSettings, Settings
 from flanneld_py.agent.signals import Stopped, stop_on_signal
@@ -39,7 +39,15 @@ from flanneld_py.agent.status import Document, starting
 from flanneld_py.agent.subnetfile import previous_subnets
 from flanneld_py.agent.sysctls import Sysctls
 from flanneld_py.agent.tasks import Tasks
-from flanneld_py.agent.underlay.choose import Asked, Choice, IPAddress, Network, NoInterface, choose, outside
+from flanneld_py.agent.underlay.choose import (
+    IPAddress,
+    Network,
+    NoInterface,
+    UnderlayChoice,
+    UnderlayOptions,
+    choose,
+    outside,
+)
 from flanneld_py.agent.underlay.host import read_host
 from flanneld_py.agent.values import UsageError
 from flanneld_py.encap.backends.base import Underlay
@@ -70,7 +78,8 @@ class Daemon:
         self._sysctls = Sysctls(lambda: self._agent.wanted if self._agent is not None else (), self._clock)
 
     async def run(self) -> None:
-        """Run until a signal comes. Raises UsageError, and Broken or NoInterface for what an operator has to mend."""
+        """Run until a signal comes. Raises UsageError, and FatalError or NoInterface for what an operator has to
+        mend."""
         require_capability()
         self._locks.take_file(self._options.subnet_file)
         store = Paced(open_store(self._options), self._clock, Random())
@@ -87,7 +96,7 @@ class Daemon:
                 tasks.create_task(stop_on_signal(), name="signals")
                 tasks.create_task(self._notifier.keep_watchdog(self._clock), name="watchdog")
                 await self._serve_health(health)
-                earlier = read_earlier(self._options.subnet_file, self._options.prefix)
+                earlier = read_previous_run(self._options.subnet_file, self._options.prefix)
                 keeper = self._blackhole(earlier)
                 self._agent = await self._make_agent(registry, kernel, earlier)
                 tasks.create_task(self._sysctls.run(), name="sysctls")
@@ -130,17 +139,17 @@ class Daemon:
         try:
             await health.start(address, port)
         except OSError as error:
-            raise Broken(
+            raise FatalError(
                 f"cannot serve health on {address}:{port} ({os.strerror(error.errno or 0)}); "
                 "change --healthz-ip or --healthz-port"
             ) from error
 
-    def _blackhole(self, earlier: Earlier) -> Blackhole:
+    def _blackhole(self, earlier: PreviousRun) -> Blackhole:
         file, every = self._options.subnet_file, self._options.firewall.resync or 300.0
         change = blackhole.put, blackhole.remove
         return Blackhole(lambda: previous_subnets(file), earlier.subnets, *change, self._clock, every)
 
-    async def _make_agent(self, registry: Registry, kernel: Netlink, earlier: Earlier) -> Agent:
+    async def _make_agent(self, registry: Registry, kernel: Netlink, earlier: PreviousRun) -> Agent:
         options = self._options
         rng = Random()
 
@@ -148,7 +157,7 @@ class Daemon:
             had = [keep.address, keep.address6] if keep is not None else []
             return underlay(await choose_underlay(options, config, overlay, had, stay=True))
 
-        async def use(config: NetworkConfig) -> Choice:
+        async def use(config: NetworkConfig) -> UnderlayChoice:
             overlay = previous_subnets(options.subnet_file)
             return await choose_underlay(options, config, overlay, earlier.addresses, stay=False)
 
@@ -182,16 +191,16 @@ class Daemon:
 
 
 def guard_maker(
-    options: FirewallSettings, clock: Clock, earlier: Earlier, locks: Locks
-) -> Callable[[tuple[Wanted, ...], Neighbours], Guard]:
+    options: FirewallSettings, clock: Clock, earlier: PreviousRun, locks: Locks
+) -> Callable[[tuple[Desired, ...], Neighbours], FirewallReconciler]:
     """Return what makes the guard of this host's firewall rules, once the network is known."""
 
-    def make(wanted: tuple[Wanted, ...], neighbours: Neighbours) -> Guard:
+    def make(wanted: tuple[Desired, ...], neighbours: Neighbours) -> FirewallReconciler:
         suffix = name_suffix(wanted[0].backend.device)
         enforcer = Enforcer(HostTools(), options.asked, suffix, prefer_nft=wanted[0].config.nftables)
-        former = FormerRules(enforcer, earlier, locks.others, clock)
+        former = PreviousRules(enforcer, earlier, locks.others, clock)
         watching = partial(watch, names_of_interest(suffix))
-        return Guard(enforcer, watching, options, wanted, neighbours, clock, Random(), former)
+        return FirewallReconciler(enforcer, watching, options, wanted, neighbours, clock, Random(), former)
 
     return make
 
@@ -204,23 +213,23 @@ async def start_datapath(control: Path) -> None:
 
 
 async def give_back(options: Options) -> None:
-    """Give this host's lease back, and exit. Raises UsageError and Broken."""
+    """Give this host's lease back, and exit. Raises UsageError and FatalError."""
     locks, registry = Locks(), Registry(open_store(options), options.prefix, options.lease_ttl)
     try:
         locks.take_file(options.subnet_file)
-        earlier = read_earlier(options.subnet_file, options.prefix)
+        earlier = read_previous_run(options.subnet_file, options.prefix)
         about = previous_subnets(options.subnet_file), earlier.addresses
         choice = await choose_underlay(options, await registry.config(), *about, stay=False)
         await release.by_hand(registry, read_identity(choice.interface.mac).name, print)
     except (RegistryError, NoInterface, OSError) as error:
-        raise Broken(f"the lease cannot be given back: {error}") from error
+        raise FatalError(f"the lease cannot be given back: {error}") from error
     finally:
         locks.close()
         await registry.close()
 
 
 async def stop_datapath(folder: Path) -> None:
-    """End every userspace data plane that listens in the folder, for good. Raises Broken."""
+    """End every userspace data plane that listens in the folder, for good. Raises FatalError."""
     from flanneld_py.agent.datapath.client import DatapathError, stop_process
 
     found = control_sockets(folder)
@@ -228,7 +237,7 @@ async def stop_datapath(folder: Path) -> None:
         try:
             stopped = await stop_process(control)
         except DatapathError as error:
-            raise Broken(str(error)) from error
+            raise FatalError(str(error)) from error
         log.info("userspace data plane stopped" if stopped else "no process there", **facts(control=control))
     if not found:
         log.info("there is no userspace data plane", **facts(folder=folder))
@@ -250,13 +259,13 @@ async def choose_underlay(
     had: Sequence[IPAddress | None],
     *,
     stay: bool,
-) -> Choice:
+) -> UnderlayChoice:
     """Look at the host and choose the underlay interface; see agent.Find and interface.choose.
 
     Raises NoInterface, OSError.
     """
     host = outside(await read_host(options.can_reach), overlay)
-    asked = Asked(
+    asked = UnderlayOptions(
         options.interfaces, options.interface_regexes, options.can_reach, options.public_ip, options.public_ip6
     )
     kept = [address for address in had if address is not None]
@@ -274,18 +283,20 @@ async def choose_underlay(
     return choice
 
 
-def underlay(choice: Choice) -> Underlay:
+def underlay(choice: UnderlayChoice) -> Underlay:
     """Return what a backend needs to know of the chosen interface."""
     addresses = (choice.address, choice.public_ip, choice.address6, choice.public_ip6)
     return Underlay(choice.interface.name, choice.interface.mtu, *addresses, choice.interface.broadcasts)
 
 
 def require_capability() -> None:
-    """Check that we may change devices and routes. Raises Broken."""
+    """Check that we may change devices and routes. Raises FatalError."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")
         if name == "CapEff" and not int(value, 16) >> CAP_NET_ADMIN & 1:
-            raise Broken("devices and routes cannot be changed without CAP_NET_ADMIN: run as root, or give it to us")
+            raise FatalError(
+                "devices and routes cannot be changed without CAP_NET_ADMIN: run as root, or give it to us"
+            )
 
 
 def open_store(options: Options) -> Store:

@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 
-class Broken(Exception):
+class FatalError(Exception):
     """The agent cannot go on; the text says why and what to do (exit code 1)."""

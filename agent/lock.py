@@ -17,7 +17,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Protocol
 
-from flanneld_py.agent.errors import Broken
+from flanneld_py.agent.errors import FatalError
 from flanneld_py.encap.family import Network
 from flanneld_py.encap.firewall.policy import name_suffix
 
@@ -55,12 +55,12 @@ class Locks:
         self._sockets: dict[str, socket.socket] = {}
 
     def take(self, name: str) -> None:
-        """Make sure that no other agent on this host has what is named. Raises Broken."""
+        """Make sure that no other agent on this host has what is named. Raises FatalError."""
         own = "vxlan another Backend.VNI, host-gw and alloc another Network"
         self._bind(name, f"give the two networks something of their own: {own}")
 
     def take_file(self, path: Path) -> None:
-        """Make sure that no other agent writes this subnet file. Raises Broken."""
+        """Make sure that no other agent writes this subnet file. Raises FatalError."""
         name = f"{_FILE}{path.resolve()}"
         if len(os.fsencode(name)) > _LONGEST:
             name = f"{_FILE}{sha256(os.fsencode(name)).hexdigest()[:32]}"
@@ -89,7 +89,7 @@ class Locks:
             lock.bind(f"\0{PREFIX}{name}")
         except OSError as error:
             lock.close()
-            raise Broken(f"another flanneld-py on this host has {name}; stop that one, or {remedy}") from error
+            raise FatalError(f"another flanneld-py on this host has {name}; stop that one, or {remedy}") from error
         self._sockets[name] = lock
 
 

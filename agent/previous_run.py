@@ -15,7 +15,7 @@ from flanneld_py.encap.family import IPAddress, Network
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier:
+class PreviousRun:
     """Network and subnet of each family back then. `ours`: an agent of our network wrote it, so what it made is ours.
 
     Another network's agent, which was given the same file by mistake, may run, or be stopped for a moment.
@@ -39,7 +39,7 @@ class Earlier:
         return tuple(subnet for _, subnet in self.families) if self.ours else ()
 
 
-def read_earlier(path: Path, network: str) -> Earlier:
+def read_previous_run(path: Path, network: str) -> PreviousRun:
     """Read the subnet file of the network with this etcd prefix, before it is written."""
     families, signature = subnetfile.previous(path), signature_of(path)
     ours = signature is not None and signature.network == network
@@ -49,11 +49,11 @@ def read_earlier(path: Path, network: str) -> Earlier:
                 "the subnet file is another network's; it will be ours, and what the other has made stays",
                 **facts(file=path, network=signature.network, ours=network),
             )
-        return Earlier(families)
+        return PreviousRun(families)
     addresses: tuple[IPAddress, ...] = ()
     with suppress(ValueError):
         addresses = tuple(ip_address(address) for address in signature.addresses)
-    return Earlier(families, ours, addresses, tuple(_neighbours(path, network)))
+    return PreviousRun(families, ours, addresses, tuple(_neighbours(path, network)))
 
 
 def _neighbours(path: Path, network: str) -> Iterator[Network]:

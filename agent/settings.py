@@ -24,7 +24,7 @@ class Settings:
 
     subnet_file: Path
     margin: float = 3600.0
-    datapath: table.Choice = "auto"
+    datapath: table.DatapathChoice = "auto"
     control: Path = Path("/run/flannel")
     workers: int = 1
     prefix: str = "/coreos.com/network"

@@ -13,8 +13,8 @@ from flanneld_py.encap.family import IPV4, IPV6
 
 if TYPE_CHECKING:
     from flanneld_py.agent.datapath.supervise import Report, Supervisor
-    from flanneld_py.agent.firewall.reconciler import Guard
-    from flanneld_py.agent.reconcile.desired import Wanted
+    from flanneld_py.agent.firewall.reconciler import FirewallReconciler
+    from flanneld_py.agent.reconcile.desired import Desired
     from flanneld_py.agent.reconcile.reconciler import Reconciler
     from flanneld_py.encap.datapath.control.messages import PeerTraffic, Status
 
@@ -67,7 +67,7 @@ def serving(reconcilers: Sequence[Reconciler], *, connected: bool, overdue: bool
     return f"{peers} peers, {rejected} leases not used, {state}" + (", OUR LEASE ENDS SOON" if overdue else "")
 
 
-def network(wanted: Sequence[Wanted]) -> Document:
+def network(wanted: Sequence[Desired]) -> Document:
     """Return what this host is, given each family; nothing before there is one."""
     if not wanted:
         return {}
@@ -95,7 +95,7 @@ def peers(reconcilers: Sequence[Reconciler]) -> Document:
     }
 
 
-def firewall(guard: Guard | None) -> Document:
+def firewall(guard: FirewallReconciler | None) -> Document:
     """Return how the firewall rules are; nothing if we look after none."""
     if guard is None:
         return {}

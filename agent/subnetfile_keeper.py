@@ -25,7 +25,7 @@ RETRY_EVERY = 5.0
 """Seconds between tries to write it."""
 
 
-class EnvFile:
+class SubnetFileKeeper:
     """The subnet file at a path, signed for the network with an etcd prefix. `written` is set once it is right.
 
     `looks` are the seconds between two looks at it, of which one takes some 50 us.

@@ -11,24 +11,24 @@ from pathlib import Path
 
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.clock import Clock
-from flanneld_py.agent.errors import Broken
+from flanneld_py.agent.errors import FatalError
 from flanneld_py.agent.log import facts, log
-from flanneld_py.agent.reconcile.desired import Wanted
+from flanneld_py.agent.reconcile.desired import Desired
 from flanneld_py.agent.settings import Settings
-from flanneld_py.agent.subnetfile_keeper import EnvFile
+from flanneld_py.agent.subnetfile_keeper import SubnetFileKeeper
 
 
-class Announcer:
+class SubnetFileWriter:
     """Say what goes into one subnet file."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         path = settings.subnet_file
-        self._file = EnvFile(path, settings.prefix, clock, settings.file_looks)
+        self._file = SubnetFileKeeper(path, settings.prefix, clock, settings.file_looks)
         self.run, self.written = self._file.run, self._file.written
         self._told = _before(path)
 
-    def announce(self, wanted: Sequence[Wanted], *, ipmasq: bool) -> None:
-        """Write what holds now, and say what has to be restarted if subnet or MTU changed. Raises Broken."""
+    def announce(self, wanted: Sequence[Desired], *, ipmasq: bool) -> None:
+        """Write what holds now, and say what has to be restarted if subnet or MTU changed. Raises FatalError."""
         config = wanted[0].config
         networks = [family.network for family in (config.ipv4, config.ipv6) if family is not None]
         families = tuple(zip(networks, wanted[0].own.subnets.families, strict=True))
@@ -37,7 +37,7 @@ class Announcer:
         try:
             self._file.want(content, [each.own.address for each in wanted])
         except OSError as error:
-            raise Broken(
+            raise FatalError(
                 f"cannot write the subnet file {self._file.path} ({error.strerror}); "
                 "make its folder writable for this user, or change --subnet-file"
             ) from error

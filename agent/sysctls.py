@@ -18,7 +18,7 @@ from typing import Never
 
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.log import facts, log
-from flanneld_py.agent.reconcile.desired import Wanted
+from flanneld_py.agent.reconcile.desired import Desired
 from flanneld_py.encap.family import IPV4
 
 EVERY = 3.0
@@ -39,7 +39,7 @@ def read_setting(path: str) -> str | None:
         return None
 
 
-def complaints(wanted: Iterable[Wanted], read: Read) -> dict[str, str]:
+def complaints(wanted: Iterable[Desired], read: Read) -> dict[str, str]:
     """Say what is wrong and what to do about it: by what is to be set, which is said once each."""
     found: dict[str, str] = {}
     for each in wanted:
@@ -113,7 +113,7 @@ def _dotted(folder: str, interface: str) -> str:
 class Sysctls:
     """`wanted` tells this host as it should be, nothing before there is a lease. `found`: see `complaints`."""
 
-    def __init__(self, wanted: Callable[[], Sequence[Wanted]], clock: Clock, read: Read = read_setting) -> None:
+    def __init__(self, wanted: Callable[[], Sequence[Desired]], clock: Clock, read: Read = read_setting) -> None:
         self._wanted = wanted
         self._clock = clock
         self._read = read

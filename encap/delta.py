@@ -80,7 +80,7 @@ class Tracker:
         gateways = {entry.gateway for entry in entries if isinstance(entry, Route) and entry.device == self._shared}
         return frozenset(ip_address(gateway) for gateway in gateways if gateway is not None)
 
-    def over(self, owns: Callable[[Entry], bool], shared: str | None) -> bool:
+    def move_to(self, owns: Callable[[Entry], bool], shared: str | None) -> bool:
         """Go on with another rule of what is ours, and another shared device; tell whether it is another one.
 
         All that is on the former is forgotten.

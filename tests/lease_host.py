@@ -12,7 +12,7 @@ from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.lease.claim import Claimer
 from flanneld_py.agent.lease.keep import Keeper
-from flanneld_py.agent.lease.sync import Follower
+from flanneld_py.agent.lease.sync import LeaseSyncer
 from flanneld_py.registry.config import NetworkConfig, parse_config
 from flanneld_py.registry.lifetime import TTL
 from flanneld_py.registry.model import Json, Lease, LeaseAttrs, stand_in
@@ -48,7 +48,7 @@ class Host:
         self.address = None if ":" in public_ip else IPv4Address(public_ip or f"192.0.2.{number}")
         self.mac = f"02:00:00:00:00:{number:02x}"
         self.lost: list[Lease] = []
-        self.followed = Follower(self.registry, self.view, clock, Random(number), lambda: self.keeper.mark())
+        self.followed = LeaseSyncer(self.registry, self.view, clock, Random(number), lambda: self.keeper.mark())
         self.claimer = Claimer(
             self.registry,
             self.view,

@@ -88,7 +88,7 @@ def clear_away(control: Path) -> list[Path]:
     return found
 
 
-class Line:
+class DatapathClient:
     """A connection to the process, which has `patience` seconds to do what it is asked."""
 
     def __init__(self, connection: socket.socket, patience: float = PATIENCE) -> None:
@@ -139,7 +139,7 @@ class Line:
         self._socket.close()
 
 
-async def connect(control: Path, patience: float = PATIENCE) -> Line:
+async def connect(control: Path, patience: float = PATIENCE) -> DatapathClient:
     """Connect to the process that listens there. Raises OSError."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
@@ -148,7 +148,7 @@ async def connect(control: Path, patience: float = PATIENCE) -> Line:
             with suppress(PermissionError):  # The second takes CAP_NET_ADMIN, and goes beyond the system's limit.
                 connection.setsockopt(socket.SOL_SOCKET, size, BUFFER)
         await asyncio.get_running_loop().sock_connect(connection, str(control))
-        return Line(connection, patience)
+        return DatapathClient(connection, patience)
     except BaseException:
         connection.close()
         raise

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from flanneld_py.encap.datapath.control.messages import Peer
 
 
-class Roster:
+class PeerFeed:
     """See the module's docstring. `complete` says whether what is not in the table is to go."""
 
     def __init__(self) -> None:

@@ -22,9 +22,9 @@ from typing import Never
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.contested import Undone
-from flanneld_py.agent.datapath.client import PATIENCE, DatapathError, Line, Lost, connect
+from flanneld_py.agent.datapath.client import PATIENCE, DatapathClient, DatapathError, Lost, connect
 from flanneld_py.agent.datapath.offloads import Offloads
-from flanneld_py.agent.datapath.peerfeed import Roster
+from flanneld_py.agent.datapath.peerfeed import PeerFeed
 from flanneld_py.agent.log import facts, log
 from flanneld_py.encap.datapath.control import messages, protocol
 
@@ -71,7 +71,7 @@ class Supervisor:
         self._probe_every = probe_every
         self._backoff = Backoff(0.05, 5.0, rng)
         self._undone = Undone()
-        self._roster = Roster()
+        self._roster = PeerFeed()
         self._refill = False
         self._reconfigure = False
         self._wake = asyncio.Event()
@@ -120,7 +120,7 @@ class Supervisor:
 
     async def run(self) -> Never:
         """Keep it running for ever."""
-        line: Line | None = None
+        line: DatapathClient | None = None
         while True:
             try:
                 line = line or await self._reach()
@@ -143,7 +143,7 @@ class Supervisor:
             if line is None:
                 await self._wait(reason)
 
-    async def _again(self) -> Line | None:
+    async def _again(self) -> DatapathClient | None:
         """Connect at once to a process that lives on without its device, unless that is deleted all the time."""
         if self._undone.again(self._clock.now()):
             return None
@@ -162,7 +162,7 @@ class Supervisor:
             )
         await self._clock.sleep(self._backoff.next())
 
-    async def _reach(self) -> Line:
+    async def _reach(self) -> DatapathClient:
         """Connect to the process, a new one if there is none. Raises OSError, DatapathError."""
         try:
             line = await connect(self._control, self._patience)
@@ -175,7 +175,7 @@ class Supervisor:
             log.info("data-plane process found running", **facts(device=self._wanted.device, pid=line.pid))
         return line
 
-    async def _serve(self, line: Line, answers: asyncio.Queue[messages.Message]) -> Never:
+    async def _serve(self, line: DatapathClient, answers: asyncio.Queue[messages.Message]) -> Never:
         """Feed one process. Raises Lost, DatapathError."""
         await self._configure(line, answers)
         await self._feed_all(line, answers)
@@ -194,7 +194,7 @@ class Supervisor:
             await self._watch(line, answers)
             self._backoff.reset()  # Not before: one that dies of its first packet is not to be started all the time.
 
-    async def _watch(self, line: Line, answers: asyncio.Queue[messages.Message]) -> None:
+    async def _watch(self, line: DatapathClient, answers: asyncio.Queue[messages.Message]) -> None:
         """Feed changes and answer inquiries until it is time to ask again how it is."""
         until = self._clock.now() + self._probe_every
         while self._clock.now() < until and not self._reconfigure and not self._refill:
@@ -204,7 +204,7 @@ class Supervisor:
             if self._inquiries:
                 self._answer(await self._inquire(line, answers))
 
-    async def _inquire(self, line: Line, answers: asyncio.Queue[messages.Message]) -> Report | None:
+    async def _inquire(self, line: DatapathClient, answers: asyncio.Queue[messages.Message]) -> Report | None:
         status = await self._ask(line, answers, messages.AskStatus())
         rows: dict[str, messages.PeerTraffic] = {}
         first, more = 0, isinstance(status, messages.Status) and status.configured
@@ -222,7 +222,7 @@ class Supervisor:
             if not inquiry.done():
                 inquiry.set_result(report)
 
-    async def _configure(self, line: Line, answers: asyncio.Queue[messages.Message]) -> None:
+    async def _configure(self, line: DatapathClient, answers: asyncio.Queue[messages.Message]) -> None:
         self._reconfigure = False
         match await self._ask(line, answers, self._wanted):
             case messages.Done():
@@ -235,26 +235,26 @@ class Supervisor:
             case other:
                 raise Lost(f"it answered {type(other).__name__} to its configuration")
 
-    async def _feed_all(self, line: Line, answers: asyncio.Queue[messages.Message]) -> None:
+    async def _feed_all(self, line: DatapathClient, answers: asyncio.Queue[messages.Message]) -> None:
         self._refill = False
         if self._roster.complete:
             await line.send(protocol.encode(messages.Begin()))
         await self._put(line, self._roster.all())
         await self._ask(line, answers, messages.End())
 
-    async def _feed_changes(self, line: Line) -> None:
+    async def _feed_changes(self, line: DatapathClient) -> None:
         gone, changed = self._roster.changes()
         await self._put(line, changed)  # First: a peer may be back under another key, when IPv6 was turned on.
         for key in gone:
             await line.send(protocol.encode(messages.Remove(key)))
 
-    async def _put(self, line: Line, peers: list[messages.Peer]) -> None:
+    async def _put(self, line: DatapathClient, peers: list[messages.Peer]) -> None:
         for message in protocol.encode_peers(peers):
             await line.send(message)
             await self._clock.sleep(0)
 
     async def _ask(
-        self, line: Line, answers: asyncio.Queue[messages.Message], request: messages.Request
+        self, line: DatapathClient, answers: asyncio.Queue[messages.Message], request: messages.Request
     ) -> messages.Message:
         """Send a request and return its answer. Raises Lost; a process that is silent is ended first."""
         async with line.in_time():
@@ -262,7 +262,7 @@ class Supervisor:
             return await answers.get()
 
 
-async def _listen(line: Line, answers: asyncio.Queue[messages.Message]) -> Never:
+async def _listen(line: DatapathClient, answers: asyncio.Queue[messages.Message]) -> Never:
     """Pass on what the process says. Raises Lost: also the news of its death."""
     while True:
         answers.put_nowait(await line.receive())

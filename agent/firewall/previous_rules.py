@@ -13,12 +13,12 @@ from typing import Protocol
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.lock import Held
 from flanneld_py.agent.log import OnChange, facts, log
-from flanneld_py.agent.previous_run import Earlier
+from flanneld_py.agent.previous_run import PreviousRun
 from flanneld_py.encap.firewall.enforce import Outcome
 from flanneld_py.encap.firewall.policy import Network, Policy
 
 
-class RemovesFormer(Protocol):
+class RemovesPreviousRules(Protocol):
     """What takes rules away: enforce.Enforcer."""
 
     async def remove_former(self, pairs: Collection[tuple[Network, Network]], living: Collection[str]) -> Outcome:
@@ -26,10 +26,12 @@ class RemovesFormer(Protocol):
         ...
 
 
-class FormerRules:
+class PreviousRules:
     """`others` tells what other agents have, and raises OSError."""
 
-    def __init__(self, enforcer: RemovesFormer, earlier: Earlier, others: Callable[[], Held], clock: Clock) -> None:
+    def __init__(
+        self, enforcer: RemovesPreviousRules, earlier: PreviousRun, others: Callable[[], Held], clock: Clock
+    ) -> None:
         self._enforcer = enforcer
         self._earlier = list(earlier.families) if earlier.ours else []
         self._others = others

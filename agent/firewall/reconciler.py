@@ -20,16 +20,16 @@ from typing import Never, Protocol
 from flanneld_py.agent.backoff import Backoff
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.firewall.drops import Looks, Obstacles
-from flanneld_py.agent.firewall.previous_rules import FormerRules
-from flanneld_py.agent.firewall.restart_flows import Anew
+from flanneld_py.agent.firewall.previous_rules import PreviousRules
+from flanneld_py.agent.firewall.restart_flows import FlowRestart
 from flanneld_py.agent.log import OnChange, facts, log
-from flanneld_py.agent.reconcile.desired import Wanted
+from flanneld_py.agent.reconcile.desired import Desired
 from flanneld_py.agent.reconcile.neighbours import Neighbours
 from flanneld_py.agent.reconcile.repairs import Repairs
 from flanneld_py.agent.settings import FirewallSettings
 from flanneld_py.encap.firewall import dockerbridges
 from flanneld_py.encap.firewall.chains import DOCKERS, RAW, forward_part, masquerade_part, raw_part
-from flanneld_py.encap.firewall.enforce import Choice, Outcome
+from flanneld_py.encap.firewall.enforce import FilterChoice, Outcome
 from flanneld_py.encap.firewall.flows import Pause
 from flanneld_py.encap.firewall.nft import FLANNELS, HOOKS, OURS
 from flanneld_py.encap.firewall.policy import Policy
@@ -49,12 +49,12 @@ LOOK_EVERY = 300.0
 """Seconds between looks that nothing asked for, jittered."""
 
 
-def policies(settings: FirewallSettings, wanted: Sequence[Wanted], neighbours: Neighbours) -> tuple[Policy, ...]:
+def policies(settings: FirewallSettings, wanted: Sequence[Desired], neighbours: Neighbours) -> tuple[Policy, ...]:
     """Return what the settings mean for a host with this network and these subnets of it, for each family."""
     return tuple(_policy(settings, each, neighbours) for each in wanted)
 
 
-def _policy(settings: FirewallSettings, wanted: Wanted, neighbours: Neighbours) -> Policy:
+def _policy(settings: FirewallSettings, wanted: Desired, neighbours: Neighbours) -> Policy:
     backend = wanted.backend
     subnet = backend.family.subnet(wanted.own.subnets)
     assert subnet is not None
@@ -74,7 +74,7 @@ Watch = Callable[[Callable[[], None], Callable[[], None]], AbstractContextManage
 class Enforces(Looks, Protocol):
     """What brings rules to the host: enforce.Enforcer."""
 
-    async def choose(self) -> Choice | None:
+    async def choose(self) -> FilterChoice | None:
         """See enforce.Enforcer."""
         ...
 
@@ -82,7 +82,7 @@ class Enforces(Looks, Protocol):
         """See enforce.Enforcer."""
         ...
 
-    async def enforce(self, choice: Choice, policies: tuple[Policy, ...]) -> Outcome:
+    async def enforce(self, choice: FilterChoice, policies: tuple[Policy, ...]) -> Outcome:
         """See enforce.Enforcer."""
         ...
 
@@ -98,7 +98,7 @@ class Report:
     `repairs` counts how often others had changed them. Times are seconds ago, None for never; `error` outlasts its end.
     """
 
-    choice: Choice | None
+    choice: FilterChoice | None
     in_force: bool
     repairs: int
     repaired_ago: float | None
@@ -116,7 +116,7 @@ def names_of_interest(suffix: str) -> frozenset[str]:
     return frozenset((*ours, *(name for _, name in FLANNELS), *iptables, dockerbridges.TABLE, "raw-PREROUTING"))
 
 
-class Guard:
+class FirewallReconciler:
     """The rules of one network. `looked` is set after the first try, whatever came of it."""
 
     def __init__(
@@ -124,11 +124,11 @@ class Guard:
         enforcer: Enforces,
         watch: Watch,
         options: FirewallSettings,
-        wanted: tuple[Wanted, ...],
+        wanted: tuple[Desired, ...],
         neighbours: Neighbours,
         clock: Clock,
         rng: Random,
-        former: FormerRules,
+        former: PreviousRules,
     ) -> None:
         self._enforcer = enforcer
         self._former = former
@@ -143,13 +143,13 @@ class Guard:
         neighbours.changed = self._wake.set
         self._backoff = Backoff(0.1, 60.0, rng)
         self._trouble = OnChange(clock)
-        self._obstacles, self._anew = Obstacles(enforcer, clock), Anew(enforcer.begin_anew, clock)
+        self._obstacles, self._anew = Obstacles(enforcer, clock), FlowRestart(enforcer.begin_anew, clock)
         self._lacking: frozenset[str] = frozenset()
         self._repairs = Repairs("the host's firewall rules")
         self._retry_at = float("inf")
         self._look_at = 0.0
         self._in_force = False
-        self._choice: Choice | None = None
+        self._choice: FilterChoice | None = None
         self._times_repaired, self._repaired_at, self._failed_at = 0, float("-inf"), float("-inf")
         self._error: str | None = None
         self._own_change = True
@@ -174,7 +174,7 @@ class Guard:
         self._look_at = min(self._look_at, self._obstacles.told())
         self._wake.set()
 
-    def want(self, wanted: tuple[Wanted, ...]) -> None:
+    def want(self, wanted: tuple[Desired, ...]) -> None:
         """Change what is wanted: our subnet is another one."""
         self._wanted, self._urgent = wanted, True
         self._wake.set()
@@ -205,7 +205,7 @@ class Guard:
                 self._look_at = min(self._look_at, await self._obstacles.look(self._policies))
                 await self._next()
 
-    async def _choose(self) -> Choice | None:
+    async def _choose(self) -> FilterChoice | None:
         """Choose the packet filter, once it can be looked at."""
         while True:
             try:
@@ -228,7 +228,7 @@ class Guard:
             )
         return choice
 
-    async def _enforce(self, choice: Choice) -> None:
+    async def _enforce(self, choice: FilterChoice) -> None:
         policies = self._work_out()
         if policies != self._policies:
             self._policies, self._own_change, self._hosts_at = policies, True, self._clock.now()

@@ -16,7 +16,7 @@ SHARE = 20
 BeginAnew = Callable[[tuple[Policy, ...], Pause], Awaitable[int]]
 
 
-class Anew:
+class FlowRestart:
     """When to look for such flows: after our rules were made, changed or repaired, and at a start, which may follow
     an end in between.
     """

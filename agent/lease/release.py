@@ -14,7 +14,7 @@ import asyncio
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Callable, Sequence
 
-from flanneld_py.agent.errors import Broken
+from flanneld_py.agent.errors import FatalError
 from flanneld_py.agent.log import facts, log
 from flanneld_py.registry.model import Lease
 from flanneld_py.registry.registry import Registry
@@ -44,7 +44,7 @@ async def at_stop(registry: Registry, lease: Lease | None, identity: str, ask: S
 
 
 async def by_hand(registry: Registry, identity: str, tell: Callable[[str], None]) -> None:
-    """Give back the lease that this host has, if any. Raises Broken if that cannot be done."""
+    """Give back the lease that this host has, if any. Raises FatalError if that cannot be done."""
     try:
         owner = await registry.owner(identity)
         lease = await registry.lease(owner.subnets) if owner is not None else None
@@ -63,7 +63,7 @@ async def by_hand(registry: Registry, identity: str, tell: Callable[[str], None]
             await registry.release(lease, identity)
             tell(f"gave {lease.subnets} back")
     except RegistryError as error:
-        raise Broken(f"the lease cannot be given back: {error}") from error
+        raise FatalError(f"the lease cannot be given back: {error}") from error
 
 
 async def _shuts_down(ask: Sequence[str]) -> bool:

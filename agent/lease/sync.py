@@ -53,7 +53,7 @@ STEADY = 5.0
 """Seconds after which a watch was no mere attempt."""
 
 
-class Follower:
+class LeaseSyncer:
     """Feed a LeaseView from a Registry and call `changed` after every change of it."""
 
     def __init__(

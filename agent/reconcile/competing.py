@@ -12,7 +12,7 @@ LOOK_EVERY = 200.0
 """Seconds between looks, a little less than between readings of the kernel, with which they come: no event tells."""
 
 
-class Beside:
+class CompetingRoutes:
     """What is beside the routes that a tracker wants."""
 
     def __init__(self, kernel: Kernel, tracker: Tracker) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Desired:
     """This host as it should be. `link` is None if there is no device of ours; `datapath` if there is no process."""
 
     config: NetworkConfig

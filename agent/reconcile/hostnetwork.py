@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from flanneld_py.agent.log import facts, log
-from flanneld_py.agent.reconcile.desired import Wanted
+from flanneld_py.agent.reconcile.desired import Desired
 from flanneld_py.encap.backends import table
 from flanneld_py.encap.backends.base import Backend, Found, Underlay
 from flanneld_py.encap.family import Network
@@ -22,7 +22,7 @@ from flanneld_py.registry.model import Lease, LeaseAttrs
 
 
 @dataclass(frozen=True, slots=True)
-class Membership:
+class HostNetwork:
     """Config, underlay, and what was made of both: a backend for each family that is on, IPv4's first."""
 
     config: NetworkConfig
@@ -62,15 +62,15 @@ class Membership:
 
         return table.published([(backend, found(backend)) for backend in self.backends])
 
-    def wanted(self, key: str, lease: Lease, workers: int) -> tuple[Wanted, ...]:
+    def wanted(self, key: str, lease: Lease, workers: int) -> tuple[Desired, ...]:
         """Work out what our lease, at a key, means on this host, for each family."""
 
-        def wanted(backend: Backend) -> Wanted:
+        def wanted(backend: Backend) -> Desired:
             address, public_ip = self.underlay.addresses(backend.family)
             own = Own(key, lease.subnets, public_ip, address, self.underlay.broadcasts)
             datapath = backend.datapath(lease)
             if datapath is not None:
                 datapath = replace(datapath, workers=workers)
-            return Wanted(self.config, backend, own, backend.link(lease), datapath)
+            return Desired(self.config, backend, own, backend.link(lease), datapath)
 
         return tuple(map(wanted, self.backends))

@@ -29,8 +29,8 @@ from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.datapath.paths import control_socket
 from flanneld_py.agent.lock import Held
 from flanneld_py.agent.log import OnChange, facts, log
-from flanneld_py.agent.previous_run import Earlier
-from flanneld_py.agent.reconcile.hostnetwork import Membership
+from flanneld_py.agent.previous_run import PreviousRun
+from flanneld_py.agent.reconcile.hostnetwork import HostNetwork
 from flanneld_py.encap.family import IPV4
 from flanneld_py.encap.kernel import Kernel, KernelError
 from flanneld_py.encap.state import Address, Entry, Neighbour, Operation, TunLink, Verb, VxlanLink, describe
@@ -43,7 +43,7 @@ class Leftovers:
     """`control` is the folder of the data planes' sockets; `others` tells what other agents have; it raises OSError."""
 
     def __init__(
-        self, kernel: Kernel, control: Path, earlier: Earlier, others: Callable[[], Held], clock: Clock, rng: Random
+        self, kernel: Kernel, control: Path, earlier: PreviousRun, others: Callable[[], Held], clock: Clock, rng: Random
     ) -> None:
         self._kernel = kernel
         self._control = control
@@ -53,9 +53,9 @@ class Leftovers:
         self._backoff = Backoff(1.0, 300.0, rng)
         self._trouble = OnChange(clock)
         self._again, self._cleared = asyncio.Event(), False
-        self._latest: list[tuple[Membership, Lease | None]] = []
+        self._latest: list[tuple[HostNetwork, Lease | None]] = []
 
-    async def remove(self, member: Membership, lease: Lease | None) -> None:
+    async def remove(self, member: HostNetwork, lease: Lease | None) -> None:
         """Remove what these backends with our lease do not want."""
         self._latest = [(member, lease)]
         try:
@@ -76,7 +76,7 @@ class Leftovers:
             for member, lease in self._latest:
                 await self.remove(member, lease)
 
-    async def _remove(self, member: Membership, lease: Lease | None) -> None:
+    async def _remove(self, member: HostNetwork, lease: Lease | None) -> None:
         others = self._others()
         subnets = [*(lease.subnets.families if lease is not None else ()), *self._earlier.subnets]
         found = [device for device in self._kernel.devices_in(subnets) if device not in others.devices]
@@ -100,7 +100,7 @@ class Leftovers:
             if device not in member.devices:
                 await self._remove_device(device)
 
-    def _clear(self, member: Membership, lease: Lease | None) -> None:
+    def _clear(self, member: HostNetwork, lease: Lease | None) -> None:
         """Remove from our own device what belongs to an earlier network or subnet, whoever's agent had that device."""
         ours = lease.subnets.families if lease is not None else ()
         gone = [subnet for _, subnet in self._earlier.families if subnet not in ours]

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from flanneld_py.agent.reconcile.desired import Wanted
+from flanneld_py.agent.reconcile.desired import Desired
 from flanneld_py.encap.family import Family, IPAddress
 
 
 class Neighbours:
     """Of each family that may have any. `changed` is called when they may be others."""
 
-    def __init__(self, wanted: Iterable[Wanted]) -> None:
+    def __init__(self, wanted: Iterable[Desired]) -> None:
         self._asked: dict[Family, Callable[[], frozenset[IPAddress]]] = {}
         self._awaited = {each.backend.family: asyncio.Event() for each in wanted if each.backend.asks_on_link}
         self.changed: Callable[[], None] = lambda: None

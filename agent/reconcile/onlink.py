@@ -42,7 +42,7 @@ class OnLinkVerdicts:
             verdict = self._verdicts[address] = bool(self._kernel.on_link(self._interface, [address.packed]))
         return verdict
 
-    def over(self, interface: str) -> None:
+    def follow(self, interface: str) -> None:
         """Ask about another interface from now on."""
         self._interface, self._verdicts = interface, {}
         self.mark()

@@ -22,14 +22,14 @@ from flanneld_py.agent.backoff import Backoff, Pace
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.contested import Undone
 from flanneld_py.agent.log import facts, log
-from flanneld_py.agent.reconcile.competing import Beside
-from flanneld_py.agent.reconcile.desired import Wanted
+from flanneld_py.agent.reconcile.competing import CompetingRoutes
+from flanneld_py.agent.reconcile.desired import Desired
 from flanneld_py.agent.reconcile.hold import Hold
 from flanneld_py.agent.reconcile.neighbours import Neighbours
 from flanneld_py.agent.reconcile.onlink import OnLinkVerdicts
 from flanneld_py.agent.reconcile.postponed import Postponed
 from flanneld_py.agent.reconcile.repairs import Repairs
-from flanneld_py.agent.reconcile.sink import Carrier
+from flanneld_py.agent.reconcile.sink import PeerSink
 from flanneld_py.agent.reconcile.unused import Unused
 from flanneld_py.encap.delta import Tracker
 from flanneld_py.encap.kernel import Event, Gone, Kernel, KernelError, LinkChanged, Lost, Rerouted, Seen
@@ -62,10 +62,10 @@ class Reconciler:
         self,
         kernel: Kernel,
         view: LeaseView,
-        wanted: Wanted,
+        wanted: Desired,
         clock: Clock,
         rng: Random,
-        carrier: Carrier,
+        carrier: PeerSink,
         on_link: OnLinkVerdicts,
         neighbours: Neighbours,
     ) -> None:
@@ -77,7 +77,7 @@ class Reconciler:
         self._hold = Hold(view, self._tracker, carrier)
         self._link_backoff = Backoff(0.1, 30.0, rng)
         self._read_backoff, self._pace = Backoff(0.02, 30.0, rng), Pace(0.1, 10.0, rng)
-        self.postponed, self.beside = Postponed(self._tracker, rng), Beside(kernel, self._tracker)
+        self.postponed, self.beside = Postponed(self._tracker, rng), CompetingRoutes(kernel, self._tracker)
         self._link_undone, self.link_failure = Undone(), ""
         self._lacking, self._awaiting = False, False
         self._unused = Unused()
@@ -98,7 +98,7 @@ class Reconciler:
         """Look again: the lease view has changed."""
         self._wake.set()
 
-    def want(self, wanted: Wanted) -> None:
+    def want(self, wanted: Desired) -> None:
         """Change what is wanted of this host: another subnet, another underlay. Same device name."""
         self._want(wanted)
         self._view.start_over(wanted.backend.family.name)
@@ -293,9 +293,9 @@ class Reconciler:
         self.postponed.look(self._clock.now())
         return self._tracker.take(PORTION, prune=self._view.synced)
 
-    def _want(self, wanted: Wanted) -> None:
+    def _want(self, wanted: Desired) -> None:
         self._wanted = wanted
-        if self._tracker.over(wanted.backend.owns, wanted.backend.parent):
+        if self._tracker.move_to(wanted.backend.owns, wanted.backend.parent):
             self._read_at = 0.0
         self._peers = Peers(wanted.config, wanted.backend, wanted.own)
         self._tracker.want(OWN, wanted.backend.own_entries(wanted.own))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from flanneld_py.agent.clock import Clock
 from flanneld_py.agent.datapath.paths import control_socket
-from flanneld_py.agent.reconcile.desired import Wanted
+from flanneld_py.agent.reconcile.desired import Desired
 from flanneld_py.agent.reconcile.hold import Holder
 from flanneld_py.encap.family import Family
 from flanneld_py.encap.peers import Peer
@@ -24,7 +24,7 @@ Changes = Iterable[tuple[str, Peer | None]]
 """Peers by key, None for one that is not used any more."""
 
 
-class Carrier(Holder, Protocol):
+class PeerSink(Holder, Protocol):
     """See the module's docstring."""
 
     def update(self, changes: Changes) -> None:
@@ -32,11 +32,11 @@ class Carrier(Holder, Protocol):
         ...
 
 
-class KernelCarrier:
+class KernelSink:
     """Nothing to be told."""
 
     def update(self, changes: Changes) -> None:
-        """See Carrier."""
+        """See PeerSink."""
 
     def hold(self) -> int:
         """See Holder."""
@@ -46,7 +46,7 @@ class KernelCarrier:
         """See Holder."""
 
 
-class UserspaceCarrier:
+class UserspaceSink:
     """The data-plane process of one family, by way of its Supervisor."""
 
     def __init__(self, supervisor: Supervisor, family: Family) -> None:
@@ -56,7 +56,7 @@ class UserspaceCarrier:
         self.release = supervisor.release
 
     def update(self, changes: Changes) -> None:
-        """See Carrier."""
+        """See PeerSink."""
         from flanneld_py.encap.datapath.control import messages  # Most hosts never need it.
 
         def entry(key: str, peer: Peer) -> messages.Peer:
@@ -70,7 +70,7 @@ class UserspaceCarrier:
 
 
 def make_supervisors(
-    wanted: Iterable[Wanted],
+    wanted: Iterable[Desired],
     control: Path,
     start: Callable[[Path], Awaitable[None]],
     prepared: Callable[[], Awaitable[None]],

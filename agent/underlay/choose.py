@@ -94,7 +94,7 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class UnderlayOptions:
     """What the operator asks for: --iface, --iface-regex, --iface-can-reach, --public-ip, --public-ipv6."""
 
     names: Sequence[str] = ()
@@ -105,7 +105,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class UnderlayChoice:
     """The chosen interface, our addresses on it, and those for the others to send to; a family that is off has None."""
 
     interface: Interface
@@ -126,13 +126,13 @@ def outside(host: Host, overlay: Sequence[Network]) -> Host:
 
 def choose(
     host: Host,
-    asked: Asked,
+    asked: UnderlayOptions,
     *,
     ipv4: bool = True,
     ipv6: bool = False,
     keep: Sequence[IPAddress] = (),
     stay: bool = False,
-) -> Choice:
+) -> UnderlayChoice:
     """Choose the underlay for these families. Raises NoInterface.
 
     Where several addresses of the interface would do, one of `keep` stays: that it is still there is enough. `stay`:
@@ -168,7 +168,7 @@ def choose(
             )
         public4 = (asked.public_ip or own4) if ipv4 else None
         public6 = (asked.public_ip6 or own6) if ipv6 else None
-        return Choice(interface, own4, public4, own6, public6)
+        return UnderlayChoice(interface, own4, public4, own6, public6)
     raise NoInterface(_why(host, asked, ipv4=ipv4, ipv6=ipv6))
 
 
@@ -176,11 +176,11 @@ Candidate = tuple[Interface, tuple[IPAddress, ...]]
 """An interface, and the addresses on it that were asked for, or that a route would use."""
 
 
-def _asks(asked: Asked) -> bool:
+def _asks(asked: UnderlayOptions) -> bool:
     return bool(asked.names or asked.regexes or asked.can_reach is not None)
 
 
-def _asked_for(host: Host, asked: Asked, families: tuple[bool, bool]) -> Iterator[Candidate]:
+def _asked_for(host: Host, asked: UnderlayOptions, families: tuple[bool, bool]) -> Iterator[Candidate]:
     public = [address for address in (asked.public_ip, asked.public_ip6) if address is not None]
     for wanted in asked.names:
         yield from _by_address(host, wanted, public)
@@ -193,7 +193,7 @@ def _asked_for(host: Host, asked: Asked, families: tuple[bool, bool]) -> Iterato
         yield from ((interface, named) for interface in host.interfaces if interface.index == index)
 
 
-def _by_default(host: Host, asked: Asked, stay: Sequence[IPAddress], *, ipv4: bool) -> Iterator[Candidate]:
+def _by_default(host: Host, asked: UnderlayOptions, stay: Sequence[IPAddress], *, ipv4: bool) -> Iterator[Candidate]:
     for public in (asked.public_ip, asked.public_ip6):
         if public is not None:
             beside = [asked.public_ip6] if asked.public_ip6 is not None else []
@@ -272,7 +272,7 @@ def best_address(interface: Interface, family: type[A], keep: Sequence[IPAddress
     return best
 
 
-def _why(host: Host, asked: Asked, *, ipv4: bool, ipv6: bool) -> str:
+def _why(host: Host, asked: UnderlayOptions, *, ipv4: bool, ipv6: bool) -> str:
     """Say why nothing fits, and what there is."""
     need = "an IPv4 and an IPv6 address" if ipv4 and ipv6 else "an IPv6 address" if ipv6 else "an IPv4 address"
     if _asks(asked):

@@ -17,7 +17,7 @@ from flanneld_py.agent.underlay.choose import Host, Interface, InterfaceAddress,
 from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.netlink import request
 from flanneld_py.encap.netlink import rtnetlink as rt
-from flanneld_py.encap.netlink.rtsocket import Refused, RouteSocket
+from flanneld_py.encap.netlink.rtsocket import RequestFailed, RouteSocket
 
 RTF_UP = 0x0001  # linux/route.h
 RTF_REJECT = 0x0200
@@ -35,7 +35,7 @@ async def read_host(can_reach: IPAddress | None) -> Host:
             found = tuple(sorted(_interfaces(asker, addresses), key=lambda interface: interface.index))
             defaults6 = _defaults6(asker, {interface.name: interface.index for interface in found})
         reach = await _reach(can_reach) if can_reach is not None else None
-    except (KernelError, Refused, rt.Malformed) as error:
+    except (KernelError, RequestFailed, rt.Malformed) as error:
         raise OSError(f"the kernel's interfaces cannot be read: {error}") from error
     return Host(found, default_interfaces(routing_table("route")), reach, defaults6)
 

@@ -13,7 +13,7 @@ from flanneld_py.encap.kernel import Kernel
 from flanneld_py.registry.config import ConfigInvalid, NetworkConfig
 from flanneld_py.registry.model import LeaseAttrs
 
-Choice = Literal["auto", "kernel", "userspace"]
+DatapathChoice = Literal["auto", "kernel", "userspace"]
 """Who carries the packets, as the operator wants it (`--datapath`)."""
 
 
@@ -26,7 +26,7 @@ def published(parts: Sequence[tuple[Backend, Found]]) -> LeaseAttrs:
 
 
 async def make(
-    config: NetworkConfig, underlay: Underlay, kernel: Kernel, choice: Choice, on_link: Mapping[Family, OnLink]
+    config: NetworkConfig, underlay: Underlay, kernel: Kernel, choice: DatapathChoice, on_link: Mapping[Family, OnLink]
 ) -> tuple[Backend, ...]:
     """Make the backend that the config names, for each family that is on. Raises ConfigInvalid if it cannot be had."""
     families = [family for family in (IPV4, IPV6) if family.config(config) is not None]

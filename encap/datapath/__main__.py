@@ -26,11 +26,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from flanneld_py.encap.datapath.commands import Clerk
+from flanneld_py.encap.datapath.commands import CommandHandler
 from flanneld_py.encap.datapath.control import messages
-from flanneld_py.encap.datapath.control.server_socket import Doorway, DoorwayError
-from flanneld_py.encap.datapath.loop import Turns
-from flanneld_py.encap.datapath.pool import Crew, MemberLost
+from flanneld_py.encap.datapath.control.server_socket import ControlSocket, ControlSocketError
+from flanneld_py.encap.datapath.loop import Loop
+from flanneld_py.encap.datapath.pool import WorkerLost, WorkerPool
 from flanneld_py.encap.datapath.relay import DeviceGone
 from flanneld_py.encap.datapath.worker import Worker, open_lanes
 
@@ -44,19 +44,19 @@ UNUSED = 30.0
 class Datapath:
     """The process's parts put together. From `interrupts` the numbers of signals are read."""
 
-    def __init__(self, doorway: Doorway, interrupts: socket.socket, now: Callable[[], float]) -> None:
+    def __init__(self, doorway: ControlSocket, interrupts: socket.socket, now: Callable[[], float]) -> None:
         self._doorway = doorway
         self._interrupts = interrupts
         self._now = now
         self._agent: socket.socket | None = None
-        self._carrier: Worker | Crew | None = None
+        self._carrier: Worker | WorkerPool | None = None
         self._begin()
 
     def _begin(self) -> None:
-        self._turns = Turns()
+        self._turns = Loop()
         self._turns.watch(self._doorway.fileno(), self._admit)
         self._turns.watch(self._interrupts.fileno(), self._heed)
-        self._clerk = Clerk(self._make)
+        self._clerk = CommandHandler(self._make)
         self._unused_since = self._now()
 
     def run(self) -> None:
@@ -65,7 +65,7 @@ class Datapath:
             try:
                 self._turns.run()
                 return
-            except (DeviceGone, MemberLost) as error:
+            except (DeviceGone, WorkerLost) as error:
                 sys.stderr.write(f"{error}\n")
                 if self._agent is None:  # Nobody would configure it again.
                     return
@@ -91,7 +91,7 @@ class Datapath:
         if self._carrier is None and self._now() - self._unused_since > UNUSED:
             self._turns.stop()
         if self._doorway.lost():
-            with suppress(DoorwayError):  # Another look comes.
+            with suppress(ControlSocketError):  # Another look comes.
                 self._doorway.come_back()
                 self._turns.watch(self._doorway.fileno(), self._admit)
 
@@ -117,20 +117,20 @@ class Datapath:
         if self._clerk.stopped:
             self._turns.stop()
 
-    def _make(self, wanted: messages.Configure) -> Worker | Crew:
+    def _make(self, wanted: messages.Configure) -> Worker | WorkerPool:
         lanes = open_lanes(wanted)
         if wanted.workers == 1:
             self._carrier = worker = Worker(wanted, lanes, self._now)
             if worker.express is not None:
                 self._turns.wait_by(worker.express)
         else:
-            self._carrier = Crew(wanted, lanes, wanted.workers, self._now)
+            self._carrier = WorkerPool(wanted, lanes, wanted.workers, self._now)
         for fd, serve in self._carrier.watched():
             self._turns.watch(fd, serve)
         return self._carrier
 
 
-def serve(doorway: Doorway) -> None:
+def serve(doorway: ControlSocket) -> None:
     """Run the data plane at a control socket until told to end."""
     interrupts, interrupted = socket.socketpair()
     interrupted.setblocking(False)
@@ -161,8 +161,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(control: Path, report: Callable[[str], object]) -> int:
     """Serve until the end; `report` gets "" once the socket listens, or the reason why it does not."""
     try:
-        doorway = Doorway(control)
-    except DoorwayError as error:
+        doorway = ControlSocket(control)
+    except ControlSocketError as error:
         report(str(error))
         return 1
     report("")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 
 from flanneld_py.encap.datapath.forward import Drop, Own, Remote, Table, inbound
-from flanneld_py.encap.packet.frame import VXLAN_LENGTH, Refused, parse_vxlan
+from flanneld_py.encap.packet.frame import VXLAN_LENGTH, DropReason, parse_vxlan
 
 MOST = 8192
 """Triples that are remembered; when there are more, all are forgotten."""
@@ -40,7 +40,7 @@ class Admission:
         """Decide anew: the table has changed."""
         self.admitted.clear()
 
-    def admit(self, source: bytes, datagram: memoryview) -> Remote | Refused:
+    def admit(self, source: bytes, datagram: memoryview) -> Remote | DropReason:
         """Return who sent a datagram that came from an underlay address (packed), or why it is refused."""
         size = len(datagram) - self.offset
         first = datagram[self.offset] if size > 0 else 0
@@ -58,16 +58,16 @@ class Admission:
         if remote is not None:
             return remote
         verdict = self._decide(source, datagram)
-        if not isinstance(verdict, Refused):
+        if not isinstance(verdict, DropReason):
             if len(self.admitted) >= MOST:
                 self.admitted.clear()
             self.admitted[flow] = verdict
         return verdict
 
-    def _decide(self, source: bytes, datagram: memoryview) -> Remote | Refused:
+    def _decide(self, source: bytes, datagram: memoryview) -> Remote | DropReason:
         if self._vxlan is not None:
             start = parse_vxlan(datagram, *self._vxlan)
-            if isinstance(start, Refused):
+            if isinstance(start, DropReason):
                 return start
         decision = inbound(self._table, source, datagram[self.offset :], self._own)
         return decision.reason if isinstance(decision, Drop) else decision.remote

@@ -1,7 +1,8 @@
 """Who obeys the orders (encap/datapath/control/messages.py) in a data-plane process: reads them, has a carrier carry
 them out, answers.
 
-A carrier is what moves the packets: a Worker in this process, or a Crew of processes with a worker each. The first
+A carrier is what moves the packets: a Worker in this process, or a WorkerPool of processes with a worker each. The
+first
 Configure makes it.
 """
 
@@ -17,7 +18,7 @@ from flanneld_py.encap.datapath.tun import TunError, TunTaken
 from flanneld_py.encap.datapath.wire import WireError
 
 
-class Carrier(Protocol):
+class Forwarder(Protocol):
     """What carries out orders."""
 
     def __len__(self) -> int:
@@ -49,16 +50,16 @@ class Carrier(Protocol):
         ...
 
 
-class Clerk:
+class CommandHandler:
     """Obey. `make` makes the carrier that a configuration asks for, and raises TunError or WireError.
 
     `stopped` is set once Stop was ordered, or the device was found to be another process's: that one is to be sought
     at this control socket.
     """
 
-    def __init__(self, make: Callable[[messages.Configure], Carrier]) -> None:
+    def __init__(self, make: Callable[[messages.Configure], Forwarder]) -> None:
         self._make = make
-        self._carrier: Carrier | None = None
+        self._carrier: Forwarder | None = None
         self._wanted: messages.Configure | None = None
         self._unnamed: set[str] | None = None
         self.stopped = False

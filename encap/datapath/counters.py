@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Tally:
+class Counters:
     """Packets (super-packets count as one) and bytes of the overlay, both ways."""
 
     sent: int = 0
@@ -14,7 +14,7 @@ class Tally:
     received: int = 0
     received_bytes: int = 0
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: Counters) -> None:
         """Add another's numbers."""
         self.sent += other.sent
         self.sent_bytes += other.sent_bytes

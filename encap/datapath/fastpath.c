@@ -96,7 +96,7 @@ static int failed(struct express *express, const struct lane *lane, const char *
     return asked(express, PyObject_CallFunction(lane->failed, "sin", where, number, (Py_ssize_t)count));
 }
 
-/* The attributes of directory.Hop and of its Tally, interned: so they are found by their addresses. */
+/* The attributes of directory.Hop and of its Counters, interned: so they are found by their addresses. */
 enum name { SOCKET_ADDRESS, PREFIX4, PREFIX6, MTU, TALLY, SENT, SENT_BYTES, RECEIVED, RECEIVED_BYTES, NAMES };
 static PyObject *names[NAMES];
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from flanneld_py.encap.packet import icmp
 from flanneld_py.encap.packet.checksum import Buffer
-from flanneld_py.encap.packet.frame import Refused
+from flanneld_py.encap.packet.frame import DropReason
 
 _DF = 0x40
 """Don't Fragment, in the first byte of IPv4's fragment field."""
@@ -61,14 +61,14 @@ class Reply:
     """Write this ICMP packet back to the TUN device and count `reason`."""
 
     packet: bytes
-    reason: Refused
+    reason: DropReason
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
     """Drop the packet and count `reason`."""
 
-    reason: Refused
+    reason: DropReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,23 +172,23 @@ def outbound(table: Table, packet: Buffer, mtu: int, size: int = 0) -> Send | Re
     remote = table.lookup(packet[16:20] if v4 else packet[24:40])
     if remote is None:
         if _stays_on_link(packet, v4):
-            return Drop(Refused.MULTICAST)
+            return Drop(DropReason.MULTICAST)
         answer = icmp.error(icmp.Error.NO_ROUTE, packet)
-        return Drop(Refused.NO_ROUTE) if answer is None else Reply(answer, Refused.NO_ROUTE)
+        return Drop(DropReason.NO_ROUTE) if answer is None else Reply(answer, DropReason.NO_ROUTE)
     size = size or len(packet)
     if size <= min(mtu, remote.mtu):
         return Send(remote)
     answer = None if v4 and not packet[6] & _DF else icmp.error(icmp.Error.TOO_BIG, packet, min(mtu, remote.mtu))
     if answer is not None:
-        return Reply(answer, Refused.TOO_BIG)
-    return Drop(Refused.TOO_BIG) if size > mtu else Send(remote)
+        return Reply(answer, DropReason.TOO_BIG)
+    return Drop(DropReason.TOO_BIG) if size > mtu else Send(remote)
 
 
 def inbound(table: Table, source: bytes, packet: Buffer, own: Own) -> Deliver | Drop:
     """Decide on an inner packet that came from an underlay address (packed)."""
     remotes = table.from_address(source)
     if not remotes:
-        return Drop(Refused.UNKNOWN_PEER)
+        return Drop(DropReason.UNKNOWN_PEER)
     reason = _malformed(packet)
     if reason is not None:
         return Drop(reason)
@@ -199,34 +199,34 @@ def inbound(table: Table, source: bytes, packet: Buffer, own: Own) -> Deliver | 
             break
     else:
         if sender != source:
-            return Drop(Refused.SOURCE)
+            return Drop(DropReason.SOURCE)
         remote = remotes[0]
     for base, length in own.subnets:
         if _inside(destination, base, length):
             return Deliver(remote)
     if destination == (own.address4 if v4 else own.address6):
         return Deliver(remote)
-    return Drop(Refused.DESTINATION)
+    return Drop(DropReason.DESTINATION)
 
 
-def _malformed(packet: Buffer) -> Refused | None:
+def _malformed(packet: Buffer) -> DropReason | None:
     """Return what is wrong with the IP header, None if nothing: an address read from it is one, its length is true."""
     size = len(packet)
     if size < 20:
-        return Refused.SHORT
+        return DropReason.SHORT
     version = packet[0] >> 4
     if version == 4:
         header = (packet[0] & 15) << 2
         if header < 20 or packet[2] << 8 | packet[3] != size or header > size:
-            return Refused.LENGTH
-        return None if packet[8] else Refused.TTL
+            return DropReason.LENGTH
+        return None if packet[8] else DropReason.TTL
     if version != 6:
-        return Refused.VERSION
+        return DropReason.VERSION
     if size < 40:
-        return Refused.SHORT
+        return DropReason.SHORT
     if (packet[4] << 8 | packet[5]) + 40 != size:
-        return Refused.LENGTH
-    return None if packet[7] else Refused.TTL
+        return DropReason.LENGTH
+    return None if packet[7] else DropReason.TTL
 
 
 def _stays_on_link(packet: Buffer, v4: bool) -> bool:

@@ -12,7 +12,7 @@ Wait = Callable[[int], Iterable[int]]
 """Wait at an epoll descriptor; return which descriptors are readable."""
 
 
-class Turns:
+class Loop:
     """File descriptors that are waited for, each with what is called when it is readable."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from sys import byteorder
 
 from flanneld_py.encap.datapath.admission import Admission
 from flanneld_py.encap.datapath.control import messages
-from flanneld_py.encap.datapath.counters import Tally
+from flanneld_py.encap.datapath.counters import Counters
 from flanneld_py.encap.datapath.forward import MOST, Own, Remote, Table
 from flanneld_py.encap.packet.frame import vxlan_header
 
@@ -44,10 +44,10 @@ class Hop(Remote):
     socket_address: bytes
     prefix4: bytes
     prefix6: bytes
-    tally: Tally = field(compare=False)
+    tally: Counters = field(compare=False)
 
 
-class Directory:
+class PeerTable:
     """The peers that were put.
 
     `table` says who is behind a destination, `sources` which packed address a sender's text is, `admission` who may
@@ -59,8 +59,8 @@ class Directory:
         self.sources: dict[str, bytes] = {}
         self.drops: Counter[str] = Counter()
         self._peers: dict[str, messages.Peer] = {}
-        self._tallies: dict[str, Tally] = {}
-        self._departed = Tally()
+        self._tallies: dict[str, Counters] = {}
+        self._departed = Counters()
         self._paths: dict[bytes, tuple[int, float]] = {}
         self._vxlan: tuple[int, bytes] | None = None
         self.configure(wanted)
@@ -91,7 +91,7 @@ class Directory:
             before = self._peers.get(peer.key)
             if before != peer:
                 self._peers[peer.key] = peer
-                self._tallies.setdefault(peer.key, Tally())
+                self._tallies.setdefault(peer.key, Counters())
                 self._install(peer)
                 if before is not None and before.address != peer.address:
                     self._forget_source(before.address)
@@ -120,9 +120,9 @@ class Directory:
             del self._paths[address]
             self._reinstall(address)
 
-    def total(self) -> Tally:
+    def total(self) -> Counters:
         """Return what all peers together sent and received."""
-        total = Tally()
+        total = Counters()
         total.add(self._departed)
         for tally in self._tallies.values():
             total.add(tally)

@@ -1,7 +1,7 @@
 """Several processes that move packets, where one core is not enough; the process that makes them only passes orders on.
 
     agent == control socket ==> __main__.py == a socket pair each ==> member: lanes, directory, relays
-                                     Clerk -> Crew                        Clerk -> Worker
+                                     CommandHandler -> WorkerPool                        CommandHandler -> Worker
 
 Device and sockets are opened once, and each member gets its lanes of them. Every member has the whole table. A member
 that dies ends the crew, and the agent has it made anew, which is what one death deserves. The maker's death ends all.
@@ -20,9 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Never, TypeVar
 
-from flanneld_py.encap.datapath.commands import Clerk
+from flanneld_py.encap.datapath.commands import CommandHandler
 from flanneld_py.encap.datapath.control import messages, protocol
-from flanneld_py.encap.datapath.loop import Turns
+from flanneld_py.encap.datapath.loop import Loop
 from flanneld_py.encap.datapath.relay import DeviceGone
 from flanneld_py.encap.datapath.worker import Lane, Watched, Worker
 
@@ -34,11 +34,11 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 Answer = TypeVar("Answer", bound=messages.Answer)
 
 
-class MemberLost(Exception):
+class WorkerLost(Exception):
     """A member died, or does not answer."""
 
 
-class Crew:
+class WorkerPool:
     """The members, as one carrier. Forks: it takes a process without threads. `now` tells seconds that go forward."""
 
     def __init__(
@@ -133,7 +133,7 @@ class Crew:
             try:
                 member.send(message)
             except OSError as error:
-                raise MemberLost(f"a data-plane worker does not take orders: {error}") from error
+                raise WorkerLost(f"a data-plane worker does not take orders: {error}") from error
 
     def _ask(self, request: messages.Request, kind: type[Answer]) -> list[Answer]:
         self._tell(protocol.encode(request))
@@ -142,14 +142,14 @@ class Crew:
             try:
                 answer = protocol.decode(member.recv(protocol.MAX_MESSAGE + 1))
             except (OSError, protocol.Malformed) as error:
-                raise MemberLost(f"a data-plane worker does not answer: {error}") from error
+                raise WorkerLost(f"a data-plane worker does not answer: {error}") from error
             if not isinstance(answer, kind):
-                raise MemberLost(f"a data-plane worker answered {type(answer).__name__}, not {kind.__name__}")
+                raise WorkerLost(f"a data-plane worker answered {type(answer).__name__}, not {kind.__name__}")
             answers.append(answer)
         return answers
 
     def _mourn(self) -> Never:
-        raise MemberLost("a data-plane worker died")
+        raise WorkerLost("a data-plane worker died")
 
 
 def _live(
@@ -193,8 +193,8 @@ def _work(
         if fd not in keep:
             with suppress(OSError):  # the folder's own is closed by now
                 os.close(fd)
-    turns = Turns()
-    clerk = Clerk(lambda _: worker)
+    turns = Loop()
+    clerk = CommandHandler(lambda _: worker)
     clerk.obey(wanted)
 
     def obey() -> None:

@@ -21,12 +21,12 @@ from contextlib import suppress
 
 from flanneld_py.encap.datapath.batch import Batch
 from flanneld_py.encap.datapath.forward import Drop, Remote, Reply, Send, outbound
-from flanneld_py.encap.datapath.peertable import Directory, Endpoint, Hop
+from flanneld_py.encap.datapath.peertable import Endpoint, Hop, PeerTable
 from flanneld_py.encap.datapath.tun import Tun
 from flanneld_py.encap.datapath.wire import RECEIVE_SIZE, Wire
 from flanneld_py.encap.packet.coalesce import coalesce
 from flanneld_py.encap.packet.ecn import CE, ECT1, combine, marking
-from flanneld_py.encap.packet.frame import Refused
+from flanneld_py.encap.packet.frame import DropReason
 from flanneld_py.encap.packet.partial import cut, tells_length, uncut
 from flanneld_py.encap.packet.segment import segment
 from flanneld_py.encap.packet.virtio import PLAIN, VNET_HEADER, cost, largest, pieces, segments
@@ -46,7 +46,7 @@ MOST = 64
 MOST_HELD = 64 << 20
 """Bytes of flows that crowd out others, which wait for their turn (fastpath.c): of all lanes, both ways."""
 
-Lane = tuple[
+FastpathLane = tuple[
     int,
     int,
     int,
@@ -88,7 +88,7 @@ class Relay:
 
     def __init__(
         self,
-        directory: Directory,
+        directory: PeerTable,
         tun: Tun,
         wire: Wire,
         room: Room,
@@ -106,7 +106,7 @@ class Relay:
         self._expected = 1
 
     @property
-    def lane(self) -> Lane:
+    def lane(self) -> FastpathLane:
         """What fastpath.c works with."""
         descriptors = self.tun.fileno(), self.wire.fileno(), self.wire.sender_fileno()
         return (*descriptors, self._udp, self.outward, self._received, self._failed, self._overflowed)
@@ -156,7 +156,7 @@ class Relay:
         assert isinstance(hop, Hop)
         datagrams, size = segment(train, each, hop.prefix4 if train[VNET_HEADER] >> 4 == 4 else hop.prefix6)
         if not size:
-            self._dropped("out", Refused.OFFLOAD.value)
+            self._dropped("out", DropReason.OFFLOAD.value)
             return
         codepoint = marking(train[VNET_HEADER:])
         if alone and len(datagrams) == size:
@@ -244,22 +244,22 @@ class Relay:
         offset = self._directory.admission.offset
         source = self._directory.sources.get(sender[0])
         if source is None:
-            self._dropped("in", Refused.UNKNOWN_PEER.value, pieces(len(datagrams), size))
+            self._dropped("in", DropReason.UNKNOWN_PEER.value, pieces(len(datagrams), size))
         elif size <= offset:
-            self._dropped("in", Refused.SHORT.value, pieces(len(datagrams), size))
+            self._dropped("in", DropReason.SHORT.value, pieces(len(datagrams), size))
         else:
             mtu, whole = self._directory.mtu, uncut(datagrams, size, offset) if len(datagrams) > size else None
             if codepoint in (ECT1, CE):
                 datagrams, lost = combine(datagrams, len(datagrams) if whole else size, offset, codepoint)
                 if lost:
-                    self._dropped("in", Refused.ECN.value, segments(whole[0], whole[2] - offset) if whole else lost)
+                    self._dropped("in", DropReason.ECN.value, segments(whole[0], whole[2] - offset) if whole else lost)
                 if not datagrams:
                     return
             if whole is not None and not self._udp:
                 datagrams, size = cut(datagrams, whole, offset)
                 whole = None
                 if not size:
-                    self._dropped("in", Refused.OFFLOAD.value)
+                    self._dropped("in", DropReason.OFFLOAD.value)
                     return
             for header, start, stop in (whole,) if whole else coalesce(datagrams, size, offset, mtu, self._udp):
                 self._deliver(header, datagrams[start:stop], source)
@@ -267,7 +267,7 @@ class Relay:
     def _deliver(self, header: bytes, datagram: memoryview, source: bytes) -> None:
         admission = self._directory.admission
         hop = admission.admit(source, datagram)
-        if isinstance(hop, Refused):
+        if isinstance(hop, DropReason):
             self._dropped("in", hop.value, segments(header, len(datagram) - admission.offset))
             return
         packet = datagram[admission.offset :]

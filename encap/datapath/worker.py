@@ -14,7 +14,7 @@ from ipaddress import ip_address
 
 from flanneld_py.encap.datapath.control import messages
 from flanneld_py.encap.datapath.loop import Wait
-from flanneld_py.encap.datapath.peertable import Directory
+from flanneld_py.encap.datapath.peertable import PeerTable
 from flanneld_py.encap.datapath.relay import Relay, Room
 from flanneld_py.encap.datapath.tun import Tun
 from flanneld_py.encap.datapath.wire import Wire, open_wires
@@ -56,7 +56,7 @@ class Worker:
     def __init__(self, wanted: messages.Configure, lanes: Sequence[Lane], now: Callable[[], float]) -> None:
         self._now = now
         self._answers = Buckets(ANSWERS.share(wanted.workers), ALL_ANSWERS.share(wanted.workers))
-        self._directory = Directory(wanted)
+        self._directory = PeerTable(wanted)
         self._room = Room()
         self._relays = [Relay(self._directory, tun, wire, self._room, self._may_answer, now) for tun, wire in lanes]
         self._lanes = tuple(relay.lane for relay in self._relays)

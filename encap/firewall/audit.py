@@ -25,7 +25,7 @@ from flanneld_py.encap.firewall.traffic import Obstacle, Place, kinds
 from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.netlink import rtnetlink as rt
 from flanneld_py.encap.netlink.request import get_route
-from flanneld_py.encap.netlink.rtsocket import Refused, RouteSocket, find_link
+from flanneld_py.encap.netlink.rtsocket import RequestFailed, RouteSocket, find_link
 
 MOST_TEXT = 4_000_000
 """Characters of one table that are looked at: reading takes some 10 ms for a million."""
@@ -172,7 +172,7 @@ def bridge_of(subnet: Network) -> str | None:
             packed = (subnet.network_address + number).packed
             try:
                 buffer, message = asker.ask(lambda seq, packed=packed: get_route(seq, packed))  # type: ignore[misc]
-            except Refused:
+            except RequestFailed:
                 continue
             ifindex, length = (
                 rt.read_direct(buffer, message.at, message.end),

@@ -34,7 +34,7 @@ Asked = Literal["auto", "nftables", "iptables", "none"]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class FilterChoice:
     """Where masquerade rules go, and why there."""
 
     kind: Literal["nftables", "iptables"]
@@ -83,7 +83,7 @@ class Enforcer:
         self._variants: tuple[_Variant, ...] = ()
         self._iptables: dict[tuple[int, str], Iptables] = {}
 
-    async def choose(self) -> Choice | None:
+    async def choose(self) -> FilterChoice | None:
         """Find out what the host has and choose; None if it has neither. Raises FirewallError."""
         self._variants = await self._find_variants()
         survey = await self._survey()
@@ -100,7 +100,7 @@ class Enforcer:
         """Tell whether legacy iptables is in use, whose changes no event tells."""
         return any(self._legacy(family) for family in COMMANDS)
 
-    async def enforce(self, choice: Choice, policies: Sequence[Policy]) -> Outcome:
+    async def enforce(self, choice: FilterChoice, policies: Sequence[Policy]) -> Outcome:
         """Bring the host to what the policies (one for each family) say. Idempotent."""
         try:
             survey = await self._survey()
@@ -269,23 +269,23 @@ def _in_nft_table(wanted: Rules, survey: Survey, *, alone: bool) -> Rules:
 
 def choose(
     asked: Asked, *, nft: bool, iptables: bool, ours_in_nft: bool, iptables_in_use: bool, prefer_nft: bool
-) -> Choice | None:
+) -> FilterChoice | None:
     """Choose where masquerade rules go, None if there is no tool for it: with the rules that the host has already."""
     match asked:
         case "nftables":
-            return Choice("nftables", "as asked for") if nft else None
+            return FilterChoice("nftables", "as asked for") if nft else None
         case "iptables":
-            return Choice("iptables", "as asked for") if iptables else None
+            return FilterChoice("iptables", "as asked for") if iptables else None
         case "none":
             return None
     if not nft:
-        return Choice("iptables", "nft is not installed") if iptables else None
+        return FilterChoice("iptables", "nft is not installed") if iptables else None
     if not iptables:
-        return Choice("nftables", "iptables is not installed")
+        return FilterChoice("nftables", "iptables is not installed")
     if prefer_nft:
-        return Choice("nftables", "EnableNFTables in the network config")
+        return FilterChoice("nftables", "EnableNFTables in the network config")
     if ours_in_nft:
-        return Choice("nftables", "our rules are there already")
+        return FilterChoice("nftables", "our rules are there already")
     if iptables_in_use:
-        return Choice("iptables", "the host has iptables rules")
-    return Choice("nftables", "the host has no iptables rules")
+        return FilterChoice("iptables", "the host has iptables rules")
+    return FilterChoice("nftables", "the host has no iptables rules")

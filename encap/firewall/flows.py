@@ -15,7 +15,7 @@ from flanneld_py.encap.firewall.policy import Policy, rules
 from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.netlink import rtnetlink as rt
 from flanneld_py.encap.netlink.request import get_route
-from flanneld_py.encap.netlink.rtsocket import Interrupted, Refused, RouteSocket
+from flanneld_py.encap.netlink.rtsocket import Interrupted, RequestFailed, RouteSocket
 
 NETLINK_NETFILTER = 12
 
@@ -29,7 +29,7 @@ async def begin_anew(policies: Sequence[Policy], pause: Pause) -> int:
     count = 0
     for policy in policies:
         if policy.masquerade:
-            with suppress(OSError, KernelError, Refused, rt.Malformed):
+            with suppress(OSError, KernelError, RequestFailed, rt.Malformed):
                 count += await _of(policy, pause)
     return count
 
@@ -66,6 +66,6 @@ def _is_hosts(routes: RouteSocket, address: IPAddress) -> bool:
     """Tell whether an address is this host's own, or none that packets are forwarded to."""
     try:
         buffer, message = routes.ask(lambda seq: get_route(seq, ip_address(address).packed))
-    except Refused:
+    except RequestFailed:
         return False
     return bool(rt.ROUTE.unpack_from(buffer, message.at)[7] != rt.RTN_UNICAST)

@@ -14,7 +14,7 @@ from sys import byteorder
 from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.netlink import request
 from flanneld_py.encap.netlink import rtnetlink as rt
-from flanneld_py.encap.netlink.rtsocket import Refused, RouteSocket, list_links
+from flanneld_py.encap.netlink.rtsocket import RequestFailed, RouteSocket, list_links
 from flanneld_py.encap.state import text
 
 _PROTOCOLS = {2: "kernel", 3: "boot", 4: "static", 9: "ra", 16: "dhcp"}  # linux/rtnetlink.h, RTPROT_*
@@ -41,7 +41,7 @@ def routes_beside(subnets: Collection[Subnet], devices: Collection[str]) -> dict
                     if subnet not in subnets or device in devices or metric == (ours := _OURS[len(subnet[0])]):
                         continue  # The same metric is refused, and named, when ours is made.
                     found[subnet] = _words(device, protocol, metric, first=ours < metric)
-    except Refused as error:
+    except RequestFailed as error:
         raise KernelError(f"the routes cannot be listed: {error}") from error
     return found
 

@@ -1,6 +1,6 @@
 """Our devices through pyroute2: make, change, delete. Few and slow, so the general library serves.
 
-Every coroutine opens a socket of its own in the network namespace of the calling thread and raises Refused.
+Every coroutine opens a socket of its own in the network namespace of the calling thread and raises RequestFailed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.netlink.rtnetlink import IN6_ADDR_GEN_MODE_NONE
-from flanneld_py.encap.netlink.rtsocket import Refused
+from flanneld_py.encap.netlink.rtsocket import RequestFailed
 from flanneld_py.encap.state import DEVICE_MARK, OurLink, TunLink, VxlanLink, text
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ async def delete(index: int) -> None:
     try:
         async with _route() as route:
             await route.link("del", index=index)
-    except Refused as refused:
+    except RequestFailed as refused:
         if refused.errno != ENODEV:
             raise
 
@@ -130,10 +130,10 @@ async def _route() -> AsyncIterator[Any]:
         async with AsyncIPRoute() as route:
             yield route
     except OSError as error:  # No socket to be had.
-        raise Refused(error.errno or 0, "") from error
+        raise RequestFailed(error.errno or 0, "") from error
     except NetlinkError as error:
         words = str(error.args[1])
-        raise Refused(error.code, "" if words == os.strerror(error.code) else words) from error
+        raise RequestFailed(error.code, "" if words == os.strerror(error.code) else words) from error
 
 
 def port_is_taken(want: VxlanLink) -> bool:

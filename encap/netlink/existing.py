@@ -9,7 +9,7 @@ from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.netlink import request
 from flanneld_py.encap.netlink import rtnetlink as rt
 from flanneld_py.encap.netlink.nexthops import NexthopIds
-from flanneld_py.encap.netlink.rtsocket import Refused, RouteSocket, find_link
+from flanneld_py.encap.netlink.rtsocket import RequestFailed, RouteSocket, find_link
 from flanneld_py.encap.state import Address, Route, text
 
 
@@ -17,7 +17,7 @@ def find_route(asker: RouteSocket, route: Route) -> rt.RouteMessage | None:
     """Return the first route to exactly this subnet, whatever its device; None also where rules hide it."""
     try:
         buffer, message = asker.ask(lambda seq: request.get_route(seq, route.subnet))
-    except Refused:
+    except RequestFailed:
         return None
     found = rt.read_route(buffer, message.at, message.end)
     same = found is not None and (found.subnet, found.prefix_length) == (route.subnet, route.prefix_length)

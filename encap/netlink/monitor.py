@@ -41,7 +41,7 @@ _GROUPS = (1, 3, 5, 7, 9, 11)
 _GROUP_NEXTHOP = 32
 
 
-class Listener:
+class Monitor:
     """One monitor socket. `links` lists all devices; `own_port` is the port id of the socket that makes our changes.
 
     Raises KernelError if it cannot be had.

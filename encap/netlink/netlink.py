@@ -20,10 +20,17 @@ from errno import EADDRINUSE, EEXIST, EINVAL, EOPNOTSUPP, EPERM
 from flanneld_py.encap.kernel import Event, Gone, KernelError, Lost, Seen
 from flanneld_py.encap.netlink import competing, device, request, sweep
 from flanneld_py.encap.netlink import rtnetlink as rt
-from flanneld_py.encap.netlink.monitor import Listener, event_key
+from flanneld_py.encap.netlink.monitor import Monitor, event_key
 from flanneld_py.encap.netlink.nexthops import NexthopIds
 from flanneld_py.encap.netlink.reader import Reader
-from flanneld_py.encap.netlink.rtsocket import Interrupted, Refused, RouteSocket, find_link, goes_directly, list_links
+from flanneld_py.encap.netlink.rtsocket import (
+    Interrupted,
+    RequestFailed,
+    RouteSocket,
+    find_link,
+    goes_directly,
+    list_links,
+)
 from flanneld_py.encap.netlink.writer import Writer
 from flanneld_py.encap.state import (
     Address,
@@ -64,12 +71,12 @@ class Netlink:
         self._writer = Writer(self._requests, self._nexthops, by_id=self.nexthop_objects)
         self._reader = Reader(self._nexthops, report_nexthops=self.nexthop_objects)
         self._devices: tuple[str, ...] = ()
-        self._listening: tuple[asyncio.AbstractEventLoop, Listener, Callable[[Sequence[Event]], None]] | None = None
+        self._listening: tuple[asyncio.AbstractEventLoop, Monitor, Callable[[Sequence[Event]], None]] | None = None
         self._readings: dict[int, set[Key]] = {}
 
     def listen(self, devices: Sequence[str], notify: Callable[[Sequence[Event]], None]) -> None:
         """See kernel.Kernel."""
-        listener = Listener(
+        listener = Monitor(
             devices,
             self._requests.port,
             self._nexthops,
@@ -155,7 +162,7 @@ class Netlink:
         """See kernel.Kernel."""
         try:
             await device.ask_for_nothing()
-        except Refused as refused:
+        except RequestFailed as refused:
             return str(refused) if refused.errno == EOPNOTSUPP else ""
         return ""
 
@@ -163,7 +170,7 @@ class Netlink:
         """See kernel.Kernel."""
         try:
             await device.create(want, self._parent(want))
-        except Refused as refused:
+        except RequestFailed as refused:
             raise KernelError(f"cannot create {want.name}: {self._why_not(want, refused)}") from refused
 
     async def change_link(self, have: OurLink, want: OurLink) -> None:
@@ -183,7 +190,7 @@ class Netlink:
             raise KernelError(f"cannot change {want.name}: there is no such device; create it")
         try:
             await device.change(found.ifindex, have, want, parent)
-        except Refused as refused:
+        except RequestFailed as refused:
             raise KernelError(f"cannot change {want.name}: {self._why_not(want, refused)}") from refused
 
     async def delete_link(self, name: str, successor: OurLink | None = None) -> None:
@@ -195,10 +202,10 @@ class Netlink:
         if isinstance(successor, VxlanLink) and found.kind == "vxlan" and found.port != successor.port:
             shared = any((link.kind, link.port) == ("vxlan", successor.port) for link in self._links())
             if not shared and device.port_is_taken(successor):
-                raise KernelError(f"{name} stays as it is: {self._why_not(successor, Refused(EADDRINUSE, ''))}")
+                raise KernelError(f"{name} stays as it is: {self._why_not(successor, RequestFailed(EADDRINUSE, ''))}")
         try:
             await device.delete(found.ifindex)
-        except Refused as refused:
+        except RequestFailed as refused:
             raise KernelError(f"cannot delete {name}: {refused}") from refused
 
     def _parent(self, want: VxlanLink) -> int:
@@ -209,7 +216,7 @@ class Netlink:
             raise KernelError(f"{want.name} needs the underlay interface {want.parent}, which does not exist")
         return found.ifindex
 
-    def _why_not(self, want: OurLink, refused: Refused) -> str:
+    def _why_not(self, want: OurLink, refused: RequestFailed) -> str:
         if refused.errno == EEXIST and isinstance(want, VxlanLink):
             if find_link(self._requests, want.name) is not None:
                 return "a device of that name exists"
@@ -292,6 +299,6 @@ def _probe_nexthops() -> bool:
                 pass
         except Interrupted:
             return True
-        except Refused:
+        except RequestFailed:
             return False
     return True

@@ -17,7 +17,7 @@ from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.netlink import request
 from flanneld_py.encap.netlink import rtnetlink as rt
 from flanneld_py.encap.netlink.nexthops import NexthopIds, is_ours
-from flanneld_py.encap.netlink.rtsocket import Interrupted, Refused, RouteSocket
+from flanneld_py.encap.netlink.rtsocket import Interrupted, RequestFailed, RouteSocket
 from flanneld_py.encap.state import Entry, FdbEntry, Key, Neighbour, Nexthop, Route
 
 _ATTEMPTS = 8
@@ -105,7 +105,7 @@ class Reader:
                 return True
             except Interrupted:
                 continue
-            except Refused as refused:
+            except RequestFailed as refused:
                 if refused.errno in _NOTHING_THERE:
                     return True
                 raise KernelError(f"cannot read a kernel table: {refused}") from refused

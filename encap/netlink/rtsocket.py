@@ -28,7 +28,7 @@ RECEIVE_BYTES = 1 << 16
 """The kernel fills at most 32 KiB at a time, and no more than the largest buffer it was ever offered."""
 
 
-class Refused(Exception):
+class RequestFailed(Exception):
     """The kernel's refusal: `errno` and its own words, which may be empty."""
 
     def __init__(self, errno: int, words: str) -> None:
@@ -105,7 +105,7 @@ class RouteSocket:
                     return failed
 
     def ask(self, build: Callable[[int], bytes]) -> tuple[bytes, rt.Message]:
-        """Ask for one object and return the message in its buffer. Raises Refused."""
+        """Ask for one object and return the message in its buffer. Raises RequestFailed."""
         seq = self.next_seq()
         self._socket.send(build(seq))
         while True:
@@ -114,11 +114,11 @@ class RouteSocket:
                 if message.seq != seq:
                     continue
                 if message.kind == rt.NLMSG_ERROR:
-                    raise Refused(*rt.read_error(buffer, message))
+                    raise RequestFailed(*rt.read_error(buffer, message))
                 return buffer, message
 
     def dump(self, build: Callable[[int], bytes]) -> Iterator[tuple[bytes, list[rt.Message]]]:
-        """Ask for a table and read it buffer by buffer. Raises Refused; Interrupted at the end.
+        """Ask for a table and read it buffer by buffer. Raises RequestFailed; Interrupted at the end.
 
         The kernel fills the next buffer while it hands one out: what is yielded is as old as the previous call.
         Read to the end before anything else is done on this socket.
@@ -139,13 +139,13 @@ class RouteSocket:
             if last is not None:
                 errno, words = rt.read_error(buffer, last)
                 if errno:
-                    raise Refused(errno, words)
+                    raise RequestFailed(errno, words)
                 if interrupted:
                     raise Interrupted
                 return
 
     def whole(self, build: Callable[[int], bytes]) -> list[tuple[bytes, list[rt.Message]]]:
-        """Ask for a table until it could be read without a change in between. Raises Refused, KernelError.
+        """Ask for a table until it could be read without a change in between. Raises RequestFailed, KernelError.
 
         Every second reading of the devices is interrupted while containers come and go.
         """
@@ -171,7 +171,7 @@ def find_link(asker: RouteSocket, which: str | int) -> rt.LinkMessage | None:
     """Read one device by name or index; None if there is none."""
     try:
         buffer, message = asker.ask(lambda seq: request.get_link(seq, which))
-    except Refused:
+    except RequestFailed:
         return None
     link = rt.read_link(buffer, message.at, message.end)
     # The kernel also finds devices by an alternative name.
@@ -191,6 +191,6 @@ def goes_directly(asker: RouteSocket, ifindex: int, packed: bytes) -> bool:
     """Tell whether packets to an address go over an interface without a gateway."""
     try:
         buffer, message = asker.ask(lambda seq: request.get_route(seq, packed))
-    except Refused:
+    except RequestFailed:
         return False
     return rt.read_direct(buffer, message.at, message.end) == ifindex

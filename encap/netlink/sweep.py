@@ -24,7 +24,7 @@ from flanneld_py.encap.kernel import KernelError
 from flanneld_py.encap.netlink import request
 from flanneld_py.encap.netlink import rtnetlink as rt
 from flanneld_py.encap.netlink.nexthops import is_ours
-from flanneld_py.encap.netlink.rtsocket import Refused, RouteSocket, explain, list_links
+from flanneld_py.encap.netlink.rtsocket import RequestFailed, RouteSocket, explain, list_links
 from flanneld_py.encap.state import MARKS, ROUTE_PROTOCOL, text
 
 _OUT = Struct("=HHI")
@@ -38,7 +38,7 @@ def sweep(networks: Collection[Network], tell: Callable[[str], None]) -> list[st
     """Remove it all in the network namespace of this thread, telling of each; return what is left, and why.
 
     `networks` are those that are known to be ours: without them what is not on our devices is left.
-    Raises KernelError, Refused.
+    Raises KernelError, RequestFailed.
     """
     left: list[str] = []
     with RouteSocket() as asker:
@@ -62,7 +62,7 @@ def devices_in(subnets: Collection[Network]) -> list[str]:
         with RouteSocket() as asker:
             ours = [link for link in list_links(asker) if link.kind == "tun" or (link.kind == "vxlan" and link.marked)]
             return [link.name for link in ours if any(_is_in(address, subnets) for address in _on(asker, link))]
-    except Refused as error:
+    except RequestFailed as error:
         raise KernelError(f"the devices cannot be listed: {error}") from error
 
 
@@ -88,7 +88,7 @@ def remove_routes(
                     for refusal in asker.send([(seq, route.removal(seq))]).values():
                         raise KernelError(f"{route} cannot be removed: {explain(*refusal)}")
                     removed.append(str(route))
-    except Refused as error:
+    except RequestFailed as error:
         raise KernelError(f"the routes cannot be listed: {error}") from error
     return removed
 
@@ -125,7 +125,7 @@ def _nexthops(asker: RouteSocket, networks: Collection[Network]) -> Iterator[Rem
                     yield what, partial(request.nexthop_delete, object_id=found.id)
                 elif found.protocol == ROUTE_PROTOCOL:
                     yield f"nexthop {found.id}", None
-    except Refused:
+    except RequestFailed:
         return  # A kernel before 5.3 has none.
 
 

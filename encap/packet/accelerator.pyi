@@ -3,7 +3,7 @@
 from mmap import mmap
 
 from flanneld_py.encap.datapath.forward import Remote
-from flanneld_py.encap.datapath.relay import Lane
+from flanneld_py.encap.datapath.relay import FastpathLane
 from flanneld_py.encap.packet.checksum import Buffer
 
 def gather(fd: int, buffer: memoryview, most: int, have: int, /) -> list[tuple[int, int, int, int, bytes]]: ...
@@ -11,7 +11,7 @@ def segment(train: Buffer, each: int, prefix: Buffer, /) -> tuple[bytes, int]: .
 def coalesce(buffer: memoryview, size: int, offset: int, mtu: int, udp: bool, /) -> list[tuple[bytes, int, int]]: ...
 def wait(
     epoll: int,
-    lanes: tuple[Lane, ...],
+    lanes: tuple[FastpathLane, ...],
     from_device: memoryview,
     from_wire: memoryview,
     notes: memoryview,

@@ -26,7 +26,7 @@ ETHERTYPE = {4: 0x0800, 6: 0x86DD}
 _HEADER = struct.Struct("!II6s6sH")
 
 
-class Refused(Enum):
+class DropReason(Enum):
     """Why a packet is not carried; the value names its counter."""
 
     SHORT = "short"
@@ -52,18 +52,18 @@ def vxlan_header(vni: int, destination: bytes, source: bytes, version: int) -> b
     return _HEADER.pack(FLAG_VNI << 24, vni << 8, destination, source, ETHERTYPE[version])
 
 
-def parse_vxlan(datagram: memoryview, vni: int, mac: bytes) -> int | Refused:
+def parse_vxlan(datagram: memoryview, vni: int, mac: bytes) -> int | DropReason:
     """Return the offset of the inner packet in a datagram for our VNI and our VTEP's MAC.
 
     Flags and reserved bits other than I are ignored, as RFC 7348 section 5 asks of a receiver.
     """
     if len(datagram) <= VXLAN_LENGTH:
-        return Refused.SHORT
+        return DropReason.SHORT
     flags, number, destination, _, ethertype = _HEADER.unpack_from(datagram)
     if not flags >> 24 & FLAG_VNI or number >> 8 != vni:
-        return Refused.VNI
+        return DropReason.VNI
     if destination != mac:
-        return Refused.MAC
+        return DropReason.MAC
     if ETHERTYPE.get(datagram[VXLAN_LENGTH] >> 4) != ethertype:
-        return Refused.ETHERTYPE if ethertype not in ETHERTYPE.values() else Refused.VERSION
+        return DropReason.ETHERTYPE if ethertype not in ETHERTYPE.values() else DropReason.VERSION
     return VXLAN_LENGTH

@@ -16,7 +16,7 @@ from random import Random
 from flanneld_py.agent.clock import SystemClock
 from flanneld_py.agent.daemon import relax_garbage_collection
 from flanneld_py.agent.lease.pace import BURST, RATE, Paced
-from flanneld_py.agent.lease.sync import Follower
+from flanneld_py.agent.lease.sync import LeaseSyncer
 from flanneld_py.registry.etcd import api
 from flanneld_py.registry.etcd.client import EtcdStore
 from flanneld_py.registry.etcd.status import Refusal
@@ -69,7 +69,7 @@ async def _measure(server: EtcdServer, peers: int, selector: TimedSelector) -> d
     try:
         await _fill(store, peers)
         view = LeaseView()
-        follower = Follower(Registry(paced, PREFIX), view, clock, Random(), lambda: None)
+        follower = LeaseSyncer(Registry(paced, PREFIX), view, clock, Random(), lambda: None)
         await follower.list()
         relax_garbage_collection()
         found: dict[tuple[str, str], float] = {}

@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from flanneld_py.agent.clock import SystemClock
-from flanneld_py.agent.lease.sync import Follower
+from flanneld_py.agent.lease.sync import LeaseSyncer
 from flanneld_py.registry.codec import encode_attrs
 from flanneld_py.registry.etcd.client import EtcdStore
 from flanneld_py.registry.etcd.etcd3_client import Etcd3Store
@@ -46,7 +46,7 @@ class World:
     def __init__(self, store: EtcdStore | Etcd3Store) -> None:
         self.store = store
         self.view = LeaseView()
-        self.follower = Follower(Registry(store, PREFIX), self.view, SystemClock(), Random(1), lambda: None)
+        self.follower = LeaseSyncer(Registry(store, PREFIX), self.view, SystemClock(), Random(1), lambda: None)
 
     async def put(self, *numbers: int) -> int:
         """Write leases, as hosts do that take them; return the revision."""

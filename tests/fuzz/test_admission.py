@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flanneld_py.encap.datapath.admission import Admission
 from flanneld_py.encap.datapath.forward import Drop, Own, Remote, Table, inbound
-from flanneld_py.encap.packet.frame import Refused, parse_vxlan, vxlan_header
+from flanneld_py.encap.packet.frame import DropReason, parse_vxlan, vxlan_header
 
 MAC = b"\x02\0\0\0\0\x01"
 OWN = Own(((bytes((10, 1, 0, 0)), 24), (b"\xfd" + bytes(11) + bytes((10, 1, 0, 0)), 120)), bytes((10, 1, 0, 0)), None)
@@ -66,9 +66,9 @@ def test_the_same_as_without_memory(data: st.DataObject, encapsulated: bool) -> 
         assert admission.admit(source, memoryview(datagram)) == plainly(table, source, datagram, encapsulated)
 
 
-def plainly(table: Table, source: bytes, datagram: bytes, encapsulated: bool) -> Remote | Refused:
+def plainly(table: Table, source: bytes, datagram: bytes, encapsulated: bool) -> Remote | DropReason:
     start = parse_vxlan(memoryview(datagram), 1, MAC) if encapsulated else 0
-    if isinstance(start, Refused):
+    if isinstance(start, DropReason):
         return start
     decision = inbound(table, source, datagram[start:], OWN)
     return decision.reason if isinstance(decision, Drop) else decision.remote

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flanneld_py.encap.datapath.control import messages
-from flanneld_py.encap.datapath.loop import Turns
-from flanneld_py.encap.datapath.peertable import Directory
-from flanneld_py.encap.datapath.relay import MOST_HELD, Lane, Relay, Room
+from flanneld_py.encap.datapath.loop import Loop
+from flanneld_py.encap.datapath.peertable import PeerTable
+from flanneld_py.encap.datapath.relay import MOST_HELD, FastpathLane, Relay, Room
 from flanneld_py.encap.datapath.tun import Tun
 from flanneld_py.encap.datapath.wire import IP_RECVTOS, IP_TOS, UDP_SEGMENT, open_wires
 from flanneld_py.encap.packet import accelerator
@@ -112,14 +112,14 @@ class World:
         own = tuple(ip_network(text) for text in ("10.2.0.2/31", "fd02::2/127"))
         address = bytes((127, 0, 0, 1))
         wanted = messages.Configure(mode, "pair", address, port, mtu, own, 1, OWN_MAC)
-        self.directory = Directory(wanted)
+        self.directory = PeerTable(wanted)
         subnets = [ip_network(text) for text in ("10.1.0.0/24", "10.2.0.8/29", "fd01::/64", "fd02::8/125")]
         self._put(REMOTE, subnets)
         self._put(UNREACHABLE, [ip_network("10.2.0.16/28")])
         self._room = Room(held)
         self.end = DeviceEnd(ours, udp=udp)
         relay = Relay(self.directory, self.end, wire, self._room, lambda _: True, lambda: 0.0)
-        self._turns = Turns()
+        self._turns = Loop()
         undo.callback(self._turns.close)
         self._ends = (ours, wire)
         self.wire = wire
@@ -137,7 +137,7 @@ class World:
             messages.Peer(str(subnet), subnet.network_address.packed, subnet.prefixlen, at, MAC) for subnet in subnets
         )
 
-    def _noted(self, lane: Lane) -> Lane:
+    def _noted(self, lane: FastpathLane) -> FastpathLane:
         *rest, outward, admit, failed, overflowed = lane
 
         def noted(name: str, call: Callable[..., None]) -> Callable[..., None]:

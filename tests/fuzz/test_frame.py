@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_py.encap.packet.frame import VXLAN_LENGTH, Refused, parse_vxlan, vxlan_header
+from flanneld_py.encap.packet.frame import VXLAN_LENGTH, DropReason, parse_vxlan, vxlan_header
 
 macs = st.binary(min_size=6, max_size=6)
 vnis = st.integers(0, 2**24 - 1)
@@ -18,7 +18,7 @@ def test_what_is_written_is_read(vni: int, destination: bytes, source: bytes, ve
 @given(st.binary(max_size=60), vnis, macs)
 def test_anything_is_refused_or_starts_with_ip(datagram: bytes, vni: int, mac: bytes) -> None:
     result = parse_vxlan(memoryview(datagram), vni, mac)
-    assert isinstance(result, Refused) or datagram[result] >> 4 in (4, 6)
+    assert isinstance(result, DropReason) or datagram[result] >> 4 in (4, 6)
 
 
 @given(vnis, macs, macs, st.sampled_from((4, 6)), st.integers(0, 22), st.integers(1, 255))

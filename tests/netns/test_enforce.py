@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from flanneld_py.encap.firewall.enforce import Asked, Choice, Enforcer, Outcome
+from flanneld_py.encap.firewall.enforce import Asked, Enforcer, FilterChoice, Outcome
 from flanneld_py.encap.firewall.policy import Policy
 from flanneld_py.encap.firewall.tools import HostTools
 from tests.contract.kernel_host import entered, throwaway_namespace
@@ -114,7 +114,7 @@ class Host:
 
     async def enforce(self, *policies: Policy) -> Outcome:
         choice = await self.enforcer.choose()
-        assert isinstance(choice, Choice)
+        assert isinstance(choice, FilterChoice)
         outcome = await self.enforcer.enforce(choice, policies)
         assert (outcome.failures, outcome.lacking) == ((), ())
         return outcome
@@ -243,7 +243,7 @@ async def test_auto_stays_where_it_was_when_iptables_comes_later() -> None:
     await Host().enforce(V4)
     sh("iptables -P FORWARD DROP")
     choice = await Host().enforcer.choose()
-    assert choice == Choice("nftables", "our rules are there already")
+    assert choice == FilterChoice("nftables", "our rules are there already")
 
 
 async def test_what_drops_and_is_not_ours_is_named_until_somebody_acts() -> None:
@@ -438,7 +438,7 @@ async def test_our_raw_table_alone_does_not_say_that_the_host_uses_iptables() ->
     sh("for t in filter nat; do nft delete table ip $t || :; done")
     assert JUMP in sh("iptables-save")
     choice = await Host().enforcer.choose()
-    assert choice == Choice("nftables", "the host has no iptables rules")
+    assert choice == FilterChoice("nftables", "the host has no iptables rules")
     assert (await Host().enforcer.remove()).changed
     assert everything() == ""
 

@@ -13,12 +13,12 @@ from flanneld_py.agent.agent import Agent
 from flanneld_py.agent.identity import Identity
 from flanneld_py.agent.lease.pace import Paced
 from flanneld_py.agent.lock import Held
-from flanneld_py.agent.previous_run import read_earlier
+from flanneld_py.agent.previous_run import read_previous_run
 from flanneld_py.agent.settings import Settings
 from flanneld_py.agent.tasks import Tasks
 from flanneld_py.agent.underlay.choose import Network, NoInterface
 from flanneld_py.encap.backends.base import Underlay
-from flanneld_py.encap.backends.table import Choice
+from flanneld_py.encap.backends.table import DatapathChoice
 from flanneld_py.encap.datapath.control import messages
 from flanneld_py.encap.state import Entry, FdbEntry, Key, Neighbour, Nexthop, Route, TunLink, VxlanLink
 from flanneld_py.registry.codec import encode_attrs
@@ -101,7 +101,7 @@ class Cluster:
         return self._kernels.setdefault(number, FakeKernel())
 
     @asynccontextmanager
-    async def agent(self, number: int, datapath: Choice = "auto") -> AsyncIterator[Agent]:
+    async def agent(self, number: int, datapath: DatapathChoice = "auto") -> AsyncIterator[Agent]:
         """Run an agent on a host until the block ends; it is not waited for."""
         address, address6 = IPv4Address(f"192.0.2.{number}"), IPv6Address(f"2001:db8::{number}")
         first = Underlay("eth0", 1500, address, address, address6, address6)
@@ -127,7 +127,7 @@ class Cluster:
             Random(number),
             lambda _: None,
             self.locks,
-            read_earlier(self._folder / f"{number}.env", PREFIX),
+            read_previous_run(self._folder / f"{number}.env", PREFIX),
             lambda control: self._start_datapath(number, control),
         )
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flanneld_py.agent.agent import Agent
-from flanneld_py.agent.errors import Broken
+from flanneld_py.agent.errors import FatalError
 from flanneld_py.encap.state import (
     RTPROT_BOOT,
     Entry,
@@ -584,7 +584,7 @@ async def test_a_subnet_file_that_cannot_be_written_ends_the_agent(cluster: Clus
     with pytest.raises(ExceptionGroup) as caught:
         async with cluster.agent(1) as agent:
             await cluster.clock.run_until(agent.ready.is_set, 10)
-    assert caught.group_contains(Broken, match="--subnet-file")
+    assert caught.group_contains(FatalError, match="--subnet-file")
 
 
 # The master property

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flanneld_py.agent.lease.sync import Follower
+from flanneld_py.agent.lease.sync import LeaseSyncer
 from flanneld_py.registry.codec import encode_attrs
 from flanneld_py.registry.model import LeaseAttrs, Record
 from flanneld_py.registry.registry import Registry
@@ -57,7 +57,7 @@ class World:
         self.clock = ManualClock()
         self.store = Lossy(self.clock.now)
         self.view = LeaseView()
-        self.follower = Follower(Registry(self.store, PREFIX), self.view, self.clock, Random(1), lambda: None)
+        self.follower = LeaseSyncer(Registry(self.store, PREFIX), self.view, self.clock, Random(1), lambda: None)
 
     @staticmethod
     def key(number: int) -> str:
@@ -240,7 +240,7 @@ async def test_ten_thousand_hosts_that_reconnect_at_once_are_no_herd(caplog: pyt
     views = [Crowded(leases) for _ in range(hosts)]
     registry = Registry(world.store, PREFIX)
     followers = [
-        Follower(registry, view, world.clock, Random(number), lambda: None) for number, view in enumerate(views)
+        LeaseSyncer(registry, view, world.clock, Random(number), lambda: None) for number, view in enumerate(views)
     ]
 
     async def number_of_keys(prefix: str, revision: int = 0) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import pytest
 from flanneld_py.agent.agent import Agent
 from flanneld_py.agent.underlay.choose import Network
 from flanneld_py.encap.backends.base import Underlay
-from flanneld_py.encap.backends.table import Choice
+from flanneld_py.encap.backends.table import DatapathChoice
 from flanneld_py.encap.state import RTPROT_BOOT, Address, Entry, FdbEntry, Neighbour, Route, TunLink, VxlanLink
 from flanneld_py.registry.config import NetworkConfig
 from flanneld_py.registry.model import Lease
@@ -246,7 +246,7 @@ def inside(cluster: Cluster, number: int) -> None:
 @pytest.mark.parametrize(
     ("backend", "datapath"), [("vxlan", "kernel"), ("vxlan", "userspace"), ("host-gw", "auto"), ("udp", "auto")]
 )
-async def test_hosts_inside_network_are_peers(tmp_path: Path, backend: str, datapath: Choice) -> None:
+async def test_hosts_inside_network_are_peers(tmp_path: Path, backend: str, datapath: DatapathChoice) -> None:
     cluster = Cluster(tmp_path)
     await cluster.configure(INSIDE % backend.encode())
     inside(cluster, 1)

@@ -15,12 +15,12 @@ from pathlib import Path
 Identity = tuple[int, int, int] | None
 
 
-class DoorwayError(Exception):
+class ControlSocketError(Exception):
     """The control socket cannot be had; the text says why and what to do."""
 
 
-class Doorway:
-    """A listening control socket, non-blocking. Raises DoorwayError."""
+class ControlSocket:
+    """A listening control socket, non-blocking. Raises ControlSocketError."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -36,7 +36,7 @@ class Doorway:
         return not self._locked() or _identity(self._path) != self._bound
 
     def come_back(self) -> None:
-        """Listen at our path again, by the same descriptor, to be waited on anew. Raises DoorwayError."""
+        """Listen at our path again, by the same descriptor, to be waited on anew. Raises ControlSocketError."""
         if not self._locked():
             lock = _lock(self._path)
             os.close(self._lock)
@@ -78,22 +78,24 @@ def _lock_path(path: Path) -> Path:
 
 
 def _lock(path: Path) -> int:
-    """Return the descriptor of the lock file, locked. Raises DoorwayError."""
+    """Return the descriptor of the lock file, locked. Raises ControlSocketError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise DoorwayError(f"cannot create the lock file {_lock_path(path)}: {error.strerror}") from error
+        raise ControlSocketError(f"cannot create the lock file {_lock_path(path)}: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
-        raise DoorwayError(f"another data-plane process serves {path}: connect to it, or stop it first") from error
+        raise ControlSocketError(
+            f"another data-plane process serves {path}: connect to it, or stop it first"
+        ) from error
     return lock
 
 
 def _listen(path: Path) -> tuple[socket.socket, Identity]:
-    """Return a socket that listens at the path, and how to know its file again. Raises DoorwayError."""
+    """Return a socket that listens at the path, and how to know its file again. Raises ControlSocketError."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     before = os.umask(0o177)
     try:
@@ -103,7 +105,7 @@ def _listen(path: Path) -> tuple[socket.socket, Identity]:
         listening.setblocking(False)
     except OSError as error:
         listening.close()
-        raise DoorwayError(f"cannot listen on the control socket {path}: {error.strerror or error}") from error
+        raise ControlSocketError(f"cannot listen on the control socket {path}: {error.strerror or error}") from error
     finally:
         os.umask(before)
     return listening, _identity(path)

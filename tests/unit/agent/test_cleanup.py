@@ -6,7 +6,7 @@ import pytest
 
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.cleanup import _remove_file, clean_up
-from flanneld_py.agent.errors import Broken
+from flanneld_py.agent.errors import FatalError
 from flanneld_py.agent.signature import Signature, sign
 
 HEADER = "Num       RefCount Protocol Flags    Type St Inode Path\n"
@@ -18,7 +18,7 @@ async def test_nothing_is_removed_while_an_agent_runs(tmp_path: Path) -> None:
     file.write_text("FLANNEL_MTU=1450\n")
     table.parent.mkdir(parents=True)
     table.write_text(HELD)
-    with pytest.raises(Broken, match=r"an agent runs on this host and has device flannel\.1: stop it"):
+    with pytest.raises(FatalError, match=r"an agent runs on this host and has device flannel\.1: stop it"):
         await clean_up(file, print, tmp_path)
     assert file.exists()
 
@@ -27,7 +27,7 @@ async def test_an_agent_that_waits_for_etcd_runs_too(tmp_path: Path) -> None:
     file, table = tmp_path / "subnet.env", tmp_path / "proc/net/unix"
     table.parent.mkdir(parents=True)
     table.write_text(HELD.replace("device flannel.1", f"subnet file {file}"))
-    with pytest.raises(Broken, match=r"an agent runs on this host and has .*subnet file"):
+    with pytest.raises(FatalError, match=r"an agent runs on this host and has .*subnet file"):
         await clean_up(file, print, tmp_path)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_py.agent.errors import Broken
+from flanneld_py.agent.errors import FatalError
 from flanneld_py.agent.lock import Held, Locks, held_names
 
 HEADER = "Num       RefCount Protocol Flags    Type St Inode Path\n"
@@ -36,7 +36,7 @@ def test_a_subnet_file_has_one_agent_by_whatever_path(two: tuple[Locks, Locks], 
     for name in ("subnet.env", "x" * 120):
         one.take_file(tmp_path / name)
         one.take_file(tmp_path / name)
-        with pytest.raises(Broken, match=r"another flanneld-py on this host has subnet file .*--subnet-file"):
+        with pytest.raises(FatalError, match=r"another flanneld-py on this host has subnet file .*--subnet-file"):
             other.take_file(tmp_path / "link" / name)
     other.take_file(tmp_path / "another.env")
 
@@ -50,7 +50,7 @@ def test_what_others_have_is_known_and_keeps_nobody_from_anything_but_the_same(t
     assert device.removeprefix("device ") in other.others().devices
     assert network in other.others().networks
     assert device not in one.others().names
-    with pytest.raises(Broken, match=r"another Backend\.VNI"):
+    with pytest.raises(FatalError, match=r"another Backend\.VNI"):
         other.take(device)
     one.close()
     other.take(device)

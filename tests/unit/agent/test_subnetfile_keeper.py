@@ -15,7 +15,7 @@ import pytest
 from flanneld_py.agent import subnetfile
 from flanneld_py.agent.signature import Signature, signature_of
 from flanneld_py.agent.subnetfile import SubnetFile
-from flanneld_py.agent.subnetfile_keeper import EnvFile
+from flanneld_py.agent.subnetfile_keeper import SubnetFileKeeper
 from tests.fakes.clock import ManualClock
 
 NETWORK, PREFIX = ip_network("10.42.0.0/16"), "/coreos.com/network"
@@ -24,7 +24,7 @@ OTHER = SubnetFile(((NETWORK, ip_network("10.42.6.0/24")),), 1450, ipmasq=False)
 
 
 @asynccontextmanager
-async def kept(file: EnvFile) -> AsyncIterator[None]:
+async def kept(file: SubnetFileKeeper) -> AsyncIterator[None]:
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(file.run())
         yield
@@ -47,7 +47,7 @@ async def test_what_somebody_removes_or_changes_is_written_again(
     tmp_path: Path, meddle: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     clock, path = ManualClock(), tmp_path / "run" / "subnet.env"
-    file = EnvFile(path, PREFIX, clock, 30.0)
+    file = SubnetFileKeeper(path, PREFIX, clock, 30.0)
     async with kept(file):
         file.want(CONTENT)
         meddle(path)
@@ -71,7 +71,7 @@ async def test_a_running_agent_goes_on_and_writes_once_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
     clock, path = ManualClock(), tmp_path / "subnet.env"
-    file = EnvFile(path, PREFIX, clock, 30.0)
+    file = SubnetFileKeeper(path, PREFIX, clock, 30.0)
     async with kept(file):
         file.want(CONTENT)
         again = refuse(monkeypatch, number)
@@ -88,7 +88,7 @@ async def test_a_start_waits_for_room_and_ends_for_what_only_an_operator_mends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = ManualClock()
-    again, file = refuse(monkeypatch, errno.ENOSPC), EnvFile(tmp_path / "subnet.env", PREFIX, clock, 30.0)
+    again, file = refuse(monkeypatch, errno.ENOSPC), SubnetFileKeeper(tmp_path / "subnet.env", PREFIX, clock, 30.0)
     async with kept(file):
         file.want(CONTENT)
         await clock.run_for(31)
@@ -98,7 +98,7 @@ async def test_a_start_waits_for_room_and_ends_for_what_only_an_operator_mends(
         assert file.written.is_set()
     refuse(monkeypatch, errno.EROFS)
     with pytest.raises(OSError, match="Read-only"):
-        EnvFile(tmp_path / "other.env", PREFIX, clock, 30.0).want(CONTENT)
-    file = EnvFile(tmp_path / "subnet.env", PREFIX, clock, 30.0)
+        SubnetFileKeeper(tmp_path / "other.env", PREFIX, clock, 30.0).want(CONTENT)
+    file = SubnetFileKeeper(tmp_path / "subnet.env", PREFIX, clock, 30.0)
     file.want(CONTENT)
     assert file.written.is_set(), "it says so already"

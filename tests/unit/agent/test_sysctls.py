@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
-from flanneld_py.agent.reconcile.desired import Wanted
+from flanneld_py.agent.reconcile.desired import Desired
 from flanneld_py.agent.sysctls import EVERY, Sysctls, complaints
 from flanneld_py.encap.backends.base import Underlay
 from flanneld_py.encap.backends.hostgw import HostGw
@@ -40,13 +40,13 @@ RIGHT = {
 LEARNED = "20010db8000000000000000000000001 02 40 00 00   eth0.7"
 
 
-def host(*, direct: bool = False) -> tuple[Wanted, ...]:
+def host(*, direct: bool = False) -> tuple[Desired, ...]:
     config = parse_config(CONFIG % str(direct).lower().encode())
     backends = [Vxlan(config, UNDERLAY, lambda _: False, family, nexthop_objects=True) for family in (IPV4, IPV6)]
-    return tuple(Wanted(config, backend, OWN, None, None) for backend in backends)
+    return tuple(Desired(config, backend, OWN, None, None) for backend in backends)
 
 
-def said(wanted: tuple[Wanted, ...], **settings: str) -> list[str]:
+def said(wanted: tuple[Desired, ...], **settings: str) -> list[str]:
     there = RIGHT | {path.replace("__", "/").replace("_D_", "."): value for path, value in settings.items()}
     return [do for do, _ in complaints(wanted, there.get).items()]
 
@@ -84,7 +84,7 @@ def test_a_strict_reverse_path_filter_matters_where_there_are_two_ways(strict: s
     assert said(host(direct=True), **{strict: "1"}) == ["sysctl -w net.ipv4.conf.all.rp_filter=2"]
     assert said(host(), **{strict: "1"}) == []
     config = parse_config(CONFIG.replace(b"vxlan", b"host-gw") % b"false")
-    alone = (Wanted(config, HostGw(config, UNDERLAY, lambda _: True), OWN, None, None),)
+    alone = (Desired(config, HostGw(config, UNDERLAY, lambda _: True), OWN, None, None),)
     assert said(alone, **{strict: "1"}) == []
 
 
@@ -92,7 +92,7 @@ async def test_what_is_turned_off_while_it_runs_is_named_once_and_its_end_is_sai
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "flanneld-py")
-    clock, there, wanted = ManualClock(), dict(RIGHT), list[Wanted]()
+    clock, there, wanted = ManualClock(), dict(RIGHT), list[Desired]()
     sysctls = Sysctls(lambda: wanted, clock, there.get)
     async with asyncio.TaskGroup() as tasks:
         life = tasks.create_task(sysctls.run())

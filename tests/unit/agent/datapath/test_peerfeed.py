@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flanneld_py.agent.datapath.peerfeed import Roster
+from flanneld_py.agent.datapath.peerfeed import PeerFeed
 from flanneld_py.encap.datapath.control.messages import Peer
 
 
@@ -22,13 +22,13 @@ class Process:
     def __init__(self, *peers: Peer) -> None:
         self.peers = {one.key: one for one in peers}
 
-    def take_all(self, roster: Roster) -> set[str]:
+    def take_all(self, roster: PeerFeed) -> set[str]:
         if roster.complete:
             self.peers.clear()
         self.peers.update((one.key, one) for one in roster.all())
         return set(self.peers)
 
-    def take_changes(self, roster: Roster) -> set[str]:
+    def take_changes(self, roster: PeerFeed) -> set[str]:
         keys, peers = roster.changes()
         for key in keys:
             self.peers.pop(key, None)
@@ -41,13 +41,13 @@ def keys(*numbers: int) -> set[str]:
 
 
 @pytest.fixture
-def roster() -> Roster:
-    made = Roster()
+def roster() -> PeerFeed:
+    made = PeerFeed()
     made.update((peer(n).key, peer(n)) for n in (2, 3))
     return made
 
 
-def test_changes_and_the_whole_come_to_the_same(roster: Roster) -> None:
+def test_changes_and_the_whole_come_to_the_same(roster: PeerFeed) -> None:
     process = Process()
     assert process.take_all(roster) == keys(2, 3)
     roster.update([gone(2), (peer(3).key, peer(3, 33)), (peer(4).key, peer(4)), gone(4), gone(9)])
@@ -57,7 +57,7 @@ def test_changes_and_the_whole_come_to_the_same(roster: Roster) -> None:
     assert roster.all() == [peer(3, 33)]
 
 
-def test_held_peers_stay_until_the_release(roster: Roster) -> None:
+def test_held_peers_stay_until_the_release(roster: PeerFeed) -> None:
     process, another = Process(), Process()
     process.take_all(roster)
     assert roster.hold() == 2
@@ -69,7 +69,7 @@ def test_held_peers_stay_until_the_release(roster: Roster) -> None:
     assert process.take_all(roster) == set()
 
 
-def test_a_held_peer_that_came_back_is_an_ordinary_one(roster: Roster) -> None:
+def test_a_held_peer_that_came_back_is_an_ordinary_one(roster: PeerFeed) -> None:
     process = Process()
     process.take_all(roster)
     roster.hold()
@@ -80,7 +80,7 @@ def test_a_held_peer_that_came_back_is_an_ordinary_one(roster: Roster) -> None:
 
 
 def test_what_only_the_process_knows_is_held_too() -> None:
-    roster, process = Roster(), Process(peer(2), peer(3))
+    roster, process = PeerFeed(), Process(peer(2), peer(3))
     roster.hold()
     roster.update([(peer(4).key, peer(4)), gone(3)])
     assert process.take_all(roster) == keys(2, 3, 4)

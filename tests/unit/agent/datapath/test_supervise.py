@@ -16,7 +16,14 @@ import pytest
 
 from flanneld_py.agent.clock import SystemClock
 from flanneld_py.agent.contested import AT_ONCE
-from flanneld_py.agent.datapath.client import PATIENCE, DatapathError, Line, connect, start_process, stop_process
+from flanneld_py.agent.datapath.client import (
+    PATIENCE,
+    DatapathClient,
+    DatapathError,
+    connect,
+    start_process,
+    stop_process,
+)
 from flanneld_py.agent.datapath.supervise import Supervisor
 from flanneld_py.encap.datapath.control import messages, protocol
 from tests.fakes.datapath import FakeProcess
@@ -189,11 +196,11 @@ async def test_one_that_hangs_is_ended_however_much_it_is_to_be_told(
         await until(lambda: world.supervisor.status is not None)
         ended: list[int] = []
 
-        def end(line: Line) -> None:
+        def end(line: DatapathClient) -> None:
             ended.append(line.pid)
             world.running[-1].cancel()
 
-        monkeypatch.setattr(Line, "kill", end)
+        monkeypatch.setattr(DatapathClient, "kill", end)
         world.processes[0].deaf = True
         told = [replace(peer(2), key=str(number)) for number in range(many)]
         world.supervisor.update((one.key, one) for one in told)
@@ -321,7 +328,7 @@ async def test_one_that_hangs_ends_when_it_is_stopped_for_good(tmp_path: Path, m
         process.deaf = True
         running = tasks.create_task(process.run())
         monkeypatch.setattr("flanneld_py.agent.datapath.client.PATIENCE", 0.1)
-        monkeypatch.setattr(Line, "kill", lambda _: running.cancel())
+        monkeypatch.setattr(DatapathClient, "kill", lambda _: running.cancel())
         assert await stop_process(tmp_path / "control")
 
 

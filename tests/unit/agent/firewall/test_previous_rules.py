@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_py.agent.firewall.previous_rules import FormerRules
+from flanneld_py.agent.firewall.previous_rules import PreviousRules
 from flanneld_py.agent.lock import Held
-from flanneld_py.agent.previous_run import Earlier
+from flanneld_py.agent.previous_run import PreviousRun
 from flanneld_py.encap.firewall.chains import forward_part, masquerade_part, raw_part, rule_text
 from flanneld_py.encap.firewall.enforce import Enforcer, Outcome
 from flanneld_py.encap.firewall.nft import table_text
@@ -96,7 +96,7 @@ class Enforces:
 async def test_it_is_done_once_and_tried_until_it_is(caplog: pytest.LogCaptureFixture) -> None:
     enforces = Enforces(Outcome(False, ("nft hangs",)), Outcome(True))
     held = Held(["device flannel.2", "Network 10.9.0.0/16"])
-    former = FormerRules(enforces, Earlier(((NETWORK, EARLIER),), ours=True), lambda: held, ManualClock())
+    former = PreviousRules(enforces, PreviousRun(((NETWORK, EARLIER),), ours=True), lambda: held, ManualClock())
     for _ in range(3):
         await former.remove([OURS])
     assert enforces.asked == [([(NETWORK, EARLIER), (NETWORK, SUBNET)], {"-2", ""})] * 2
@@ -105,5 +105,5 @@ async def test_it_is_done_once_and_tried_until_it_is(caplog: pytest.LogCaptureFi
 
 async def test_a_file_of_another_network_tells_nothing() -> None:
     enforces = Enforces(Outcome(False))
-    await FormerRules(enforces, Earlier(((NETWORK, EARLIER),)), Held, ManualClock()).remove([OURS])
+    await PreviousRules(enforces, PreviousRun(((NETWORK, EARLIER),)), Held, ManualClock()).remove([OURS])
     assert enforces.asked == [([(NETWORK, SUBNET)], set())]

@@ -11,18 +11,18 @@ from random import Random
 
 import pytest
 
-from flanneld_py.agent.firewall.previous_rules import FormerRules
-from flanneld_py.agent.firewall.reconciler import LOOK_EVERY, Guard, Report, policies
+from flanneld_py.agent.firewall.previous_rules import PreviousRules
+from flanneld_py.agent.firewall.reconciler import LOOK_EVERY, FirewallReconciler, Report, policies
 from flanneld_py.agent.lock import Held
 from flanneld_py.agent.log import TextFormatter
-from flanneld_py.agent.previous_run import Earlier
-from flanneld_py.agent.reconcile.desired import Wanted
+from flanneld_py.agent.previous_run import PreviousRun
+from flanneld_py.agent.reconcile.desired import Desired
 from flanneld_py.agent.reconcile.neighbours import Neighbours
 from flanneld_py.agent.settings import FirewallSettings
 from flanneld_py.encap.backends.base import Underlay
 from flanneld_py.encap.backends.vxlan import Vxlan
 from flanneld_py.encap.family import IPV4, IPAddress
-from flanneld_py.encap.firewall.enforce import Choice, Outcome
+from flanneld_py.encap.firewall.enforce import FilterChoice, Outcome
 from flanneld_py.encap.firewall.flows import Pause
 from flanneld_py.encap.firewall.policy import Network, Policy, name_suffix
 from flanneld_py.encap.firewall.tools import FirewallError
@@ -38,18 +38,18 @@ ADDRESS = IPv4Address("192.0.2.1")
 BACKEND = Vxlan(CONFIG, Underlay("eth0", 1500, ADDRESS, ADDRESS), nexthop_objects=True, on_link=lambda _: False)
 OPTIONS = FirewallSettings(masquerade=True, resync=5)
 TABLE_MINE = Obstacle("nft, table inet mine, chain input: its policy, drop", "nft insert rule inet mine input ...")
-NFTABLES = Choice("nftables", "a test says so")
+NFTABLES = FilterChoice("nftables", "a test says so")
 
 
-def wanted(subnet: str = "10.5.1.0/24") -> tuple[Wanted, ...]:
+def wanted(subnet: str = "10.5.1.0/24") -> tuple[Desired, ...]:
     own = Own("k/" + subnet.replace("/", "-"), Subnets(IPv4Network(subnet)), ADDRESS, ADDRESS)
-    return (Wanted(CONFIG, BACKEND, own, TunLink(BACKEND.device, BACKEND.mtu), None),)
+    return (Desired(CONFIG, BACKEND, own, TunLink(BACKEND.device, BACKEND.mtu), None),)
 
 
 class Filter:
     """A packet filter: what is in it, what goes wrong with it, and whether it is one that tells nobody of changes."""
 
-    def __init__(self, choice: Choice | None = NFTABLES) -> None:
+    def __init__(self, choice: FilterChoice | None = NFTABLES) -> None:
         self.choice = choice
         self.there: tuple[Policy, ...] = ()
         self.failures: tuple[str, ...] = ()
@@ -86,7 +86,7 @@ class Filter:
         if self.changed is not None and not self.legacy:
             self.changed()
 
-    async def choose(self) -> Choice | None:
+    async def choose(self) -> FilterChoice | None:
         if self.unreadable:
             raise FirewallError("`nft list chains` failed: Operation not permitted")
         return self.choice
@@ -94,7 +94,7 @@ class Filter:
     def unwatched(self) -> bool:
         return self.legacy
 
-    async def enforce(self, choice: Choice, policies: tuple[Policy, ...]) -> Outcome:
+    async def enforce(self, choice: FilterChoice, policies: tuple[Policy, ...]) -> Outcome:
         self.tries += 1
         if self.failures:
             return Outcome(False, self.failures)
@@ -107,10 +107,12 @@ class Filter:
 
 
 @asynccontextmanager
-async def guarded(host: Filter, clock: ManualClock, options: FirewallSettings = OPTIONS) -> AsyncIterator[Guard]:
+async def guarded(
+    host: Filter, clock: ManualClock, options: FirewallSettings = OPTIONS
+) -> AsyncIterator[FirewallReconciler]:
     host.neighbours.tell(IPV4, lambda: frozenset(host.direct))
-    former = FormerRules(host, Earlier(), Held, clock)
-    guard = Guard(host, host.watch, options, wanted(), host.neighbours, clock, Random(1), former)
+    former = PreviousRules(host, PreviousRun(), Held, clock)
+    guard = FirewallReconciler(host, host.watch, options, wanted(), host.neighbours, clock, Random(1), former)
     async with asyncio.TaskGroup() as tasks:
         life = tasks.create_task(guard.run())
         try:

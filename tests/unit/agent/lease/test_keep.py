@@ -150,7 +150,7 @@ async def test_a_failing_renewal_is_tried_again_and_warned_about_in_time(
     await host.acquire()
     async with host.running():
         await clock.run_for(PERIOD / 2)
-        store.fail(400, Unavailable("no endpoint answers"))  # Follower and keeper try every few seconds.
+        store.fail(400, Unavailable("no endpoint answers"))  # LeaseSyncer and keeper try every few seconds.
         store.cut_watches()
         await clock.run_until(lambda: host.keeper.overdue, 900)
         await clock.run_until(lambda: not host.keeper.overdue, 3600)

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from flanneld_py.agent.errors import Broken
+from flanneld_py.agent.errors import FatalError
 from flanneld_py.agent.lease import release
 from flanneld_py.registry.codec import encode_attrs
 from flanneld_py.registry.model import LeaseAttrs
@@ -123,5 +123,5 @@ async def test_by_hand_another_hosts_lease_and_a_reservation_stay(store: MemoryS
     assert "is reserved for this host and stays" in told[1]
     assert host.key in await keys(store)
     store.fail(1, Unavailable("no endpoint answers"))
-    with pytest.raises(Broken, match="no endpoint answers"):
+    with pytest.raises(FatalError, match="no endpoint answers"):
         await release.by_hand(host.registry, "host-1", told.append)

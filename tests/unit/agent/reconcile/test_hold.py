@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv4Network
 from random import Random
 
-from flanneld_py.agent.datapath.peerfeed import Roster
-from flanneld_py.agent.reconcile.desired import Wanted
+from flanneld_py.agent.datapath.peerfeed import PeerFeed
+from flanneld_py.agent.reconcile.desired import Desired
 from flanneld_py.agent.reconcile.neighbours import Neighbours
 from flanneld_py.agent.reconcile.onlink import OnLinkVerdicts
 from flanneld_py.agent.reconcile.reconciler import Reconciler
@@ -36,7 +36,7 @@ class Process:
 
     def __init__(self) -> None:
         self.peers: set[str] = set()
-        self._roster = Roster()
+        self._roster = PeerFeed()
 
     def reached(self) -> None:
         if self._roster.complete:
@@ -44,7 +44,7 @@ class Process:
         self.peers.update(peer.key for peer in self._roster.all())
 
     def restart_agent(self) -> None:
-        self._roster = Roster()
+        self._roster = PeerFeed()
 
     def update(self, changes: Changes) -> None:
         known = [(key, messages.Peer(key, bytes(4), 24, bytes(4)) if peer else None) for key, peer in changes]
@@ -72,7 +72,7 @@ class Host:
         backend = Vxlan(CONFIG, UNDERLAY, self.on_link, nexthop_objects=True)
         ours = Lease(Subnets(IPv4Network("10.5.1.0/24")), backend.attrs(Found("host")))
         own = Own("k/10.5.1.0-24", ours.subnets, ADDRESS, ADDRESS)
-        self._wanted = Wanted(CONFIG, backend, own, backend.link(ours), None)
+        self._wanted = Desired(CONFIG, backend, own, backend.link(ours), None)
 
     @asynccontextmanager
     async def agent(self, *listed: int) -> AsyncIterator[Reconciler]:

@@ -13,12 +13,12 @@ from flanneld_py.agent.underlay.choose import (
     IFA_F_SECONDARY,
     IFA_F_TENTATIVE,
     SCOPE_LINK,
-    Asked,
-    Choice,
     Host,
     Interface,
     InterfaceAddress,
     NoInterface,
+    UnderlayChoice,
+    UnderlayOptions,
     choose,
     outside,
 )
@@ -41,8 +41,8 @@ def pick(
     public_ip6: str = "",
     host: Host = HOST,
     families: str = "4",
-) -> Choice:
-    asked = Asked(
+) -> UnderlayChoice:
+    asked = UnderlayOptions(
         names,
         regexes,
         ip_address(can_reach) if can_reach else None,
@@ -53,7 +53,7 @@ def pick(
 
 
 def test_without_flags_the_default_route_decides() -> None:
-    assert pick() == Choice(NAT, IPv4Address("10.0.2.15"), IPv4Address("10.0.2.15"))
+    assert pick() == UnderlayChoice(NAT, IPv4Address("10.0.2.15"), IPv4Address("10.0.2.15"))
 
 
 def test_the_links_broadcast_address_is_nobodys() -> None:
@@ -66,7 +66,7 @@ def test_the_links_broadcast_address_is_nobodys() -> None:
 
 def test_by_name_by_address_and_the_first_that_fits() -> None:
     assert pick("enp0s8").address == IPv4Address("192.168.56.11")
-    assert pick("192.168.56.12") == Choice(LAN, IPv4Address("192.168.56.12"), IPv4Address("192.168.56.12"))
+    assert pick("192.168.56.12") == UnderlayChoice(LAN, IPv4Address("192.168.56.12"), IPv4Address("192.168.56.12"))
     assert pick("eth7", "docker0", "enp0s8", "enp0s3").interface is LAN
 
 
@@ -84,12 +84,14 @@ def test_can_reach_takes_interface_and_source_of_the_route() -> None:
 
 
 def test_a_public_address_of_ours_chooses_its_interface() -> None:
-    assert pick(public_ip="192.168.56.12") == Choice(LAN, IPv4Address("192.168.56.12"), IPv4Address("192.168.56.12"))
+    assert pick(public_ip="192.168.56.12") == UnderlayChoice(
+        LAN, IPv4Address("192.168.56.12"), IPv4Address("192.168.56.12")
+    )
 
 
 def test_a_public_address_behind_nat_is_advertised_only() -> None:
     """Flannel exits here: it looks the address up on the interfaces."""
-    assert pick(public_ip="203.0.113.9") == Choice(NAT, IPv4Address("10.0.2.15"), IPv4Address("203.0.113.9"))
+    assert pick(public_ip="203.0.113.9") == UnderlayChoice(NAT, IPv4Address("10.0.2.15"), IPv4Address("203.0.113.9"))
     assert pick("enp0s8", public_ip="203.0.113.9").address == IPv4Address("192.168.56.11")
 
 
@@ -130,7 +132,7 @@ def test_each_family_has_its_default_route_and_dual_stack_takes_ipv4s() -> None:
     assert pick(host=MIXED, families="4").interface is BOTH
     assert pick(host=MIXED, families="6").interface is SIX
     both = pick(host=MIXED, families="46")
-    assert both == Choice(BOTH, IPv4Address("192.0.2.1"), IPv4Address("192.0.2.1"), ONE, ONE)
+    assert both == UnderlayChoice(BOTH, IPv4Address("192.0.2.1"), IPv4Address("192.0.2.1"), ONE, ONE)
 
 
 def test_an_interface_without_a_family_that_is_on_does_not_fit() -> None:
@@ -144,7 +146,7 @@ def test_an_interface_without_a_family_that_is_on_does_not_fit() -> None:
 
 
 def test_a_named_ipv6_address_is_taken_in_any_spelling() -> None:
-    assert pick("2001:DB8:2:0::1", host=MIXED, families="6") == Choice(SIX, None, None, TWO, TWO)
+    assert pick("2001:DB8:2:0::1", host=MIXED, families="6") == UnderlayChoice(SIX, None, None, TWO, TWO)
     assert pick(str(ONE), host=MIXED, families="46").address == IPv4Address("192.0.2.1")
 
 
@@ -194,22 +196,22 @@ def test_the_better_ipv6_address_of_an_interface() -> None:
 def test_an_address_that_still_does_is_kept() -> None:
     """The kernel lists IPv6 addresses newest first: another one must not move the host."""
     kept = IPv4Address("192.168.56.12")
-    assert choose(HOST, Asked(("enp0s8",)), keep=[kept]).address == kept
-    assert choose(HOST, Asked(("192.168.56.11",)), keep=[kept]).address == IPv4Address("192.168.56.11")
+    assert choose(HOST, UnderlayOptions(("enp0s8",)), keep=[kept]).address == kept
+    assert choose(HOST, UnderlayOptions(("192.168.56.11",)), keep=[kept]).address == IPv4Address("192.168.56.11")
     old = InterfaceAddress(kept, flags=IFA_F_DEPRECATED)
     lan = replace(LAN, addresses=(LAN.addresses[0], old))
     host = replace(HOST, interfaces=(lan,))
-    assert choose(host, Asked(("enp0s8",)), keep=[kept]).address == IPv4Address("192.168.56.11")
+    assert choose(host, UnderlayOptions(("enp0s8",)), keep=[kept]).address == IPv4Address("192.168.56.11")
 
 
 def test_an_address_that_is_looked_for_elsewhere_is_none_yet() -> None:
     tentative = InterfaceAddress(ONE, flags=IFA_F_TENTATIVE)
     host = replace(MIXED, interfaces=(replace(BOTH, addresses=(tentative,)),))
     with pytest.raises(NoInterface):
-        choose(host, Asked(), ipv4=False, ipv6=True)
+        choose(host, UnderlayOptions(), ipv4=False, ipv6=True)
     optimistic = replace(tentative, flags=IFA_F_TENTATIVE | IFA_F_OPTIMISTIC)
     host = Host((replace(BOTH, addresses=(optimistic,)),), defaults=("eth0",), defaults6=("eth0",))
-    assert choose(host, Asked(), ipv4=False, ipv6=True).address6 == ONE
+    assert choose(host, UnderlayOptions(), ipv4=False, ipv6=True).address6 == ONE
 
 
 def test_the_overlay_is_no_underlay() -> None:
@@ -219,9 +221,9 @@ def test_the_overlay_is_no_underlay() -> None:
     bridge = interface("cni0", 6, "10.42.7.1")
     eth0 = interface("eth0", 9, "10.0.0.5")
     host = outside(Host((device, bridge, eth0), defaults=()), ours)
-    assert choose(host, Asked(regexes=[r"^10\."])).interface is eth0
+    assert choose(host, UnderlayOptions(regexes=[r"^10\."])).interface is eth0
     with pytest.raises(NoInterface):
-        choose(outside(Host((device, bridge), defaults=()), ours), Asked(regexes=[r"^10\."]))
+        choose(outside(Host((device, bridge), defaults=()), ours), UnderlayOptions(regexes=[r"^10\."]))
 
 
 TUN = Interface("tun0", 9, 1500, b"", (InterfaceAddress(ip_address("10.9.0.1")),), "tun")
@@ -248,13 +250,15 @@ def test_of_several_default_routes_the_best_over_an_interface_that_may_be_counts
 
 def test_while_it_runs_it_stays_where_address_and_link_live() -> None:
     moved, kept = replace(HOST, defaults=("enp0s8",)), [IPv4Address("10.0.2.15")]
-    assert choose(moved, Asked(), keep=kept, stay=True).interface is NAT
-    assert choose(moved, Asked(), keep=kept).interface is LAN, "a start takes the default route's"
-    assert choose(moved, Asked(), keep=[IPv4Address("10.0.2.16")], stay=True).interface is LAN
+    assert choose(moved, UnderlayOptions(), keep=kept, stay=True).interface is NAT
+    assert choose(moved, UnderlayOptions(), keep=kept).interface is LAN, "a start takes the default route's"
+    assert choose(moved, UnderlayOptions(), keep=[IPv4Address("10.0.2.16")], stay=True).interface is LAN
     dead = replace(moved, interfaces=(replace(NAT, live=False), LAN))
-    assert choose(dead, Asked(), keep=kept, stay=True).interface is LAN
-    assert choose(replace(dead, defaults=("enp0s3",)), Asked(), keep=kept, stay=True).interface.name == "enp0s3"
-    assert choose(moved, Asked(("enp0s8",)), keep=kept, stay=True).interface is LAN, "as asked for"
+    assert choose(dead, UnderlayOptions(), keep=kept, stay=True).interface is LAN
+    assert (
+        choose(replace(dead, defaults=("enp0s3",)), UnderlayOptions(), keep=kept, stay=True).interface.name == "enp0s3"
+    )
+    assert choose(moved, UnderlayOptions(("enp0s8",)), keep=kept, stay=True).interface is LAN, "as asked for"
 
 
 def test_no_packet_leaves_by_lo() -> None:
@@ -264,7 +268,7 @@ def test_no_packet_leaves_by_lo() -> None:
         with pytest.raises(NoInterface, match="no packet leaves this host by lo: name the interface"):
             pick(asked, host=host)
     anycast = IPv4Address("203.0.113.1")
-    assert pick(public_ip=str(anycast), host=host) == Choice(NAT, IPv4Address("10.0.2.15"), anycast)
+    assert pick(public_ip=str(anycast), host=host) == UnderlayChoice(NAT, IPv4Address("10.0.2.15"), anycast)
 
 
 def test_the_address_of_the_network_is_nobodys() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from flanneld_py.encap import family
 from flanneld_py.encap.backends.base import Found, OnLink, Underlay
-from flanneld_py.encap.backends.table import Choice, make, published
+from flanneld_py.encap.backends.table import DatapathChoice, make, published
 from flanneld_py.registry.config import ConfigInvalid, parse_config
 from flanneld_py.registry.model import stand_in
 from tests.fakes.kernel import FakeKernel
@@ -34,7 +34,7 @@ IPV6 = '"EnableIPv6": true, "IPv6Network": "fc00::/48"'
     ],
 )
 async def test_the_config_names_the_backend(
-    config: str, choice: Choice, has_vxlan: bool, device: str | None, userspace: bool, why: str
+    config: str, choice: DatapathChoice, has_vxlan: bool, device: str | None, userspace: bool, why: str
 ) -> None:
     kernel = FakeKernel()
     kernel.has_vxlan = has_vxlan
@@ -60,7 +60,9 @@ async def test_the_config_names_the_backend(
         (f'{IPV6}, "Backend": {{"Type": "vxlan"}}', "auto", "IPv6 was turned on after eth0 was chosen .* restart"),
     ],
 )
-async def test_what_cannot_be_had_is_refused_with_a_way_out(config: str, choice: Choice, complaint: str) -> None:
+async def test_what_cannot_be_had_is_refused_with_a_way_out(
+    config: str, choice: DatapathChoice, complaint: str
+) -> None:
     with pytest.raises(ConfigInvalid, match=complaint):
         await make(
             parse_config(b'{"Network": "10.5.0.0/16", %s}' % config.encode()),
@@ -81,7 +83,7 @@ async def test_what_cannot_be_had_is_refused_with_a_way_out(config: str, choice:
     ],
 )
 async def test_every_backend_has_both_families(
-    backend: str, choice: Choice, devices: list[str | None], mtus: list[int]
+    backend: str, choice: DatapathChoice, devices: list[str | None], mtus: list[int]
 ) -> None:
     config = f'{{"Network": "10.5.0.0/16", {IPV6}, "Backend": {{"Type": "{backend}"}}}}'
     made = await make(parse_config(config.encode()), DUAL_UNDERLAY, FakeKernel(), choice, NOBODY)

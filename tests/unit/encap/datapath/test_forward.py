@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from flanneld_py.encap.datapath.forward import Deliver, Drop, Own, Remote, Reply, Send, Table, inbound, outbound
-from flanneld_py.encap.packet.frame import Refused
+from flanneld_py.encap.packet.frame import DropReason
 from tests.packets import ACK, UDP, Segment, encode, words
 
 MTU = 1450
@@ -64,7 +64,7 @@ def test_the_path_to_a_peer_may_be_narrower_than_the_device(remote: Remote, vers
     assert outbound(narrow, small, MTU) == Send(path)
     for decision in (outbound(narrow, large, MTU), outbound(narrow, small, MTU, 1301)):
         assert isinstance(decision, Reply)
-        assert decision.reason is Refused.TOO_BIG
+        assert decision.reason is DropReason.TOO_BIG
         at = 26 if version == 4 else 46
         assert int.from_bytes(decision.packet[at : at + 2], "big") == 1300
     if version == 4:
@@ -72,26 +72,26 @@ def test_the_path_to_a_peer_may_be_narrower_than_the_device(remote: Remote, vers
     error = patched(large, 9 if version == 4 else 6, bytes((1 if version == 4 else 58,)))
     error = patched(error, 20 if version == 4 else 40, bytes((3 if version == 4 else 1,)))
     assert outbound(narrow, error, MTU) == Send(path), "what may not be answered is not lost"
-    assert outbound(narrow, error, 1310) == Drop(Refused.TOO_BIG), "but to the device's MTU all have to keep"
+    assert outbound(narrow, error, 1310) == Drop(DropReason.TOO_BIG), "but to the device's MTU all have to keep"
 
 
 @pytest.mark.parametrize(
     ("packet", "reason"),
     [
-        (b"", Refused.SHORT),
-        (OUT4[:19], Refused.SHORT),
-        (OUT6[:39], Refused.SHORT),
-        (b"\x15" + OUT4[1:], Refused.VERSION),
-        (b"\x44" + OUT4[1:], Refused.LENGTH),
-        (OUT4 + b"x", Refused.LENGTH),
-        (OUT4[:-1], Refused.LENGTH),
-        (OUT6 + b"x", Refused.LENGTH),
-        (patched(OUT4, 8, b"\0"), Refused.TTL),
-        (patched(OUT6, 7, b"\0"), Refused.TTL),
-        (patched(LARGE, 6, bytes(2)), Refused.TOO_BIG),
+        (b"", DropReason.SHORT),
+        (OUT4[:19], DropReason.SHORT),
+        (OUT6[:39], DropReason.SHORT),
+        (b"\x15" + OUT4[1:], DropReason.VERSION),
+        (b"\x44" + OUT4[1:], DropReason.LENGTH),
+        (OUT4 + b"x", DropReason.LENGTH),
+        (OUT4[:-1], DropReason.LENGTH),
+        (OUT6 + b"x", DropReason.LENGTH),
+        (patched(OUT4, 8, b"\0"), DropReason.TTL),
+        (patched(OUT6, 7, b"\0"), DropReason.TTL),
+        (patched(LARGE, 6, bytes(2)), DropReason.TOO_BIG),
     ],
 )
-def test_what_is_not_sent(packet: bytes, reason: Refused) -> None:
+def test_what_is_not_sent(packet: bytes, reason: DropReason) -> None:
     assert outbound(table(), packet, MTU) == Drop(reason)
 
 
@@ -107,7 +107,7 @@ def test_what_is_not_sent(packet: bytes, reason: Refused) -> None:
     ],
 )
 def test_what_stays_on_its_link_is_neither_sent_nor_answered(packet: bytes, at: int, first: bytes) -> None:
-    assert outbound(table(), patched(packet, at, first), MTU) == Drop(Refused.MULTICAST)
+    assert outbound(table(), patched(packet, at, first), MTU) == Drop(DropReason.MULTICAST)
 
 
 def test_the_last_hop_is_left_to_the_kernels() -> None:
@@ -117,7 +117,7 @@ def test_the_last_hop_is_left_to_the_kernels() -> None:
 def test_no_route_is_answered_with_net_unreachable() -> None:
     decision = outbound(table(), ELSEWHERE4, MTU)
     assert isinstance(decision, Reply)
-    assert decision.reason is Refused.NO_ROUTE
+    assert decision.reason is DropReason.NO_ROUTE
     reply = decision.packet
     assert words(reply[:20]) == words(reply[20:]) == 0xFFFF
     assert (reply[9], reply[20:22], reply[24:28]) == (1, b"\3\0", bytes(4))
@@ -141,7 +141,7 @@ def test_too_big_tells_the_mtu_and_quotes_no_more_than_allowed() -> None:
     for packet, start, most in ((LARGE, 20, 576), (encode(Segment(bytes(3000), version=6)), 40, 1280)):
         decision = outbound(table(), packet, MTU)
         assert isinstance(decision, Reply)
-        assert decision.reason is Refused.TOO_BIG
+        assert decision.reason is DropReason.TOO_BIG
         reply = decision.packet
         assert reply[start : start + 2] == (b"\3\4" if start == 20 else b"\2\0")
         assert int.from_bytes(reply[start + 4 : start + 8], "big") == MTU
@@ -177,7 +177,7 @@ def icmp(kind: int, version: int = 4) -> bytes:
     ],
 )
 def test_what_is_never_answered(packet: bytes) -> None:
-    assert outbound(table(), packet, MTU) == Drop(Refused.NO_ROUTE)
+    assert outbound(table(), packet, MTU) == Drop(DropReason.NO_ROUTE)
 
 
 @pytest.mark.parametrize("packet", [icmp(8), icmp(128, 6)])
@@ -208,21 +208,21 @@ def test_our_own_address_outside_our_subnets_is_ours() -> None:
 @pytest.mark.parametrize(
     ("source", "packet", "reason"),
     [
-        (bytes((192, 0, 2, 3)), IN4, Refused.UNKNOWN_PEER),
-        (PEER, patched(IN4, 12, bytes((10, 3, 0, 7))), Refused.SOURCE),
-        (PEER, patched(IN4, 12, bytes((10, 1, 0, 7))), Refused.SOURCE),
-        (PEER, patched(IN4, 12, bytes((192, 0, 2, 3))), Refused.SOURCE),
-        (PEER, patched(IN6, 8, bytes((0xFD, 3))), Refused.SOURCE),
-        (PEER, patched(IN4, 16, bytes((10, 2, 0, 1))), Refused.DESTINATION),
-        (PEER, patched(IN4, 16, bytes((255, 255, 255, 255))), Refused.DESTINATION),
-        (PEER, patched(IN6, 24, bytes((0xFF, 2))), Refused.DESTINATION),
-        (PEER, IN4[:-1], Refused.LENGTH),
-        (PEER, b"\x45", Refused.SHORT),
-        (PEER, b"\x00" * 60, Refused.VERSION),
-        (PEER, patched(IN4, 8, b"\0"), Refused.TTL),
+        (bytes((192, 0, 2, 3)), IN4, DropReason.UNKNOWN_PEER),
+        (PEER, patched(IN4, 12, bytes((10, 3, 0, 7))), DropReason.SOURCE),
+        (PEER, patched(IN4, 12, bytes((10, 1, 0, 7))), DropReason.SOURCE),
+        (PEER, patched(IN4, 12, bytes((192, 0, 2, 3))), DropReason.SOURCE),
+        (PEER, patched(IN6, 8, bytes((0xFD, 3))), DropReason.SOURCE),
+        (PEER, patched(IN4, 16, bytes((10, 2, 0, 1))), DropReason.DESTINATION),
+        (PEER, patched(IN4, 16, bytes((255, 255, 255, 255))), DropReason.DESTINATION),
+        (PEER, patched(IN6, 24, bytes((0xFF, 2))), DropReason.DESTINATION),
+        (PEER, IN4[:-1], DropReason.LENGTH),
+        (PEER, b"\x45", DropReason.SHORT),
+        (PEER, b"\x00" * 60, DropReason.VERSION),
+        (PEER, patched(IN4, 8, b"\0"), DropReason.TTL),
     ],
 )
-def test_what_is_not_delivered(source: bytes, packet: bytes, reason: Refused) -> None:
+def test_what_is_not_delivered(source: bytes, packet: bytes, reason: DropReason) -> None:
     assert inbound(table(), source, packet, OWN) == Drop(reason)
 
 

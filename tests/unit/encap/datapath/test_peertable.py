@@ -9,7 +9,7 @@ import pytest
 
 from flanneld_py.encap.datapath.control import messages
 from flanneld_py.encap.datapath.forward import MOST
-from flanneld_py.encap.datapath.peertable import PATH_SECONDS, Directory, Hop
+from flanneld_py.encap.datapath.peertable import PATH_SECONDS, Hop, PeerTable
 
 CONFIGURE = messages.Configure(
     messages.Mode.VXLAN, "flannel.1", bytes((10, 0, 0, 1)), 8472, 1450, (IPv4Network("10.5.1.0/24"),), 1, bytes(6)
@@ -18,7 +18,7 @@ PEER = messages.Peer("10.5.2.0-24", bytes((10, 5, 2, 0)), 24, bytes((10, 0, 0, 2
 DESTINATION = bytes((10, 5, 2, 9))
 
 
-def hop(directory: Directory) -> Hop:
+def hop(directory: PeerTable) -> Hop:
     found = directory.table.lookup(DESTINATION)
     assert isinstance(found, Hop)
     return found
@@ -26,7 +26,7 @@ def hop(directory: Directory) -> Hop:
 
 def test_a_configuration_that_changes_nothing_for_peers_does_not_touch_them() -> None:
     """An agent that is restarted sends it again: ten thousand peers made anew would hold up packets for 0.2 s."""
-    directory = Directory(CONFIGURE)
+    directory = PeerTable(CONFIGURE)
     directory.put([PEER])
     before = hop(directory)
     directory.configure(CONFIGURE)
@@ -37,7 +37,7 @@ def test_a_configuration_that_changes_nothing_for_peers_does_not_touch_them() ->
 
 
 def test_another_vni_or_mac_of_ours_is_in_the_headers_to_every_peer() -> None:
-    directory = Directory(CONFIGURE)
+    directory = PeerTable(CONFIGURE)
     directory.put([PEER])
     hop(directory).tally.sent = 7
     directory.configure(replace(CONFIGURE, vni=0x020304, mac=b"\x02own11"))
@@ -63,7 +63,7 @@ def test_a_narrow_path_is_learned_for_all_peers_behind_its_address_and_forgotten
     mode: messages.Mode, own: str, other: str, path: int, mtu: int
 ) -> None:
     wanted = replace(CONFIGURE, mode=mode, local=ip_address(own).packed)
-    directory = Directory(wanted)
+    directory = PeerTable(wanted)
     at = ip_address(other.replace("::9", "::2").replace(".9", ".2")).packed
     second = replace(PEER, key="10.5.3.0-24", subnet=bytes((10, 5, 3, 0)), address=at)
     elsewhere = replace(PEER, key="10.5.4.0-24", subnet=bytes((10, 5, 4, 0)), address=bytes(len(at)))
@@ -86,7 +86,7 @@ def test_a_narrow_path_is_learned_for_all_peers_behind_its_address_and_forgotten
 
 
 def test_a_peer_that_comes_again_has_no_narrow_path() -> None:
-    directory = Directory(replace(CONFIGURE, subnets=(IPv6Network("fd00::/64"),)))
+    directory = PeerTable(replace(CONFIGURE, subnets=(IPv6Network("fd00::/64"),)))
     directory.put([PEER])
     directory.narrow("10.0.0.2", 1400, 0.0)
     assert hop(directory).mtu == 1350

@@ -12,7 +12,7 @@ MAKE = """
 import select
 from ipaddress import IPv4Network
 from flanneld_py.encap.datapath.control import messages
-from flanneld_py.encap.datapath.pool import Crew, MemberLost
+from flanneld_py.encap.datapath.pool import WorkerPool, WorkerLost
 
 class Lane:
     def close(self):
@@ -21,12 +21,12 @@ class Lane:
 wanted = messages.Configure(messages.Mode.RAW, "flannel0", bytes(4), 8285, 1472, (IPv4Network("10.5.1.0/24"),),
 workers=2)
 try:
-    crew = Crew(wanted, [(Lane(), Lane())], 1, lambda: 0.0)  # A Worker cannot work with these.
+    crew = WorkerPool(wanted, [(Lane(), Lane())], 1, lambda: 0.0)  # A Worker cannot work with these.
     for member, mourn in crew.watched():
         select.select([member], [], [])
         try:
             mourn()
-        except MemberLost as error:
+        except WorkerLost as error:
             print(error)
     crew.close()
 finally:

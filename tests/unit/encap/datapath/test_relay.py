@@ -11,7 +11,7 @@ import pytest
 
 from flanneld_py.encap.datapath.control import messages
 from flanneld_py.encap.datapath.gather import Train
-from flanneld_py.encap.datapath.peertable import Directory
+from flanneld_py.encap.datapath.peertable import PeerTable
 from flanneld_py.encap.datapath.relay import Relay, Room
 from flanneld_py.encap.datapath.tun import Tun
 from flanneld_py.encap.datapath.wire import Wire, open_wires
@@ -59,7 +59,7 @@ def test_a_flood_into_nowhere_does_not_starve_what_comes_in(wire: Wire) -> None:
     wanted = messages.Configure(
         messages.Mode.VXLAN, "flood", bytes((127, 0, 0, 1)), to[1], 1450, (IPv4Network("10.2.0.0/24"),), 1, OWN_MAC
     )
-    directory = Directory(wanted)
+    directory = PeerTable(wanted)
     directory.put([messages.Peer("peer", bytes((10, 1, 0, 0)), 24, IPv4Address(REMOTE).packed, MAC)])
     device = Flood()
     relay = Relay(directory, device, wire, Room(), lambda _: False, lambda: 0.0)

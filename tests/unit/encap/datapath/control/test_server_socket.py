@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_py.encap.datapath.control.server_socket import Doorway, DoorwayError
+from flanneld_py.encap.datapath.control.server_socket import ControlSocket, ControlSocketError
 
 
 def knock(path: Path) -> None:
@@ -20,7 +20,7 @@ def knock(path: Path) -> None:
 @pytest.mark.parametrize("lost", [["control"], ["control.lock"], ["control", "control.lock"], ["."]])
 def test_what_was_removed_is_made_again_and_still_ours_alone(tmp_path: Path, lost: list[str]) -> None:
     path = tmp_path / "run" / "control"
-    with closing(Doorway(path)) as doorway:
+    with closing(ControlSocket(path)) as doorway:
         assert not doorway.lost()
         for name in lost:
             if name == ".":
@@ -35,19 +35,19 @@ def test_what_was_removed_is_made_again_and_still_ours_alone(tmp_path: Path, los
         connection = doorway.accept()
         assert connection is not None
         connection.close()
-        with pytest.raises(DoorwayError, match="another data-plane process serves"):
-            Doorway(path)
+        with pytest.raises(ControlSocketError, match="another data-plane process serves"):
+            ControlSocket(path)
     assert not path.exists()
 
 
 def test_a_place_that_another_process_took_is_left_to_it(tmp_path: Path) -> None:
     path = tmp_path / "control"
-    with closing(Doorway(path)) as former:
+    with closing(ControlSocket(path)) as former:
         for file in tmp_path.iterdir():
             file.unlink()
-        with closing(Doorway(path)) as latter:
+        with closing(ControlSocket(path)) as latter:
             assert former.lost()
-            with pytest.raises(DoorwayError, match="another data-plane process serves"):
+            with pytest.raises(ControlSocketError, match="another data-plane process serves"):
                 former.come_back()
             assert not latter.lost()
             former.close()
@@ -56,10 +56,10 @@ def test_a_place_that_another_process_took_is_left_to_it(tmp_path: Path) -> None
 
 def test_a_place_that_cannot_be_had_now_is_had_later(tmp_path: Path) -> None:
     path = tmp_path / "control"
-    with closing(Doorway(path)) as doorway:
+    with closing(ControlSocket(path)) as doorway:
         path.unlink()
         path.mkdir()
-        with pytest.raises(DoorwayError, match="cannot listen on the control socket"):
+        with pytest.raises(ControlSocketError, match="cannot listen on the control socket"):
             doorway.come_back()
         path.rmdir()
         doorway.come_back()
@@ -71,6 +71,6 @@ def test_what_a_killed_process_left_behind_is_replaced(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead:
         dead.bind(str(path))
     Path(f"{path}.lock").touch()
-    with closing(Doorway(path)) as doorway:
+    with closing(ControlSocket(path)) as doorway:
         knock(path)
         assert not doorway.lost()
