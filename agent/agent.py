@@ -64,7 +64,7 @@ class Agent:
 
     `find` chooses again after `underlay`; `tell` hears a sentence on the agent's state whenever it changes; `locks` are
     taken on what is ours before it is touched; `earlier` is what the subnet file says of the run before;
-    `start_datapath` is line.start_process, `make_guard` makes what keeps the firewall rules.
+    `start_datapath` is line.start_process, `make_firewall` makes what keeps the firewall rules.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Agent:
         locks: HostLocks,
         earlier: PreviousRun,
         start_datapath: Callable[[Path], Awaitable[None]],
-        make_guard: Callable[[tuple[Desired, ...], Neighbours], FirewallReconciler] | None = None,
+        make_firewall: Callable[[tuple[Desired, ...], Neighbours], FirewallReconciler] | None = None,
     ) -> None:
         self._settings = settings
         self._previous = subnetfile.previous_subnets(settings.subnet_file)
@@ -95,22 +95,22 @@ class Agent:
         self._tell = tell
         self._locks = locks
         self._start_datapath = start_datapath
-        self._make_guard = make_guard
-        self._guard: FirewallReconciler | None = None
+        self._make_firewall = make_firewall
+        self._firewall: FirewallReconciler | None = None
         self._status, self._connected = "", False
         self._on_link = {each: OnLinkVerdicts(kernel, underlay.interface, each, clock) for each in (IPV4, IPV6)}
         self._member: HostNetwork | None = None
         self._watch: UnderlayWatch | None = None
         self._leftovers = Leftovers(kernel, settings.control, earlier, locks.others, clock, rng)
-        self._announcer = SubnetFileWriter(settings, clock)
+        self._subnet_file = SubnetFileWriter(settings, clock)
         self.wanted: tuple[Desired, ...] = ()
         """This host as it should be, each family; nothing before there is a lease."""
         self._supervisors: dict[Family, Supervisor] = {}
         self.view = LeaseView()
-        self._follower = LeaseSyncer(registry, self.view, clock, rng, self._changed)
+        self._syncer = LeaseSyncer(registry, self.view, clock, rng, self._changed)
         host = (identity, underlay.public_ip, underlay.public_ip6, settings.subnet_len)
-        claimer = self._claimer = Claimer(registry, self.view, self._follower.list, clock, rng, *host)
-        share = (registry, self.view, self._follower.list, clock, rng, claimer)
+        claimer = self._claimer = Claimer(registry, self.view, self._syncer.list, clock, rng, *host)
+        share = (registry, self.view, self._syncer.list, clock, rng, claimer)
         claimer.waits = lambda reason: self._say(f"waiting for a lease: {reason}")
         self.keeper = Keeper(*share, margin=settings.margin)
         self._reconcilers: tuple[Reconciler, ...] = ()
@@ -145,14 +145,14 @@ class Agent:
             await supervisor.run()
 
         tasks.create_task(self._leftovers.run(), name="leftovers")
-        tasks.create_task(self._follower.run(), name="follower")
+        tasks.create_task(self._syncer.run(), name="follower")
         tasks.create_task(self.keeper.keep(self._take_another), name="keeper")
         for reconciler, each in zip(reconcilers, wanted, strict=True):
             family = each.backend.family
             tasks.create_task(reconciler.run(), name=f"reconciler of {family.name}")
             if family in supervisors:
                 tasks.create_task(supervise(reconciler, supervisors[family]), name=f"data plane of {family.name}")
-        guard = self._guard = self._make_guard(wanted, neighbours) if self._make_guard is not None else None
+        guard = self._firewall = self._make_firewall(wanted, neighbours) if self._make_firewall is not None else None
         if guard is not None:
             tasks.create_task(guard.run(), name="firewall")
         for supervisor in supervisors.values():
@@ -162,9 +162,9 @@ class Agent:
             reconciler.passed = self._tell_state
         if guard is not None:
             await guard.wait_looked()
-        tasks.create_task(self._announcer.run(), name="subnet file")
+        tasks.create_task(self._subnet_file.run(), name="subnet file")
         self._announce()
-        await self._announcer.written.wait()  # Else containers would get a subnet of another day, or none.
+        await self._subnet_file.written.wait()  # Else containers would get a subnet of another day, or none.
         self.ready.set()
         own, devices = self.wanted[0].own.subnets, " and ".join(member.devices) or None
         log.info("ready", **facts(subnet=own, device=devices, peers=max(each.peers for each in reconcilers)))
@@ -180,7 +180,7 @@ class Agent:
         """Return the state of everything, for operators; see status.py."""
         document = status.starting(self._status)
         document |= {"ready": self.ready.is_set(), "registry_connected": self._connected}
-        document |= status.network(self.wanted) | status.peers(self._reconcilers) | status.firewall(self._guard)
+        document |= status.network(self.wanted) | status.peers(self._reconcilers) | status.firewall(self._firewall)
         for family, supervisor in self._supervisors.items():
             document |= {status.USERSPACE[family]: status.userspace(await supervisor.report(), supervisor.trouble)}
         return document
@@ -228,8 +228,8 @@ class Agent:
             reconciler.want(each)
             if each.datapath is not None:
                 self._supervisors[each.backend.family].configure(each.datapath)
-        if self._guard is not None:
-            self._guard.want(new)
+        if self._firewall is not None:
+            self._firewall.want(new)
 
     async def _look(self) -> Underlay:
         """Choose the underlay as it is now. Raises NoInterface, OSError."""
@@ -267,14 +267,14 @@ class Agent:
 
     def _announce(self) -> None:
         """Write the subnet file. Raises FatalError."""
-        self._announcer.announce(self.wanted, ipmasq=self._guard is not None and self._guard.masquerades)
+        self._subnet_file.announce(self.wanted, ipmasq=self._firewall is not None and self._firewall.masquerades)
 
     def _changed(self) -> None:
         """Let everybody look again: the view or the connection has changed."""
         self.keeper.mark()
-        if self._follower.connected and not self._connected:
+        if self._syncer.connected and not self._connected:
             self.keeper.check()
-        self._connected = self._follower.connected
+        self._connected = self._syncer.connected
         for reconciler in self._reconcilers:
             reconciler.mark()
         self._tell_state()

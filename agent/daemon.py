@@ -184,13 +184,13 @@ class Daemon:
             self._locks,
             earlier,
             start_datapath,
-            guard_maker(options.firewall, self._clock, earlier, self._locks)
+            firewall_maker(options.firewall, self._clock, earlier, self._locks)
             if options.firewall.asked != "none"
             else None,
         )
 
 
-def guard_maker(
+def firewall_maker(
     options: FirewallSettings, clock: Clock, earlier: PreviousRun, locks: Locks
 ) -> Callable[[tuple[Desired, ...], Neighbours], FirewallReconciler]:
     """Return what makes the guard of this host's firewall rules, once the network is known."""

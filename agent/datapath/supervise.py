@@ -71,7 +71,7 @@ class Supervisor:
         self._probe_every = probe_every
         self._backoff = Backoff(0.05, 5.0, rng)
         self._undone = Undone()
-        self._roster = PeerFeed()
+        self._feed = PeerFeed()
         self._refill = False
         self._reconfigure = False
         self._wake = asyncio.Event()
@@ -83,16 +83,16 @@ class Supervisor:
 
     def update(self, changes: Iterable[tuple[str, messages.Peer | None]]) -> None:
         """Take in peers that are new, changed, or gone (None)."""
-        self._roster.update(changes)
+        self._feed.update(changes)
         self._wake.set()
 
     def hold(self) -> int:
         """Keep the peers that the process has, also those that only it knows; return how many we know."""
-        return self._roster.hold()
+        return self._feed.hold()
 
     def release(self) -> None:
         """End `hold`: what is no peer goes."""
-        self._roster.release()
+        self._feed.release()
         self._refill = True
         self._wake.set()
 
@@ -237,13 +237,13 @@ class Supervisor:
 
     async def _feed_all(self, line: DatapathClient, answers: asyncio.Queue[messages.Message]) -> None:
         self._refill = False
-        if self._roster.complete:
+        if self._feed.complete:
             await line.send(protocol.encode(messages.Begin()))
-        await self._put(line, self._roster.all())
+        await self._put(line, self._feed.all())
         await self._ask(line, answers, messages.End())
 
     async def _feed_changes(self, line: DatapathClient) -> None:
-        gone, changed = self._roster.changes()
+        gone, changed = self._feed.changes()
         await self._put(line, changed)  # First: a peer may be back under another key, when IPv6 was turned on.
         for key in gone:
             await line.send(protocol.encode(messages.Remove(key)))

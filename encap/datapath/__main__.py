@@ -5,7 +5,7 @@ etcd.
 
 1. It listens on the control socket, says on stdout why if it cannot, and goes into the background: its own session,
    no child of the agent's, so that the agent's end is not its own.
-2. A Configure opens the TUN device and the UDP sockets; with several workers it makes a crew (pool.py).
+2. A Configure opens the TUN device and the UDP sockets; with several workers it makes a pool of processes (pool.py).
 3. One loop waits for TUN, wire, control and signals. In a turn each gets a bounded share, so none waits for another's
    rush, and nothing in it blocks: what cannot be written now is a counted drop.
 4. It ends on Stop and on SIGTERM. An agent that goes away changes nothing; the next one connects, and replaces an older
@@ -44,26 +44,26 @@ UNUSED = 30.0
 class Datapath:
     """The process's parts put together. From `interrupts` the numbers of signals are read."""
 
-    def __init__(self, doorway: ControlSocket, interrupts: socket.socket, now: Callable[[], float]) -> None:
-        self._doorway = doorway
+    def __init__(self, control_socket: ControlSocket, interrupts: socket.socket, now: Callable[[], float]) -> None:
+        self._control_socket = control_socket
         self._interrupts = interrupts
         self._now = now
         self._agent: socket.socket | None = None
-        self._carrier: Worker | WorkerPool | None = None
+        self._forwarder: Worker | WorkerPool | None = None
         self._begin()
 
     def _begin(self) -> None:
-        self._turns = Loop()
-        self._turns.watch(self._doorway.fileno(), self._admit)
-        self._turns.watch(self._interrupts.fileno(), self._heed)
-        self._clerk = CommandHandler(self._make)
+        self._loop = Loop()
+        self._loop.watch(self._control_socket.fileno(), self._admit)
+        self._loop.watch(self._interrupts.fileno(), self._heed)
+        self._handler = CommandHandler(self._make)
         self._unused_since = self._now()
 
     def run(self) -> None:
         """Move packets until told to end."""
         while True:
             try:
-                self._turns.run()
+                self._loop.run()
                 return
             except (DeviceGone, WorkerLost) as error:
                 sys.stderr.write(f"{error}\n")
@@ -74,63 +74,63 @@ class Datapath:
 
     def close(self) -> None:
         """Close everything, the control connection last: its end tells the agent that the device is gone."""
-        if self._carrier is not None:
-            self._carrier.close()
-            self._carrier = None
+        if self._forwarder is not None:
+            self._forwarder.close()
+            self._forwarder = None
         self._dismiss()
-        self._turns.close()
+        self._loop.close()
 
     def _heed(self) -> None:
         """Take in the signals: the timer's asks for a look, any other for the end."""
         if set(self._interrupts.recv(64)) == {signal.SIGALRM}:
             self._look()
         else:
-            self._turns.stop()
+            self._loop.stop()
 
     def _look(self) -> None:
-        if self._carrier is None and self._now() - self._unused_since > UNUSED:
-            self._turns.stop()
-        if self._doorway.lost():
+        if self._forwarder is None and self._now() - self._unused_since > UNUSED:
+            self._loop.stop()
+        if self._control_socket.lost():
             with suppress(ControlSocketError):  # Another look comes.
-                self._doorway.come_back()
-                self._turns.watch(self._doorway.fileno(), self._admit)
+                self._control_socket.come_back()
+                self._loop.watch(self._control_socket.fileno(), self._admit)
 
     def _admit(self) -> None:
-        connection = self._doorway.accept()
+        connection = self._control_socket.accept()
         if connection is not None:
             self._dismiss()
             self._agent = connection
-            self._turns.watch(connection.fileno(), self._obey)
+            self._loop.watch(connection.fileno(), self._obey)
 
     def _dismiss(self) -> None:
         if self._agent is not None:
-            self._turns.unwatch(self._agent.fileno())
+            self._loop.unwatch(self._agent.fileno())
             self._agent.close()
             self._agent = None
-        self._clerk.forget()
+        self._handler.forget()
 
     def _obey(self) -> None:
         """Take one message: packets go on before the next."""
         assert self._agent is not None
-        if not self._clerk.take(self._agent):
+        if not self._handler.take(self._agent):
             self._dismiss()
-        if self._clerk.stopped:
-            self._turns.stop()
+        if self._handler.stopped:
+            self._loop.stop()
 
     def _make(self, wanted: messages.Configure) -> Worker | WorkerPool:
         lanes = open_lanes(wanted)
         if wanted.workers == 1:
-            self._carrier = worker = Worker(wanted, lanes, self._now)
-            if worker.express is not None:
-                self._turns.wait_by(worker.express)
+            self._forwarder = worker = Worker(wanted, lanes, self._now)
+            if worker.fastpath is not None:
+                self._loop.wait_by(worker.fastpath)
         else:
-            self._carrier = WorkerPool(wanted, lanes, wanted.workers, self._now)
-        for fd, serve in self._carrier.watched():
-            self._turns.watch(fd, serve)
-        return self._carrier
+            self._forwarder = WorkerPool(wanted, lanes, wanted.workers, self._now)
+        for fd, serve in self._forwarder.watched():
+            self._loop.watch(fd, serve)
+        return self._forwarder
 
 
-def serve(doorway: ControlSocket) -> None:
+def serve(control_socket: ControlSocket) -> None:
     """Run the data plane at a control socket until told to end."""
     interrupts, interrupted = socket.socketpair()
     interrupted.setblocking(False)
@@ -139,11 +139,11 @@ def serve(doorway: ControlSocket) -> None:
         signal.signal(number, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, LOOK_EVERY, LOOK_EVERY)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    datapath = Datapath(doorway, interrupts, time.monotonic)  # noqa: TID251 -- no agent here, so none of its clocks
+    datapath = Datapath(control_socket, interrupts, time.monotonic)  # noqa: TID251 -- no agent here, so none of its clocks
     try:
         datapath.run()
     finally:
-        doorway.close()
+        control_socket.close()
         datapath.close()
 
 
@@ -161,12 +161,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(control: Path, report: Callable[[str], object]) -> int:
     """Serve until the end; `report` gets "" once the socket listens, or the reason why it does not."""
     try:
-        doorway = ControlSocket(control)
+        control_socket = ControlSocket(control)
     except ControlSocketError as error:
         report(str(error))
         return 1
     report("")
-    serve(doorway)
+    serve(control_socket)
     return 0
 
 

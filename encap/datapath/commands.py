@@ -1,9 +1,8 @@
-"""Who obeys the orders (encap/datapath/control/messages.py) in a data-plane process: reads them, has a carrier carry
-them out, answers.
+"""Carries out what the agent says (control/messages.py) in a data-plane process: reads it, hands it to a forwarder,
+answers.
 
-A carrier is what moves the packets: a Worker in this process, or a WorkerPool of processes with a worker each. The
-first
-Configure makes it.
+A forwarder is what moves the packets: a Worker in this process, or a WorkerPool of processes with a worker each. The
+first Configure makes it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from flanneld_py.encap.datapath.wire import WireError
 
 
 class Forwarder(Protocol):
-    """What carries out orders."""
+    """What moves the packets."""
 
     def __len__(self) -> int:
         """Return how many peers there are."""
@@ -59,7 +58,7 @@ class CommandHandler:
 
     def __init__(self, make: Callable[[messages.Configure], Forwarder]) -> None:
         self._make = make
-        self._carrier: Forwarder | None = None
+        self._forwarder: Forwarder | None = None
         self._wanted: messages.Configure | None = None
         self._unnamed: set[str] | None = None
         self.stopped = False
@@ -102,43 +101,43 @@ class CommandHandler:
                 self.stopped = True
                 return None
             case messages.AskStatus():
-                if self._carrier is None:
+                if self._forwarder is None:
                     return messages.Status(pid=os.getpid(), configured=False, peers=0)
-                return self._carrier.status()
-        if self._carrier is None:
+                return self._forwarder.status()
+        if self._forwarder is None:
             return messages.Refused("the data plane is not configured yet: send its configuration first")
         match message:
             case messages.Begin():
-                self._unnamed = self._carrier.keys()
+                self._unnamed = self._forwarder.keys()
             case messages.Put(peers):
-                self._carrier.put(peers)
+                self._forwarder.put(peers)
                 if self._unnamed:
                     self._unnamed.difference_update(peer.key for peer in peers)
             case messages.Remove(key):
-                self._carrier.remove(key)
+                self._forwarder.remove(key)
             case messages.End():
                 for key in self._unnamed or ():
-                    self._carrier.remove(key)
+                    self._forwarder.remove(key)
                 self._unnamed = None
-                return messages.Done(len(self._carrier))
+                return messages.Done(len(self._forwarder))
             case messages.AskTraffic(first):
-                return self._carrier.traffic(first, protocol.TRAFFIC_PAGE)
+                return self._forwarder.traffic(first, protocol.TRAFFIC_PAGE)
             case _:
                 return messages.Refused(f"{type(message).__name__} is an answer, and this end gives the answers")
         return None
 
     def _configure(self, wanted: messages.Configure) -> messages.Answer:
-        if self._carrier is not None and self._wanted is not None:
+        if self._forwarder is not None and self._wanted is not None:
             if wanted.fixed() != self._wanted.fixed():
                 return messages.Refused(
                     "mode, device, address, port and number of workers are fixed while the process runs", restart=True
                 )
-            self._carrier.configure(wanted)
+            self._forwarder.configure(wanted)
         else:
             try:
-                self._carrier = self._make(wanted)
+                self._forwarder = self._make(wanted)
             except (TunError, WireError) as error:
                 self.stopped = isinstance(error, TunTaken)
                 return messages.Refused(str(error))
         self._wanted = wanted
-        return messages.Done(len(self._carrier))
+        return messages.Done(len(self._forwarder))

@@ -1,4 +1,4 @@
-/* The express way: packets to and from peers that are known pass without the interpreter.
+/* The fast path: packets to and from peers that are known pass without the interpreter.
 
    wait -> device readable: a packet alone, or super-packets; destination known -> encapsulated, sent
         -> wire readable:   datagrams of flows that were admitted before        -> merged, written to the device
@@ -72,7 +72,7 @@ struct receipt {
 
 /* All lanes, and the buffers that they share; each queue has `hold` bytes of `holds`. `asked` is whether relay.py was called: what was handed in may have
    changed. */
-struct express {
+struct fastpath {
     int epoll, segmentation, asked;
     byte *from_device, *from_wire, *holds;
     size_t hold;
@@ -84,16 +84,16 @@ struct express {
 };
 
 /* Note that relay.py was called, and whether that went well. */
-static int asked(struct express *express, PyObject *answer)
+static int asked(struct fastpath *fastpath, PyObject *answer)
 {
-    express->asked = 1;
+    fastpath->asked = 1;
     Py_XDECREF(answer);
     return answer ? 0 : -1;
 }
 
-static int failed(struct express *express, const struct lane *lane, const char *where, int number, size_t count)
+static int failed(struct fastpath *fastpath, const struct lane *lane, const char *where, int number, size_t count)
 {
-    return asked(express, PyObject_CallFunction(lane->failed, "sin", where, number, (Py_ssize_t)count));
+    return asked(fastpath, PyObject_CallFunction(lane->failed, "sin", where, number, (Py_ssize_t)count));
 }
 
 /* The attributes of directory.Hop and of its Counters, interned: so they are found by their addresses. */
@@ -151,7 +151,7 @@ static void leave(struct route *route)
 }
 
 /* Look up where a packet goes. Returns whether it is known, -1 with an exception. */
-static int find_route(struct express *express, const byte *packet, size_t length, struct route *route)
+static int find_route(struct fastpath *fastpath, const byte *packet, size_t length, struct route *route)
 {
     size_t width;
     const byte *to = destination(packet, length, &width);
@@ -162,7 +162,7 @@ static int find_route(struct express *express, const byte *packet, size_t length
     if (!to)
         return 0;
     PyObject *key = PyBytes_FromStringAndSize((const char *)to, (Py_ssize_t)width);
-    route->hop = key ? PyDict_GetItemWithError(express->known, key) : NULL;
+    route->hop = key ? PyDict_GetItemWithError(fastpath->known, key) : NULL;
     Py_XDECREF(key);
     if (!route->hop)
         return PyErr_Occurred() ? -1 : 0;
@@ -224,7 +224,7 @@ static int send_alone(const struct lane *lane, struct route *route, const struct
 }
 
 /* Cut a super-packet and send it. Returns whether it is done with, -1 with an exception. */
-static int send_super(struct express *express, const struct lane *lane, struct route *route, const struct vnet *vnet,
+static int send_super(struct fastpath *fastpath, const struct lane *lane, struct route *route, const struct vnet *vnet,
                       const struct layout *is, const byte *packet, size_t length)
 {
     static byte datagrams[4 * MAX_PACKET];
@@ -240,26 +240,26 @@ static int send_super(struct express *express, const struct lane *lane, struct r
             continue;
         if (!at)
             return 0; /* Why, and what to do about it, is found out on the long way. */
-        if (failed(express, lane, "out-wire", errno, (part + size - 1) / size))
+        if (failed(fastpath, lane, "out-wire", errno, (part + size - 1) / size))
             return -1;
     }
     return 1;
 }
 
 /* Send the packet at the beginning of the buffer, and charge it. Returns whether it is done with, -1 with an exception. */
-static int dispatch(struct express *express, const struct lane *lane, size_t size, int first, size_t *charged)
+static int dispatch(struct fastpath *fastpath, const struct lane *lane, size_t size, int first, size_t *charged)
 {
     struct vnet vnet;
     struct route route;
-    byte *packet = express->from_device + sizeof vnet;
+    byte *packet = fastpath->from_device + sizeof vnet;
     if (size <= sizeof vnet)
         return 0;
     size_t length = size - sizeof vnet, largest = length;
     struct layout is = {0};
-    memcpy(&vnet, express->from_device, sizeof vnet);
+    memcpy(&vnet, fastpath->from_device, sizeof vnet);
     int plain = vnet.type == GSO_NONE;
     *charged += cost(size, plain ? 0 : vnet.size);
-    if (plain ? !first : !express->segmentation)
+    if (plain ? !first : !fastpath->segmentation)
         return 0; /* Plain packets in a row go together, in few sends. */
     if (!plain) {
         if (!read_super(packet, length, &vnet, vnet.type & ~GSO_ECN, &is))
@@ -267,14 +267,14 @@ static int dispatch(struct express *express, const struct lane *lane, size_t siz
         if (is.header + vnet.size < length)
             largest = is.header + vnet.size;
     }
-    if (largest > (size_t)express->mtu)
+    if (largest > (size_t)fastpath->mtu)
         return 0;
-    int done = find_route(express, packet, length, &route);
+    int done = find_route(fastpath, packet, length, &route);
     if (done > 0 && largest > route.mtu)
         done = 0;
     if (done > 0)
         done = plain ? send_alone(lane, &route, &vnet, packet, length)
-                     : send_super(express, lane, &route, &vnet, &is, packet, length);
+                     : send_super(fastpath, lane, &route, &vnet, &is, packet, length);
     if (done > 0 && count_one(route.hop, SENT, length))
         done = -1;
     leave(&route);
@@ -334,29 +334,29 @@ static int crowds(const struct crowd *crowd, size_t bucket, const byte *packet, 
            (crowd->held[bucket] || (size_t)crowd->charges[bucket] * FEW > crowd->charged);
 }
 
-static byte *hold_of(const struct express *express, const struct crowd *crowd)
+static byte *hold_of(const struct fastpath *fastpath, const struct crowd *crowd)
 {
-    return express->holds + (size_t)(crowd - express->notes->crowds) * express->hold;
+    return fastpath->holds + (size_t)(crowd - fastpath->notes->crowds) * fastpath->hold;
 }
 
-static struct crowd *at_device(const struct express *express, const struct lane *lane)
+static struct crowd *at_device(const struct fastpath *fastpath, const struct lane *lane)
 {
-    return &express->notes->crowds[2 * (lane - express->lanes)];
+    return &fastpath->notes->crowds[2 * (lane - fastpath->lanes)];
 }
 
-static struct crowd *at_wire(const struct express *express, const struct lane *lane) { return at_device(express, lane) + 1; }
+static struct crowd *at_wire(const struct fastpath *fastpath, const struct lane *lane) { return at_device(fastpath, lane) + 1; }
 
 /* Hold a packet. Returns whether there was room. */
-static int put_held(struct express *express, struct crowd *crowd, const struct held *held, const byte *packet)
+static int put_held(struct fastpath *fastpath, struct crowd *crowd, const struct held *held, const byte *packet)
 {
-    byte *hold = hold_of(express, crowd);
+    byte *hold = hold_of(fastpath, crowd);
     size_t need = sizeof *held + held->length;
-    if (crowd->tail + need > express->hold && crowd->head > express->hold / 4) {
+    if (crowd->tail + need > fastpath->hold && crowd->head > fastpath->hold / 4) {
         memmove(hold, hold + crowd->head, crowd->tail - crowd->head);
         crowd->tail -= crowd->head;
         crowd->head = 0;
     }
-    if (crowd->tail + need > express->hold)
+    if (crowd->tail + need > fastpath->hold)
         return 0;
     memcpy(hold + crowd->tail, held, sizeof *held);
     memcpy(hold + crowd->tail + sizeof *held, packet, held->length);
@@ -366,116 +366,116 @@ static int put_held(struct express *express, struct crowd *crowd, const struct h
 }
 
 /* Take the packet that was held first. With the last one the memory goes back to the kernel. */
-static void take_held(struct express *express, struct crowd *crowd, struct held *held, byte *packet)
+static void take_held(struct fastpath *fastpath, struct crowd *crowd, struct held *held, byte *packet)
 {
-    byte *hold = hold_of(express, crowd);
+    byte *hold = hold_of(fastpath, crowd);
     memcpy(held, hold + crowd->head, sizeof *held);
     memcpy(packet, hold + crowd->head + sizeof *held, held->length);
     crowd->head += sizeof *held + held->length;
     crowd->held[held->bucket]--;
     if (!waits(crowd)) {
         crowd->head = crowd->tail = 0;
-        madvise(hold, express->hold, MADV_DONTNEED);
+        madvise(hold, fastpath->hold, MADV_DONTNEED);
     }
 }
 
-static ssize_t read_device(struct express *express, const struct lane *lane)
+static ssize_t read_device(struct fastpath *fastpath, const struct lane *lane)
 {
-    ssize_t size = read(lane->device, express->from_device, sizeof(struct vnet) + MAX_PACKET);
+    ssize_t size = read(lane->device, fastpath->from_device, sizeof(struct vnet) + MAX_PACKET);
     if (size < 0 && errno == EAGAIN) {
-        emptied(at_device(express, lane));
+        emptied(at_device(fastpath, lane));
         return -1;
     }
     return size > 0 ? size : 0;
 }
 
 /* Note the packet that was read; return its flow's bucket. */
-static size_t join_device(struct express *express, const struct lane *lane, size_t size, struct vnet *vnet)
+static size_t join_device(struct fastpath *fastpath, const struct lane *lane, size_t size, struct vnet *vnet)
 {
     size_t length = size > sizeof *vnet ? size - sizeof *vnet : 0;
-    memcpy(vnet, express->from_device, sizeof *vnet);
-    return join(at_device(express, lane), flow_of(express->from_device + sizeof *vnet, length),
+    memcpy(vnet, fastpath->from_device, sizeof *vnet);
+    return join(at_device(fastpath, lane), flow_of(fastpath->from_device + sizeof *vnet, length),
                 cost(size, vnet->type ? vnet->size : 0));
 }
 
 /* Leave the packet that was read to relay.py, and what it reads after it, together `most`. */
-static int leave_to_relay(struct express *express, const struct lane *lane, size_t size, int most)
+static int leave_to_relay(struct fastpath *fastpath, const struct lane *lane, size_t size, int most)
 {
-    return asked(express, PyObject_CallFunction(lane->outward, "ni", (Py_ssize_t)size, most));
+    return asked(fastpath, PyObject_CallFunction(lane->outward, "ni", (Py_ssize_t)size, most));
 }
 
-static int send_any(struct express *express, const struct lane *lane, size_t size, size_t *charged)
+static int send_any(struct fastpath *fastpath, const struct lane *lane, size_t size, size_t *charged)
 {
-    int done = size ? dispatch(express, lane, size, 1, charged) : 0;
-    return done < 0 || (!done && leave_to_relay(express, lane, size, 1)) ? -1 : 0;
+    int done = size ? dispatch(fastpath, lane, size, 1, charged) : 0;
+    return done < 0 || (!done && leave_to_relay(fastpath, lane, size, 1)) ? -1 : 0;
 }
 
-static int serve_crowded_device(struct express *express, const struct lane *lane)
+static int serve_crowded_device(struct fastpath *fastpath, const struct lane *lane)
 {
-    struct crowd *crowd = at_device(express, lane);
-    const byte *packet = express->from_device + sizeof(struct vnet);
+    struct crowd *crowd = at_device(fastpath, lane);
+    const byte *packet = fastpath->from_device + sizeof(struct vnet);
     size_t charged = 0, dropped = 0;
     ssize_t size;
-    for (int taken = 0; taken < AHEAD && charged < SHARE / 2 && (size = read_device(express, lane)) >= 0; taken++) {
+    for (int taken = 0; taken < AHEAD && charged < SHARE / 2 && (size = read_device(fastpath, lane)) >= 0; taken++) {
         struct vnet vnet;
-        struct held held = {.length = (size_t)size, .bucket = join_device(express, lane, (size_t)size, &vnet)};
+        struct held held = {.length = (size_t)size, .bucket = join_device(fastpath, lane, (size_t)size, &vnet)};
         size_t length = held.length > sizeof vnet ? held.length - sizeof vnet : 0;
         if (crowds(crowd, held.bucket, packet, length)) {
-            dropped += put_held(express, crowd, &held, express->from_device) ? 0 : segments(&vnet, length);
+            dropped += put_held(fastpath, crowd, &held, fastpath->from_device) ? 0 : segments(&vnet, length);
             charged += held.length / COPIED;
-        } else if (send_any(express, lane, held.length, &charged)) {
+        } else if (send_any(fastpath, lane, held.length, &charged)) {
             return -1;
         }
     }
     while (waits(crowd) && charged < SHARE) {
         struct held held;
-        take_held(express, crowd, &held, express->from_device);
-        if (send_any(express, lane, held.length, &charged))
+        take_held(fastpath, crowd, &held, fastpath->from_device);
+        if (send_any(fastpath, lane, held.length, &charged))
             return -1;
     }
-    return dropped ? failed(express, lane, "out-flood", 0, dropped) : 0;
+    return dropped ? failed(fastpath, lane, "out-flood", 0, dropped) : 0;
 }
 
 /* Tell whether the device's queue is crowded, and overflows. Returns -1 with an exception. */
-static int crowded_device(struct express *express, const struct lane *lane)
+static int crowded_device(struct fastpath *fastpath, const struct lane *lane)
 {
-    struct crowd *crowd = at_device(express, lane);
+    struct crowd *crowd = at_device(fastpath, lane);
     if (crowd->standing < CROWDED)
         return 0;
     PyObject *told = PyObject_CallObject(lane->overflowed, NULL);
     size_t overflowed = told ? PyLong_AsSize_t(told) : 0;
     Py_XDECREF(told);
-    express->asked = 1;
+    fastpath->asked = 1;
     return PyErr_Occurred() ? -1 : proven(crowd, overflowed);
 }
 
-static int serve_device(struct express *express, const struct lane *lane)
+static int serve_device(struct fastpath *fastpath, const struct lane *lane)
 {
     size_t charged = 0;
     int crowded;
     for (int taken = 0; taken < MOST && charged < SHARE; taken++) {
         struct vnet vnet;
-        ssize_t size = read_device(express, lane);
+        ssize_t size = read_device(fastpath, lane);
         if (size < 0)
             return 0;
-        join_device(express, lane, (size_t)size, &vnet);
-        int done = size ? dispatch(express, lane, (size_t)size, !taken, &charged) : 0;
+        join_device(fastpath, lane, (size_t)size, &vnet);
+        int done = size ? dispatch(fastpath, lane, (size_t)size, !taken, &charged) : 0;
         if (done <= 0)
-            return done ? -1 : leave_to_relay(express, lane, (size_t)size, MOST);
+            return done ? -1 : leave_to_relay(fastpath, lane, (size_t)size, MOST);
     }
-    crowded = crowded_device(express, lane);
-    return crowded > 0 ? serve_crowded_device(express, lane) : crowded;
+    crowded = crowded_device(fastpath, lane);
+    return crowded > 0 ? serve_crowded_device(fastpath, lane) : crowded;
 }
 
 /* Inward */
 
-static ssize_t receive(struct express *express, const struct lane *lane, size_t at, struct receipt *receipt)
+static ssize_t receive(struct fastpath *fastpath, const struct lane *lane, size_t at, struct receipt *receipt)
 {
     union {
         char room[2 * CMSG_SPACE(sizeof(int))];
         struct cmsghdr aligned;
     } control;
-    struct iovec whole = {express->from_wire + at, RECEIVE_SIZE};
+    struct iovec whole = {fastpath->from_wire + at, RECEIVE_SIZE};
     struct msghdr message = {
         .msg_name = &receipt->from,
         .msg_namelen = sizeof receipt->from,
@@ -505,11 +505,11 @@ static ssize_t receive(struct express *express, const struct lane *lane, size_t 
 static int is_ipv4(const struct receipt *receipt) { return receipt->from.v4.sin_family == AF_INET; }
 
 /* Return who sent a datagram if its flow was admitted before: borrowed, NULL without an exception if it was not. */
-static PyObject *admitted(struct express *express, const struct receipt *run, const byte *datagram, size_t size)
+static PyObject *admitted(struct fastpath *fastpath, const struct receipt *run, const byte *datagram, size_t size)
 {
-    const byte *packet = datagram + express->offset;
+    const byte *packet = datagram + fastpath->offset;
     const void *from = is_ipv4(run) ? (const void *)&run->from.v4.sin_addr : (const void *)&run->from.v6.sin6_addr;
-    size_t length = size - (size_t)express->offset, at, width;
+    size_t length = size - (size_t)fastpath->offset, at, width;
     if (length >= 20 && packet[0] == 0x45 && get16(packet + 2) == length && packet[8])
         at = 12, width = 8;
     else if (length >= 40 && packet[0] >> 4 == 6 && get16(packet + 4) + 40u == length && packet[7])
@@ -518,9 +518,9 @@ static PyObject *admitted(struct express *express, const struct receipt *run, co
         return NULL;
     /* The key is admission.py's. */
     PyObject *flow = Py_BuildValue("(y#y#y#)", (const char *)from, (Py_ssize_t)(is_ipv4(run) ? 4 : 16),
-                                   (const char *)datagram, express->offset, (const char *)packet + at,
+                                   (const char *)datagram, fastpath->offset, (const char *)packet + at,
                                    (Py_ssize_t)width);
-    PyObject *hop = flow ? PyDict_GetItemWithError(express->admitted, flow) : NULL;
+    PyObject *hop = flow ? PyDict_GetItemWithError(fastpath->admitted, flow) : NULL;
     Py_XDECREF(flow);
     return hop;
 }
@@ -538,44 +538,44 @@ static PyObject *endpoint(const struct receipt *receipt)
 
 /* Tell whether what is told as datagrams may be one, by what the first packet says of its length: relay.py looks
    closer, see encap/packet/partial.py. */
-static int perhaps_uncut(struct express *express, const byte *datagram, size_t whole)
+static int perhaps_uncut(struct fastpath *fastpath, const byte *datagram, size_t whole)
 {
-    const byte *packet = datagram + express->offset;
-    size_t length = whole - (size_t)express->offset;
-    return whole > (size_t)express->offset + 20 &&
+    const byte *packet = datagram + fastpath->offset;
+    size_t length = whole - (size_t)fastpath->offset;
+    return whole > (size_t)fastpath->offset + 20 &&
            (packet[0] >> 4 == 4 ? get16(packet + 2) : 40u + get16(packet + 4)) == length;
 }
 
 /* Deliver what was received in a row, from `at` to `end` in the buffer. Returns -1 with an exception. */
-static int deliver(struct express *express, const struct lane *lane, size_t at, size_t end,
+static int deliver(struct fastpath *fastpath, const struct lane *lane, size_t at, size_t end,
                    const struct receipt *run)
 {
-    byte *buffer = express->from_wire;
-    size_t size = (size_t)run->each, offset = (size_t)express->offset;
-    int closer = end - at > size && perhaps_uncut(express, buffer + at, end - at);
+    byte *buffer = fastpath->from_wire;
+    size_t size = (size_t)run->each, offset = (size_t)fastpath->offset;
+    int closer = end - at > size && perhaps_uncut(fastpath, buffer + at, end - at);
     int marked = run->codepoint == ECT1 || run->codepoint == CE;
     do {
         size_t have = end - at < size ? end - at : size, length;
-        PyObject *hop = closer || have <= offset ? NULL : admitted(express, run, buffer + at, have);
+        PyObject *hop = closer || have <= offset ? NULL : admitted(fastpath, run, buffer + at, have);
         if (PyErr_Occurred())
             return -1;
         if (!hop)
-            return asked(express, PyObject_CallFunction(lane->admit, "nnnNi", (Py_ssize_t)at, (Py_ssize_t)end,
+            return asked(fastpath, PyObject_CallFunction(lane->admit, "nnnNi", (Py_ssize_t)at, (Py_ssize_t)end,
                                                         (Py_ssize_t)size, endpoint(run), marked ? run->codepoint : 0));
         if (marked) {
             size_t lost;
             end = combine(buffer, at, end, size, offset, run->codepoint, &lost);
             marked = 0;
-            if (lost && failed(express, lane, "in-ecn", 0, lost))
+            if (lost && failed(fastpath, lane, "in-ecn", 0, lost))
                 return -1;
             continue;
         }
         struct vnet vnet;
-        size_t next = take_packet(buffer, end, at, size, offset, (size_t)express->mtu, lane->udp, &length, &vnet);
+        size_t next = take_packet(buffer, end, at, size, offset, (size_t)fastpath->mtu, lane->udp, &length, &vnet);
         struct iovec parts[] = {{&vnet, sizeof vnet}, {buffer + at + offset, length}};
         Py_INCREF(hop);
         int written = writev(lane->device, parts, 2) >= 0;
-        int wrong = written ? count_one(hop, RECEIVED, length) : failed(express, lane, "in-device", errno, segments(&vnet, length));
+        int wrong = written ? count_one(hop, RECEIVED, length) : failed(fastpath, lane, "in-device", errno, segments(&vnet, length));
         Py_DECREF(hop);
         if (wrong)
             return -1;
@@ -585,17 +585,17 @@ static int deliver(struct express *express, const struct lane *lane, size_t at, 
 }
 
 /* Tell whether a receipt at `at` goes on where those of the same sender from `begin` on ended, as Relay._continues does. */
-static int continues(struct express *express, const struct receipt *run, size_t begin, size_t at,
+static int continues(struct fastpath *fastpath, const struct receipt *run, size_t begin, size_t at,
                      const struct receipt *next)
 {
-    const byte *buffer = express->from_wire;
+    const byte *buffer = fastpath->from_wire;
     size_t length = at - begin, size = (size_t)run->each;
     int fits = next->each == run->each || (next->each == next->total && next->total < run->each);
-    if (!fits || length % size || run->each > express->mtu + express->offset || run->codepoint != next->codepoint ||
+    if (!fits || length % size || run->each > fastpath->mtu + fastpath->offset || run->codepoint != next->codepoint ||
         memcmp(&run->from, &next->from, sizeof run->from))
         return 0;
-    return !(length > size && perhaps_uncut(express, buffer + begin, length)) &&
-           !(next->total > next->each && perhaps_uncut(express, buffer + at, (size_t)next->total));
+    return !(length > size && perhaps_uncut(fastpath, buffer + begin, length)) &&
+           !(next->total > next->each && perhaps_uncut(fastpath, buffer + at, (size_t)next->total));
 }
 
 /* Return how many datagrams have found a socket's buffer full. */
@@ -607,11 +607,11 @@ static size_t lost_at(int wire)
 }
 
 /* Give the first of the datagrams that were received at `at`: the inner packet, and its bytes. */
-static const byte *inner(struct express *express, size_t at, const struct receipt *receipt, size_t *length)
+static const byte *inner(struct fastpath *fastpath, size_t at, const struct receipt *receipt, size_t *length)
 {
-    size_t have = (size_t)(receipt->each < receipt->total ? receipt->each : receipt->total), offset = (size_t)express->offset;
+    size_t have = (size_t)(receipt->each < receipt->total ? receipt->each : receipt->total), offset = (size_t)fastpath->offset;
     *length = have > offset ? have - offset : 0;
-    return express->from_wire + at + offset;
+    return fastpath->from_wire + at + offset;
 }
 
 /* Return a number for the flow of what was received: of the inner packet and of who sent it, so that nobody else can pass
@@ -626,72 +626,72 @@ static uint64_t flow_from(const struct receipt *receipt, const byte *packet, siz
 }
 
 /* Note what was received at `at`; return its flow's bucket, and the inner packet. */
-static size_t join_wire(struct express *express, struct crowd *crowd, size_t at, const struct receipt *receipt,
+static size_t join_wire(struct fastpath *fastpath, struct crowd *crowd, size_t at, const struct receipt *receipt,
                         const byte **packet, size_t *length)
 {
-    *packet = inner(express, at, receipt, length);
+    *packet = inner(fastpath, at, receipt, length);
     return join(crowd, flow_from(receipt, *packet, *length), cost((size_t)receipt->total, (size_t)receipt->each));
 }
 
-static int serve_crowded_wire(struct express *express, const struct lane *lane)
+static int serve_crowded_wire(struct fastpath *fastpath, const struct lane *lane)
 {
-    struct crowd *crowd = at_wire(express, lane);
+    struct crowd *crowd = at_wire(fastpath, lane);
     struct held held;
     size_t charged = 0, dropped = 0, length;
     const byte *packet;
     for (int taken = 0; taken < AHEAD && charged < SHARE / 2; taken++) {
-        if (receive(express, lane, 0, &held.receipt) < 0) {
-            if (errno != EAGAIN && failed(express, lane, "in-wire", errno, 1))
+        if (receive(fastpath, lane, 0, &held.receipt) < 0) {
+            if (errno != EAGAIN && failed(fastpath, lane, "in-wire", errno, 1))
                 return -1;
             emptied(crowd);
             break;
         }
         held.length = (size_t)held.receipt.total;
-        held.bucket = join_wire(express, crowd, 0, &held.receipt, &packet, &length);
+        held.bucket = join_wire(fastpath, crowd, 0, &held.receipt, &packet, &length);
         if (crowds(crowd, held.bucket, packet, length)) {
             size_t each = (size_t)held.receipt.each;
-            dropped += put_held(express, crowd, &held, express->from_wire) ? 0 : (held.length + each - 1) / each;
+            dropped += put_held(fastpath, crowd, &held, fastpath->from_wire) ? 0 : (held.length + each - 1) / each;
             charged += held.length / COPIED;
             continue;
         }
         charged += cost(held.length, (size_t)held.receipt.each);
-        if (deliver(express, lane, 0, held.length, &held.receipt))
+        if (deliver(fastpath, lane, 0, held.length, &held.receipt))
             return -1;
     }
     while (waits(crowd) && charged < SHARE) {
-        take_held(express, crowd, &held, express->from_wire);
+        take_held(fastpath, crowd, &held, fastpath->from_wire);
         charged += cost(held.length, (size_t)held.receipt.each);
-        if (deliver(express, lane, 0, held.length, &held.receipt))
+        if (deliver(fastpath, lane, 0, held.length, &held.receipt))
             return -1;
     }
-    return dropped ? failed(express, lane, "in-flood", 0, dropped) : 0;
+    return dropped ? failed(fastpath, lane, "in-flood", 0, dropped) : 0;
 }
 
-static int serve_wire(struct express *express, const struct lane *lane)
+static int serve_wire(struct fastpath *fastpath, const struct lane *lane)
 {
-    struct crowd *crowd = at_wire(express, lane);
+    struct crowd *crowd = at_wire(fastpath, lane);
     struct receipt run, next;
     size_t begin = 0, at = 0, charged = 0, length;
     const byte *packet;
     int more = 1;
     for (int taken = 0; taken < MOST && charged <= SHARE; taken++) {
-        if (receive(express, lane, at, &next) < 0) {
-            if (errno != EAGAIN && failed(express, lane, "in-wire", errno, 1))
+        if (receive(fastpath, lane, at, &next) < 0) {
+            if (errno != EAGAIN && failed(fastpath, lane, "in-wire", errno, 1))
                 return -1;
             emptied(crowd);
             more = 0;
             break;
         }
-        join_wire(express, crowd, at, &next, &packet, &length);
+        join_wire(fastpath, crowd, at, &next, &packet, &length);
         charged += cost((size_t)next.total, (size_t)next.each);
-        if (at > begin && !(next.total && continues(express, &run, begin, at, &next))) {
-            if (deliver(express, lane, begin, at, &run))
+        if (at > begin && !(next.total && continues(fastpath, &run, begin, at, &next))) {
+            if (deliver(fastpath, lane, begin, at, &run))
                 return -1;
             begin = at;
         }
         if (!next.total || (!taken && next.total < LITTLE)) {
             /* A datagram of nothing is counted; a little one that comes first does not wait for others. */
-            if (deliver(express, lane, at, at + (size_t)next.total, &next))
+            if (deliver(fastpath, lane, at, at + (size_t)next.total, &next))
                 return -1;
             continue;
         }
@@ -699,44 +699,44 @@ static int serve_wire(struct express *express, const struct lane *lane)
             run = next;
         at += (size_t)next.total;
     }
-    if (at > begin && deliver(express, lane, begin, at, &run))
+    if (at > begin && deliver(fastpath, lane, begin, at, &run))
         return -1;
     if (more && crowd->standing >= CROWDED && proven(crowd, lost_at(lane->wire)))
-        return serve_crowded_wire(express, lane);
+        return serve_crowded_wire(fastpath, lane);
     return 0;
 }
 
 /* The loop */
 
 /* Serve what is held, whether more has come or not. */
-static int serve_held(struct express *express)
+static int serve_held(struct fastpath *fastpath)
 {
-    for (Py_ssize_t i = 0; i < express->count; i++) {
-        const struct lane *lane = &express->lanes[i];
-        if ((waits(at_device(express, lane)) && serve_crowded_device(express, lane)) ||
-            (waits(at_wire(express, lane)) && serve_crowded_wire(express, lane)))
+    for (Py_ssize_t i = 0; i < fastpath->count; i++) {
+        const struct lane *lane = &fastpath->lanes[i];
+        if ((waits(at_device(fastpath, lane)) && serve_crowded_device(fastpath, lane)) ||
+            (waits(at_wire(fastpath, lane)) && serve_crowded_wire(fastpath, lane)))
             return -1;
     }
     return 0;
 }
 
-static int anything_waits(const struct express *express)
+static int anything_waits(const struct fastpath *fastpath)
 {
-    for (Py_ssize_t i = 0; i < 2 * express->count; i++)
-        if (waits(&express->notes->crowds[i]))
+    for (Py_ssize_t i = 0; i < 2 * fastpath->count; i++)
+        if (waits(&fastpath->notes->crowds[i]))
             return 1;
     return 0;
 }
 
 /* Serve a descriptor of a lane. Returns whether it is one, -1 with an exception. */
-static int serve(struct express *express, int fd)
+static int serve(struct fastpath *fastpath, int fd)
 {
-    for (Py_ssize_t i = 0; i < express->count; i++) {
-        const struct lane *lane = &express->lanes[i];
+    for (Py_ssize_t i = 0; i < fastpath->count; i++) {
+        const struct lane *lane = &fastpath->lanes[i];
         if (fd == lane->device)
-            return !waits(at_device(express, lane)) && serve_device(express, lane) ? -1 : 1;
+            return !waits(at_device(fastpath, lane)) && serve_device(fastpath, lane) ? -1 : 1;
         if (fd == lane->wire)
-            return !waits(at_wire(express, lane)) && serve_wire(express, lane) ? -1 : 1;
+            return !waits(at_wire(fastpath, lane)) && serve_wire(fastpath, lane) ? -1 : 1;
     }
     return 0;
 }
@@ -749,26 +749,26 @@ static int add_ready(PyObject *ready, int fd)
     return failed ? -1 : 0;
 }
 
-static PyObject *wait_all(struct express *express)
+static PyObject *wait_all(struct fastpath *fastpath)
 {
     struct epoll_event events[MOST_EVENTS];
     PyObject *ready = PyList_New(0);
-    express->asked = 0;
-    while (ready && !PyList_Size(ready) && !express->asked) {
-        int count, served = 0, patience = anything_waits(express) ? 0 : -1;
+    fastpath->asked = 0;
+    while (ready && !PyList_Size(ready) && !fastpath->asked) {
+        int count, served = 0, patience = anything_waits(fastpath) ? 0 : -1;
         Py_BEGIN_ALLOW_THREADS;
-        count = epoll_wait(express->epoll, events, MOST_EVENTS, patience);
+        count = epoll_wait(fastpath->epoll, events, MOST_EVENTS, patience);
         Py_END_ALLOW_THREADS;
         if (count < 0 && errno != EINTR)
             PyErr_SetFromErrno(PyExc_OSError);
         if (PyErr_Occurred() || (count < 0 && PyErr_CheckSignals()))
             served = -1;
         for (int i = 0; served >= 0 && i < count; i++) {
-            served = serve(express, events[i].data.fd);
+            served = serve(fastpath, events[i].data.fd);
             if (!served)
                 served = add_ready(ready, events[i].data.fd);
         }
-        if (served < 0 || serve_held(express))
+        if (served < 0 || serve_held(fastpath))
             Py_CLEAR(ready);
     }
     return ready;
@@ -782,31 +782,31 @@ static int take_lane(PyObject *described, struct lane *lane)
 
 PyObject *express_wait(PyObject *self, PyObject *args)
 {
-    struct express express = {.count = 0};
+    struct fastpath fastpath = {.count = 0};
     Py_buffer from_device, from_wire, notes, holds;
     PyObject *lanes, *ready = NULL;
     Py_ssize_t wanted;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iO!w*w*w*w*O!O!nnp", &express.epoll, &PyTuple_Type, &lanes, &from_device, &from_wire,
-                          &notes, &holds, &PyDict_Type, &express.known, &PyDict_Type, &express.admitted, &express.offset, &express.mtu,
-                          &express.segmentation))
+    if (!PyArg_ParseTuple(args, "iO!w*w*w*w*O!O!nnp", &fastpath.epoll, &PyTuple_Type, &lanes, &from_device, &from_wire,
+                          &notes, &holds, &PyDict_Type, &fastpath.known, &PyDict_Type, &fastpath.admitted, &fastpath.offset, &fastpath.mtu,
+                          &fastpath.segmentation))
         return NULL;
-    express.from_device = from_device.buf;
-    express.from_wire = from_wire.buf;
-    express.notes = notes.buf;
-    express.holds = holds.buf;
+    fastpath.from_device = from_device.buf;
+    fastpath.from_wire = from_wire.buf;
+    fastpath.notes = notes.buf;
+    fastpath.holds = holds.buf;
     wanted = PyTuple_Size(lanes);
-    express.hold = wanted ? (size_t)(holds.len / (2 * wanted)) / PAGES * PAGES : 0;
-    if (wanted > MOST_LANES || express.offset < 0 || express.mtu < 0)
+    fastpath.hold = wanted ? (size_t)(holds.len / (2 * wanted)) / PAGES * PAGES : 0;
+    if (wanted > MOST_LANES || fastpath.offset < 0 || fastpath.mtu < 0)
         PyErr_SetString(PyExc_ValueError, "expected at most 32 lanes, and sizes that are positive");
     else if (from_device.len < (Py_ssize_t)sizeof(struct vnet) + MAX_PACKET || from_wire.len < SHARE + 2 * RECEIVE_SIZE ||
              notes.len < (Py_ssize_t)sizeof(struct notes))
         PyErr_SetString(PyExc_ValueError, "the buffers are too small");
     else
-        while (express.count < wanted && take_lane(PyTuple_GetItem(lanes, express.count), &express.lanes[express.count]))
-            express.count++;
+        while (fastpath.count < wanted && take_lane(PyTuple_GetItem(lanes, fastpath.count), &fastpath.lanes[fastpath.count]))
+            fastpath.count++;
     if (!PyErr_Occurred())
-        ready = wait_all(&express);
+        ready = wait_all(&fastpath);
     PyBuffer_Release(&from_device);
     PyBuffer_Release(&from_wire);
     PyBuffer_Release(&notes);

@@ -1,10 +1,11 @@
 """Several processes that move packets, where one core is not enough; the process that makes them only passes orders on.
 
-    agent == control socket ==> __main__.py == a socket pair each ==> member: lanes, directory, relays
+    agent == control socket ==> __main__.py == a socket pair each ==> worker: lanes, peer table, relays
                                      CommandHandler -> WorkerPool                        CommandHandler -> Worker
 
-Device and sockets are opened once, and each member gets its lanes of them. Every member has the whole table. A member
-that dies ends the crew, and the agent has it made anew, which is what one death deserves. The maker's death ends all.
+Device and sockets are opened once, and each worker process gets its lanes of them. Every one has the whole table. If
+one
+dies, all end, and the agent has them made anew. All end with the process that made them, too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from flanneld_py.encap.datapath.relay import DeviceGone
 from flanneld_py.encap.datapath.worker import Lane, Watched, Worker
 
 PATIENCE = 5.0
-"""Seconds within which a member answers; the agent's own patience is longer."""
+"""Seconds within which a worker answers; the agent's own patience is longer."""
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -35,41 +36,42 @@ Answer = TypeVar("Answer", bound=messages.Answer)
 
 
 class WorkerLost(Exception):
-    """A member died, or does not answer."""
+    """A worker died, or does not answer."""
 
 
 class WorkerPool:
-    """The members, as one carrier. Forks: it takes a process without threads. `now` tells seconds that go forward."""
+    """The worker processes, as one forwarder. Forks: it takes a process without threads. `now` tells seconds that go
+    forward."""
 
     def __init__(
-        self, wanted: messages.Configure, lanes: Sequence[Lane], members: int, now: Callable[[], float]
+        self, wanted: messages.Configure, lanes: Sequence[Lane], number: int, now: Callable[[], float]
     ) -> None:
         self._keys: dict[str, None] = {}
-        self._members: list[socket.socket] = []
+        self._processes: list[socket.socket] = []
         self._pids: list[int] = []
         maker = os.getpid()
-        for number in range(members):
+        for index in range(number):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             pid = os.fork()
             if pid == 0:
-                _live(theirs, wanted, lanes[number::members], now, maker)
+                _run_worker(theirs, wanted, lanes[index::number], now, maker)
             self._pids.append(pid)
             theirs.close()
             ours.settimeout(PATIENCE)
-            self._members.append(ours)
+            self._processes.append(ours)
         for tun, wire in lanes:
             tun.close()
             wire.close()
 
     def watched(self) -> Watched:
-        """Return what to wait for, and whom to call then: a member says nothing unasked, so it is its end."""
-        for member in self._members:
-            yield member.fileno(), self._mourn
+        """Return what to wait for, and whom to call then: a worker says nothing unasked, so it is its end."""
+        for worker in self._processes:
+            yield worker.fileno(), self._worker_died
 
     def close(self) -> None:
-        """End the members, also one that hangs: until then device and port are not free."""
-        for member in self._members:
-            member.close()
+        """End the workers, also one that hangs: until then device and port are not free."""
+        for worker in self._processes:
+            worker.close()
         for pid in self._pids:
             os.kill(pid, signal.SIGKILL)
         for pid in self._pids:
@@ -109,12 +111,12 @@ class WorkerPool:
             statuses[0],
             pid=os.getpid(),
             segmentation=all(status.segmentation for status in statuses),
-            workers=len(self._members),
+            workers=len(self._processes),
             counters=dict(counters),
         )
 
     def traffic(self, first: int, most: int) -> messages.Traffic:
-        """Return the counters of up to `most` peers from a position on; all members list them in one order."""
+        """Return the counters of up to `most` peers from a position on; all workers list them in one order."""
         pages = self._ask(messages.AskTraffic(first), messages.Traffic)
         rows = tuple(
             messages.PeerTraffic(
@@ -129,18 +131,18 @@ class WorkerPool:
         return messages.Traffic(pages[0].following, rows)
 
     def _tell(self, message: bytes) -> None:
-        for member in self._members:
+        for worker in self._processes:
             try:
-                member.send(message)
+                worker.send(message)
             except OSError as error:
                 raise WorkerLost(f"a data-plane worker does not take orders: {error}") from error
 
     def _ask(self, request: messages.Request, kind: type[Answer]) -> list[Answer]:
         self._tell(protocol.encode(request))
         answers: list[Answer] = []
-        for member in self._members:
+        for worker in self._processes:
             try:
-                answer = protocol.decode(member.recv(protocol.MAX_MESSAGE + 1))
+                answer = protocol.decode(worker.recv(protocol.MAX_MESSAGE + 1))
             except (OSError, protocol.Malformed) as error:
                 raise WorkerLost(f"a data-plane worker does not answer: {error}") from error
             if not isinstance(answer, kind):
@@ -148,14 +150,15 @@ class WorkerPool:
             answers.append(answer)
         return answers
 
-    def _mourn(self) -> Never:
+    def _worker_died(self) -> Never:
         raise WorkerLost("a data-plane worker died")
 
 
-def _live(
+def _run_worker(
     orders_from: socket.socket, wanted: messages.Configure, lanes: Sequence[Lane], now: Callable[[], float], maker: int
 ) -> Never:
-    """Be a member until the maker of the crew ends. Whatever happens ends this process: its stack is the maker's."""
+    """Be a worker process until the one that made it ends. Whatever happens ends this process: its stack is the
+    maker's."""
     code = 1
     try:
         _die_with(maker)
@@ -171,7 +174,7 @@ def _live(
 
 def _die_with(maker: int) -> None:
     """Have the kernel end us when the maker ends, also if we hang: else device and port would stay ours."""
-    import ctypes  # 1 MB, and only members need it.
+    import ctypes  # 1 MB, and only workers need it.
 
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != maker:
@@ -193,17 +196,17 @@ def _work(
         if fd not in keep:
             with suppress(OSError):  # the folder's own is closed by now
                 os.close(fd)
-    turns = Loop()
-    clerk = CommandHandler(lambda _: worker)
-    clerk.obey(wanted)
+    loop = Loop()
+    handler = CommandHandler(lambda _: worker)
+    handler.obey(wanted)
 
     def obey() -> None:
-        if not clerk.take(orders_from):
-            turns.stop()
+        if not handler.take(orders_from):
+            loop.stop()
 
-    turns.watch(orders_from.fileno(), obey)
-    if worker.express is not None:
-        turns.wait_by(worker.express)
+    loop.watch(orders_from.fileno(), obey)
+    if worker.fastpath is not None:
+        loop.wait_by(worker.fastpath)
     for fd, serve in watched.items():
-        turns.watch(fd, serve)
-    turns.run()
+        loop.watch(fd, serve)
+    loop.run()

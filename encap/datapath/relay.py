@@ -9,7 +9,7 @@ order, bounded shares of both directions per turn of the loop, and the counting 
 here: what the kernel does not take at once is dropped and counted, and the kernel's own queues are the only ones.
 
 Where the accelerator was built, packets of known flows do not come here: fastpath.c does the same with them, in this
-order and with these bounds. What is written there twice is held against this by tests/fuzz/test_express.py.
+order and with these bounds. What is written there twice is held against this by tests/fuzz/test_fastpath.py.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Worker:
             yield relay.wire.fileno(), relay.inward
 
     @property
-    def express(self) -> Wait | None:
+    def fastpath(self) -> Wait | None:
         """What waits, and meanwhile carries the packets of known flows (fastpath.c); None where it was not built."""
         return self._wait if accelerator is not None else None
 

@@ -373,7 +373,7 @@ async def test_a_hold_ends_for_leases_that_a_restored_registry_has(cluster: Clus
     async with cluster.agent(1) as agent:
         await cluster.settle(agent)
         agent.view.distrust()
-        await agent._follower.list()
+        await agent._syncer.list()
         await cluster.settle(agent)
         await cluster.delete("10.5.9.0-24")
         await cluster.settle(agent)

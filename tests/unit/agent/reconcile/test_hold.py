@@ -36,28 +36,28 @@ class Process:
 
     def __init__(self) -> None:
         self.peers: set[str] = set()
-        self._roster = PeerFeed()
+        self._feed = PeerFeed()
 
     def reached(self) -> None:
-        if self._roster.complete:
+        if self._feed.complete:
             self.peers.clear()
-        self.peers.update(peer.key for peer in self._roster.all())
+        self.peers.update(peer.key for peer in self._feed.all())
 
     def restart_agent(self) -> None:
-        self._roster = PeerFeed()
+        self._feed = PeerFeed()
 
     def update(self, changes: Changes) -> None:
         known = [(key, messages.Peer(key, bytes(4), 24, bytes(4)) if peer else None) for key, peer in changes]
-        self._roster.update(known)
-        gone, changed = self._roster.changes()
+        self._feed.update(known)
+        gone, changed = self._feed.changes()
         self.peers.difference_update(gone)
         self.peers.update(peer.key for peer in changed)
 
     def hold(self) -> int:
-        return self._roster.hold()
+        return self._feed.hold()
 
     def release(self) -> None:
-        self._roster.release()
+        self._feed.release()
         self.reached()
 
 

@@ -1,4 +1,4 @@
-"""The express way against the long way alone: the same packets, the same leaves, the same counters."""
+"""The fast path against the long way alone: the same packets, the same leaves, the same counters."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class World:
         mode: messages.Mode,
         undo: ExitStack,
         *,
-        express: bool,
+        fastpath: bool,
         udp: bool = False,
         mtu: int = 400,
         held: int = MOST_HELD,
@@ -128,7 +128,7 @@ class World:
         self._turns.watch(ours.fileno(), relay.outward)
         self._turns.watch(wire.fileno(), relay.inward)
         self._turns.watch(rung.fileno(), lambda: self._rest(rung))
-        if express:
+        if fastpath:
             self._turns.wait_by(self._wait)
 
     def _put(self, address: str, subnets: Iterable[IPv4Network | IPv6Network]) -> None:
@@ -188,7 +188,7 @@ class World:
     def waiting(self) -> bool:
         """Whether something waits: at the device, at the wire, or in a hold, which is empty where it begins and ends.
 
-        See struct crowd in express.c: three numbers go before these two, and those of the buckets follow.
+        See struct crowd in fastpath.c: three numbers go before these two, and those of the buckets follow.
         """
         crowd = struct.Struct(f"@3N2N{2 * BUCKETS}I")
         crowds = [crowd.unpack_from(self._room.notes, number * crowd.size) for number in range(2)]
@@ -232,7 +232,7 @@ def test_the_express_way_leads_where_the_long_way_does(
     script: list[list[tuple[str, bytes | str | int, Segment, tuple[int, int]]]],
 ) -> None:
     with ExitStack() as undo:
-        worlds = [World(mode, undo, express=express, udp=udp) for express in (False, True)]
+        worlds = [World(mode, undo, fastpath=fastpath, udp=udp) for fastpath in (False, True)]
         for burst in script:
             for world in worlds:
                 for item in burst:
@@ -240,8 +240,8 @@ def test_the_express_way_leads_where_the_long_way_does(
                     if udp:
                         world.work_off()  # UDP has no order that would tell what was merged across receipts.
                 world.work_off()
-            long, express = (world.left() for world in worlds)
-            assert express == long
+            long, fastpath = (world.left() for world in worlds)
+            assert fastpath == long
             assert worlds[1].outer == worlds[0].outer
             assert worlds[1].counted() == worlds[0].counted()
 
@@ -249,7 +249,7 @@ def test_the_express_way_leads_where_the_long_way_does(
 @pytest.mark.parametrize("mode", messages.Mode)
 def test_what_comes_alone_and_is_known_does_not_take_the_long_way(mode: messages.Mode) -> None:
     with ExitStack() as undo:
-        world = World(mode, undo, express=True)
+        world = World(mode, undo, fastpath=True)
         out, into = encode(Segment(b"out", destination=8)), encode(Segment(b"in", destination=2))
         for long_way in (["in", "out"], []):
             world.long_way.clear()
@@ -270,8 +270,8 @@ def test_what_just_fits_device_and_path_goes_the_express_way_and_a_byte_more_is_
 ) -> None:
     """Without options, with the longest, and UDP: a segment counts with its own headers."""
     with ExitStack() as undo:
-        for express in (False, True):
-            world = World(messages.Mode.RAW, undo, express=express, mtu=1380)
+        for fastpath in (False, True):
+            world = World(messages.Mode.RAW, undo, fastpath=fastpath, mtu=1380)
             world.directory.narrow(REMOTE, path, 0.0)
             most = min(1380, path - 28)
             for options in (b"",) if protocol == UDP else (b"", bytes(12), bytes(40)):
@@ -286,7 +286,7 @@ def test_what_just_fits_device_and_path_goes_the_express_way_and_a_byte_more_is_
                     world.work_off()
                     answers, sent = world.left()
                     assert (len(answers), len(sent)) == ((1, 0) if more else (0, -(-4000 // size)))
-                if express:
+                if fastpath:
                     assert world.long_way == ["out", "out"][options != b"" and protocol == TCP :], "new, too large"
             assert world.counted()[0].keys() == {"out-too-big"}
 
@@ -295,8 +295,8 @@ def test_what_just_fits_device_and_path_goes_the_express_way_and_a_byte_more_is_
 @pytest.mark.parametrize("version", [4, 6])
 def test_what_another_kernel_did_not_cut_is_cut_for_a_device_that_cannot(udp: bool, version: int) -> None:
     with ExitStack() as undo:
-        for express in (False, True):
-            world = World(messages.Mode.VXLAN, undo, express=express, udp=udp)
+        for fastpath in (False, True):
+            world = World(messages.Mode.VXLAN, undo, fastpath=fastpath, udp=udp)
             segment = Segment(bytes(range(250)) * 4, version, UDP, destination=2)
             for _ in range(2):
                 world.send("whole", 300, segment, (0, 0))
@@ -313,21 +313,21 @@ def test_what_another_kernel_did_not_cut_is_cut_for_a_device_that_cannot(udp: bo
 
 def test_what_the_device_does_not_take_is_dropped_and_counted() -> None:
     with ExitStack() as undo:
-        worlds = [World(messages.Mode.RAW, undo, express=express) for express in (False, True)]
+        worlds = [World(messages.Mode.RAW, undo, fastpath=fastpath) for fastpath in (False, True)]
         for world in worlds:
             for _ in range(2000):
                 world.send("in", REMOTE, Segment(b"data", destination=2), (0, 0))
                 world.work_off()
-        long, express = (world.counted() for world in worlds)
-        assert express == long
-        assert express[0].keys() == {"in-device-eagain"}
+        long, fastpath = (world.counted() for world in worlds)
+        assert fastpath == long
+        assert fastpath[0].keys() == {"in-device-eagain"}
 
 
 def test_what_the_device_does_not_take_is_counted_packet_by_packet() -> None:
     """A merged one that is lost is as many packets as it stands for."""
     with ExitStack() as undo:
-        for express in (False, True):
-            world = World(messages.Mode.VXLAN, undo, express=express, udp=True)
+        for fastpath in (False, True):
+            world = World(messages.Mode.VXLAN, undo, fastpath=fastpath, udp=True)
             train = Segment(bytes(50 * 20), protocol=UDP, destination=2)
             for _ in range(400):
                 world.send("train", 50, train, (0, 0))
@@ -341,8 +341,8 @@ def test_what_the_device_does_not_take_is_counted_packet_by_packet() -> None:
 def test_a_turn_is_bounded_in_datagrams(direction: str) -> None:
     """However many little ones of one flow wait: the others' packets do not wait for more than some hundred of them."""
     with ExitStack() as undo:
-        for express in (False, True):
-            world = World(messages.Mode.VXLAN, undo, express=express, udp=True, mtu=1450)
+        for fastpath in (False, True):
+            world = World(messages.Mode.VXLAN, undo, fastpath=fastpath, udp=True, mtu=1450)
             packet = Segment(bytes(60 * 20), protocol=UDP, destination=8 if direction == "out" else 2)
             vnet = VNET.pack(NEEDS_CSUM, GSO_UDP_L4, packet.header, 20, 20, 6)
 
@@ -368,8 +368,8 @@ def test_a_turn_is_bounded_in_datagrams(direction: str) -> None:
 def test_marks_of_congestion_pass_through_the_tunnel_both_ways(inner: int, version: int) -> None:
     """RFC 6040, of packets alone and of super-packets, of flows that are new and that are known."""
     with ExitStack() as undo:
-        for express in (False, True):
-            world = World(messages.Mode.VXLAN, undo, express=express, udp=True)
+        for fastpath in (False, True):
+            world = World(messages.Mode.VXLAN, undo, fastpath=fastpath, udp=True)
             for _ in range(2):
                 for vnet, payload in ((PLAIN, b"data"), (None, bytes(180))):
                     out = Segment(payload, version, destination=8, tos=0xB8 | inner)
@@ -394,8 +394,8 @@ def test_marks_of_congestion_pass_through_the_tunnel_both_ways(inner: int, versi
 def test_uncut_super_packets_in_a_row_stay_apart_whatever_their_segments_size(size: int, version: int) -> None:
     """Where the size divides that of the headers (50 bytes, IPv6: 70), each looked like more of one."""
     with ExitStack() as undo:
-        for express in (False, True):
-            world = World(messages.Mode.VXLAN, undo, express=express, udp=True, mtu=1450)
+        for fastpath in (False, True):
+            world = World(messages.Mode.VXLAN, undo, fastpath=fastpath, udp=True, mtu=1450)
             segment = Segment(bytes(20 * size), version, UDP, destination=2)
             world.send("whole", size, segment, (0, 0))
             world.work_off()
@@ -415,7 +415,7 @@ def crowd(protocol: int, number: int = 0) -> bytes:
 
 
 def crowded_world(undo: ExitStack, held: int = MOST_HELD) -> World:
-    world = World(messages.Mode.VXLAN, undo, express=True, udp=True, mtu=1450, held=held)
+    world = World(messages.Mode.VXLAN, undo, fastpath=True, udp=True, mtu=1450, held=held)
     world.device.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
     return world
 
