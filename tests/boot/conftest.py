@@ -82,14 +82,14 @@ MakeMachine = Callable[..., Machine]
 def make_machine(request: pytest.FixtureRequest, release: str, packages: Packages) -> Iterator[MakeMachine]:
     """`make_machine(lab, NAME="value")`: booted, the package installed, its settings written, nothing started.
 
-    `udev` and `managers` are Machine's.
+    `udev` and `more` are Machine's.
     """
     with ExitStack() as machines:
 
-        def make(lab: Lab, *, udev: bool = False, managers: bool = False, **settings: str) -> Machine:
+        def make(lab: Lab, *, udev: bool = False, more: debian.More = debian.PLAIN, **settings: str) -> Machine:
             name, address = f"{lab.run.name}-m1", lab.plan.underlay[60]
             machine = Machine(
-                name, lab.core, lab.run.directory, address, lab.plan.gateway, release, udev=udev, managers=managers
+                name, lab.core, lab.run.directory, address, lab.plan.gateway, release, udev=udev, more=more
             )
             machines.callback(machine.close)
             machines.callback(show_if_failed, request.node, machine)

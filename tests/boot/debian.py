@@ -13,6 +13,8 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab.namespace import LabError
@@ -28,19 +30,38 @@ INCLUDED = (
 )
 SWITCHED_OFF = 'systemctl --root="$1" --quiet disable etcd'
 """What Debian's packages enable, and only the machine that wants it should have."""
-MANAGERS = "dhcpcd,firewalld,network-manager,ufw"
-MANAGERS_OFF = "dhcpcd firewalld NetworkManager NetworkManager-dispatcher NetworkManager-wait-online ufw"
-"""Those who set up interfaces and packet filters beside networkd: packages and units."""
 BUILDING = "gcc,libc6-dev,python3-dev,python3-venv"
 TRUST = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pip.conf"))
 """Whom pip believes, and its settings: this machine's, wherever it has them."""
 
 
-def booted(release: str, managers: bool = False) -> Path:
+@dataclass(frozen=True, slots=True)
+class More:
+    """What a booted Debian has beside what every host needs, and which of its units are not to start by themselves."""
+
+    packages: Sequence[str] = ()
+    off: Sequence[str] = ()
+    calls: Sequence[str] = ()
+    """System calls that systemd-nspawn otherwise keeps from a machine."""
+
+
+PLAIN = More()
+MANAGERS = More(
+    packages=("dhcpcd", "firewalld", "network-manager", "ufw"),
+    off=("dhcpcd", "firewalld", "NetworkManager", "NetworkManager-dispatcher", "NetworkManager-wait-online", "ufw"),
+)
+"""Those who set up interfaces and packet filters beside networkd."""
+ENGINES = More(
+    packages=("crun", "docker-cli", "docker-compose", "docker.io", "netavark", "podman"),
+    off=("containerd", "docker.service", "docker.socket"),
+    calls=("add_key", "keyctl", "bpf"),
+)
+"""Docker with its own compose, and a podman that knows quadlets: on Debian 13 and newer."""
+
+
+def booted(release: str, more: More = PLAIN) -> Path:
     """Return the folder of a Debian with what a host needs, made if it is not there. Raises LabError."""
-    if managers:
-        return _root(release, f"{INCLUDED},{MANAGERS}", f"{SWITCHED_OFF} {MANAGERS_OFF}")
-    return _root(release, INCLUDED, SWITCHED_OFF)
+    return _root(release, ",".join((INCLUDED, *more.packages)), " ".join((SWITCHED_OFF, *more.off)))
 
 
 def build(release: str, folder: Path) -> Path:
@@ -112,6 +133,8 @@ def _root(release: str, packages: str, hook: str = "") -> Path:
         unfinished = place.with_name(f"{place.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}"]
+        # A snapshot of an archive that moves on (sid) is out of date after a week.
+        command += ['--aptopt=Acquire::Check-Valid-Until "false"']
         command += [f"--customize-hook={hook}"] if hook else []
         try:
             _run(*command, release, str(unfinished), mirror())

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tests.boot import debian
 from tests.lab.namespace import LabError, Namespace
+from tests.lab.remains import CGROUPS, remove_cgroups
 from tests.patience import patient, within
 
 PROPAGATED = Path("/run/systemd/nspawn/propagate")
@@ -54,8 +55,8 @@ class Machine:
     release: str = debian.RELEASE
     udev: bool = False
     """Run udev, as a real host does: then /sys and /proc/sys can be written from inside."""
-    managers: bool = False
-    """Have more managers of the host, debian.MANAGERS, none of them enabled."""
+    more: debian.More = debian.PLAIN
+    """What else it has, none of it enabled."""
     _nspawn: subprocess.Popen[bytes] | None = None
 
     @property
@@ -80,7 +81,7 @@ class Machine:
 
     def start(self) -> None:
         """Make it and let it boot. Raises LabError."""
-        debian.mount(debian.booted(self.release, self.managers), self.root)
+        debian.mount(debian.booted(self.release, self.more), self.root)
         (self.root / "etc/hostname").write_text(f"{self.name}\n")
         # As Debian's installer does; else sudo asks a name server, and there is none.
         (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n")
@@ -198,12 +199,16 @@ class Machine:
         command = ["systemd-nspawn", "--quiet", "--boot", "--directory", self.root, "--machine", self.name]
         command += ["--network-bridge=br0", "--bind=/dev/net/tun", "--register=no", "--keep-unit"]
         command += ["--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=pipe"]
+        command += [f"--system-call-filter={' '.join(self.more.calls)}"] if self.more.calls else []
         command += [] if self.gateway else [f"--network-veth-extra={self._outside}:nat0"]
         own = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_NSPAWN_API_VFS_WRITABLE": str(int(self.udev))}
+        # A cgroup of its own: what a machine leaves in a shared one keeps the next from booting.
+        remove_cgroups(self.name)
+        cgroup = (CGROUPS / "unified" if (CGROUPS / "unified").is_dir() else CGROUPS) / self.name
+        cgroup.mkdir()
+        joined = ["sh", "-c", f'echo $$ >{cgroup}/cgroup.procs && exec "$@"', "sh", *map(str, command)]
         with self.console.open("ab") as console:
-            self._nspawn = self.core.popen(
-                [str(word) for word in command], stdout=console, stderr=console, env={**os.environ, **own}
-            )
+            self._nspawn = self.core.popen(joined, stdout=console, stderr=console, env={**os.environ, **own})
         if self.gateway is None:
             deadline = within(BOOT_SECONDS)
             while self.core.run(["ip", "link", "set", self._outside, "up"], check=False).returncode != 0:
@@ -224,6 +229,7 @@ class Machine:
                 self._nspawn.kill()
                 self._nspawn.wait()
             self._nspawn = None
+            remove_cgroups(self.name)
         with suppress(FileNotFoundError):
             (PROPAGATED / self.name).rmdir()
         debian.unmount(self.root)

@@ -18,7 +18,7 @@ from ipaddress import IPv4Interface
 import pytest
 
 from tests.boot.conftest import MakeMachine, Subnet, enable
-from tests.boot.debian import OLDSTABLE, ROOT
+from tests.boot.debian import MANAGERS, OLDSTABLE, ROOT
 from tests.boot.machine import Machine
 from tests.lab.lab import Lab
 from tests.lab.measure import ping, ping_through
@@ -101,7 +101,7 @@ def test_networkd_with_a_file_for_every_interface(
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
 def test_networkmanager_that_manages_every_device(make_lab: MakeLab, make_machine: MakeMachine, backend: str) -> None:
     lab = make_lab(hosts=1, backend=backend)
-    machine = make_machine(lab, udev=True, managers=True, FLANNELD_IP_BLACKHOLE_ROUTE="true")
+    machine = make_machine(lab, udev=True, more=MANAGERS, FLANNELD_IP_BLACKHOLE_ROUTE="true")
     for name, rest in PROFILES.items():
         file = machine.root / f"etc/NetworkManager/system-connections/{name}.nmconnection"
         rest = rest.format(address=machine.address, gateway=machine.gateway)
@@ -133,7 +133,7 @@ def test_networkmanager_that_manages_every_device(make_lab: MakeLab, make_machin
 @MORE
 def test_dhcpcd_that_runs_on_every_interface(make_lab: MakeLab, make_machine: MakeMachine) -> None:
     lab = make_lab(hosts=1)
-    machine = make_machine(lab, udev=True, managers=True)
+    machine = make_machine(lab, udev=True, more=MANAGERS)
     settings = machine.root / "etc/dhcpcd.conf"
     own = DHCPCD.format(address=machine.address, gateway=machine.gateway)
     (machine.root / "etc/resolv.conf").write_text("")  # Its unit does not start without one.
@@ -149,7 +149,7 @@ def test_dhcpcd_that_runs_on_every_interface(make_lab: MakeLab, make_machine: Ma
 @pytest.mark.parametrize("zone", [TRUSTED, ZONE], ids=["trusted", "a zone of its own"])
 def test_firewalld(make_lab: MakeLab, make_machine: MakeMachine, zone: Sequence[str]) -> None:
     lab = make_lab(hosts=1)
-    machine = make_machine(lab, managers=True, FLANNELD_IP_MASQ="true")
+    machine = make_machine(lab, more=MANAGERS, FLANNELD_IP_MASQ="true")
     target = container(machine)
     machine.run("systemctl", "enable", "--now", "--quiet", "firewalld")
     told = "--zone=trusted --add-source=10.42.0.0/16"
@@ -167,7 +167,7 @@ def test_firewalld(make_lab: MakeLab, make_machine: MakeMachine, zone: Sequence[
 @MORE
 def test_ufw(make_lab: MakeLab, make_machine: MakeMachine) -> None:
     lab = make_lab(hosts=1)
-    machine = make_machine(lab, managers=True, FLANNELD_IP_MASQ="true")
+    machine = make_machine(lab, more=MANAGERS, FLANNELD_IP_MASQ="true")
     target = container(machine)
     machine.run("ufw", "--force", "enable")
     assert ping(lab.containers[0], target, count=2, patience=0.3).received == 0
