@@ -7,7 +7,6 @@ h1  dockerd or podman ── the image: the agent of h1      h2  an agent withou
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -26,7 +25,6 @@ from tests.lab.podman import Podman
 from tests.lab.topology import Plan
 from tests.netns.conftest import LEASED
 from tests.netns.test_agent import until
-from tests.patience import patient
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
@@ -39,18 +37,6 @@ NO_TIMER = ("--no-healthcheck",)
 ALLOWED = 1 << 12 | 1 << 13
 """CAP_NET_ADMIN and CAP_NET_RAW (linux/capability.h)."""
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture(scope="session")
-def archive() -> Path:
-    """The archive that IMAGE names, else one that is made now."""
-    if given := os.environ.get("IMAGE"):
-        return Path(given)
-    done = subprocess.run(
-        [ROOT / "deploy/container/build"], cwd=ROOT, capture_output=True, text=True, timeout=patient(600), check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return ROOT / done.stdout.strip()
 
 
 def documented() -> list[str]:
