@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-PAGES = sorted(path for folder in ("", "docs", "vagrant", "deploy", "tests") for path in (ROOT / folder).glob("*.md"))
+PAGES = sorted(
+    path
+    for folder in ("", "docs", "docs/design", "vagrant", "deploy", "tests")
+    for path in (ROOT / folder).glob("*.md")
+)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 LOUD = ("warn", "warning", "error", "critical")
 
@@ -60,3 +64,9 @@ def test_every_warning_is_in_the_guide() -> None:
     assert [
         where for where, text in lines if not any(text.startswith(words) or words.startswith(text) for words in told)
     ] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_files_that_a_page_names_are_there(page: Path) -> None:
+    named = re.findall(r"\b(?:agent|encap|registry|tests)/[\w/]+\.(?:py|c|h)\b", page.read_text(encoding="utf-8"))
+    assert [name for name in named if page.name != "CHANGELOG.md" and not (ROOT / name).exists()] == []
