@@ -49,7 +49,8 @@ def test_the_wheel_is_made_from_the_source_distribution(tmp_path: Path, compiler
         names = set(archive.namelist())
         (entries,) = (archive.read(name).decode() for name in names if name.endswith("/entry_points.txt"))
     for package in ("agent", "encap", "registry"):
-        modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob("*.py*") if path.is_file()}
+        sources = [path for ending in ("py", "pyi") for path in (ROOT / package).rglob(f"*.{ending}")]
+        modules = {path.relative_to(ROOT).as_posix() for path in (*sources, ROOT / package / "py.typed")}
         data = {path.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob("*.binpb")}
         assert modules | data <= packed
         assert {f"flanneld_py/{name}" for name in modules | data} <= names
