@@ -171,7 +171,7 @@ def test_a_network_of_its_own_reaches_the_overlay_masqueraded_and_is_not_reached
 
 
 def test_an_address_by_hand_is_refused_on_the_subnets_bridge(site: Site) -> None:
-    with pytest.raises(LabError, match="user specified IP address is supported on user defined networks only"):
+    with pytest.raises(LabError, match=r"user.specified IP address is supported on user.defined networks only"):
         site.engines[0].run("h1stray", "--ip", "10.99.0.5")
 
 
