@@ -64,7 +64,7 @@ class Agent:
 
     `find` chooses again after `underlay`; `tell` hears a sentence on the agent's state whenever it changes; `locks` are
     taken on what is ours before it is touched; `earlier` is what the subnet file says of the run before;
-    `start_datapath` is line.start_process, `make_firewall` makes what keeps the firewall rules.
+    `start_datapath` is client.start_process, `make_firewall` makes what keeps the firewall rules.
     """
 
     def __init__(

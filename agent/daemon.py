@@ -193,7 +193,7 @@ class Daemon:
 def firewall_maker(
     options: FirewallSettings, clock: Clock, earlier: PreviousRun, locks: Locks
 ) -> Callable[[tuple[Desired, ...], Neighbours], FirewallReconciler]:
-    """Return what makes the guard of this host's firewall rules, once the network is known."""
+    """Return what makes the reconciler of this host's firewall rules, once the network is known."""
 
     def make(wanted: tuple[Desired, ...], neighbours: Neighbours) -> FirewallReconciler:
         suffix = name_suffix(wanted[0].backend.device)
@@ -260,7 +260,7 @@ async def choose_underlay(
     *,
     stay: bool,
 ) -> UnderlayChoice:
-    """Look at the host and choose the underlay interface; see agent.Find and interface.choose.
+    """Look at the host and choose the underlay interface; see watch.Find and choose.choose.
 
     Raises NoInterface, OSError.
     """

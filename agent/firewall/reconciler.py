@@ -68,7 +68,7 @@ FIND_OUT = "find out who it is: nft monitor"
 END_FLANNEL = "end flannel's own daemon, whose rules come back: systemctl disable --now flanneld"
 
 Watch = Callable[[Callable[[], None], Callable[[], None]], AbstractContextManager[None]]
-"""Calls what it is given at every change in nftables that may be about our rules, and at every other; see nftwatch."""
+"""Calls what it is given at every change in nftables that may be about our rules, and at every other; see watch.py."""
 
 
 class Enforces(Looks, Protocol):
