@@ -2,7 +2,7 @@
 
 It holds no policy: what fails is raised, what to do about it is decided in `agent/`. One call, from top to bottom:
 
-    get, commit ...         messages out, values back (api.py)
+    get, commit ...         messages out, values back (api.py, reads.py)
       _on_some_endpoint     each endpoint once, beginning with the one that worked last; one deadline for all
         _ask                with our token; if that has gone stale, log in again and repeat, once
           Link.call         one endpoint's channel (channel.py)
@@ -22,15 +22,14 @@ from typing import TypeVar
 from flanneld_py.registry.etcd import api
 from flanneld_py.registry.etcd.channel import Link, Stream, close
 from flanneld_py.registry.etcd.endpoint import Credentials, Tls, parse_endpoints, read_tls
+from flanneld_py.registry.etcd.reads import Reads
 from flanneld_py.registry.etcd.status import Refusal, combined
 from flanneld_py.registry.store import (
     Batch,
     Conflict,
     Delete,
     Expect,
-    KeyValue,
     LeaseGone,
-    Listing,
     Put,
     Unavailable,
 )
@@ -40,7 +39,7 @@ __all__ = ["Credentials", "EtcdStore", "Tls"]
 T = TypeVar("T")
 
 
-class EtcdStore:
+class EtcdStore(Reads):
     """The store on etcd. See `registry.store.Store`; must be used inside a running event loop.
 
     `timeout` in seconds is for a whole call, over all endpoints. A watch that is silent for `liveness` seconds is
@@ -65,37 +64,15 @@ class EtcdStore:
         self._timeout = timeout
         self._liveness = liveness
         self._token = ""
-        self._cluster_id = 0
         self._streams: set[Stream] = set()
         self._closed = False
 
-    async def get(self, key: str, revision: int = 0) -> KeyValue | None:
-        """Read one key, linearizable; see Store. Raises HistoryLost."""
-        answer = await self._call(f"read {key}", api.RANGE, api.get_request(key, revision))
-        self._cluster_id = self._cluster_id or answer.header.cluster_id
-        return api.entry(answer.kvs[0]) if answer.kvs else None
+    async def _range(self, action: str, request: api.Message) -> api.Message:
+        return await self._call(action, api.RANGE, request)
 
-    async def pages(
-        self, prefix: str, page_size: int = 500, since: int = 0, *, keys_only: bool = False
-    ) -> AsyncGenerator[Listing, None]:
-        """List the keys that start with `prefix`; see Store. Raises HistoryLost."""
-        start, end = api.span(prefix)
-        revision = 0
-        while True:
-            request = api.list_request(start, end, page_size, revision, since, keys_only=keys_only)
-            answer = await self._call(f"list {prefix}", api.RANGE, request)
-            if not revision:
-                revision, self._cluster_id = answer.header.revision, answer.header.cluster_id
-            yield Listing(tuple(map(api.entry, answer.kvs)), revision)
-            if not answer.more:
-                return
-            start = answer.kvs[-1].key + b"\0"
-
-    async def count(self, prefix: str, revision: int = 0) -> tuple[int, int]:
-        """Count the keys that start with `prefix`; see Store. Raises HistoryLost."""
-        answer = await self._call(f"count {prefix}", api.RANGE, api.count_request(prefix, revision))
-        api.require_cluster(answer.header, self._cluster_id, self._links[self._preferred].endpoint.url)
-        return int(answer.count), int(answer.header.revision)
+    @property
+    def _url(self) -> str:
+        return self._links[self._preferred].endpoint.url
 
     async def commit(self, expect: Sequence[Expect], operations: Sequence[Put | Delete]) -> int:
         """Do all operations if every expectation holds, else none. Raises Conflict, LeaseGone."""

@@ -21,15 +21,14 @@ from typing import Any, TypeVar
 from flanneld_py.registry.etcd import api
 from flanneld_py.registry.etcd.endpoint import Credentials, Tls, parse_endpoints, read_tls
 from flanneld_py.registry.etcd.etcd3_session import Session, Watch, kv, load_etcd3, renew
+from flanneld_py.registry.etcd.reads import Reads
 from flanneld_py.registry.etcd.status import Refusal
 from flanneld_py.registry.store import (
     Batch,
     Conflict,
     Delete,
     Expect,
-    KeyValue,
     LeaseGone,
-    Listing,
     Put,
     Unavailable,
 )
@@ -40,7 +39,7 @@ T = TypeVar("T")
 _THREADS = 16
 
 
-class Etcd3Store:
+class Etcd3Store(Reads):
     """The store over `etcd3`. See `registry.store.Store`, and `EtcdStore` for the arguments.
 
     Raises ValueError if the settings cannot be used, RegistryError if `etcd3` is not installed.
@@ -73,39 +72,15 @@ class Etcd3Store:
         self._lock = threading.Lock()
         self._session: Session | None = None
         self._index = 0
-        self._cluster_id = 0
         self._watches: set[Watch] = set()
         self._closed = False
 
-    async def get(self, key: str, revision: int = 0) -> KeyValue | None:
-        """Read one key, linearizable; see Store. Raises HistoryLost."""
-        request = api.get_request(key, revision)
-        answer = await self._call(f"read {key}", partial(kv, name="Range", request=request))
-        self._cluster_id = self._cluster_id or answer.header.cluster_id
-        return api.entry(answer.kvs[0]) if answer.kvs else None
+    async def _range(self, action: str, request: api.Message) -> api.Message:
+        return await self._call(action, partial(kv, name="Range", request=request))
 
-    async def pages(
-        self, prefix: str, page_size: int = 500, since: int = 0, *, keys_only: bool = False
-    ) -> AsyncGenerator[Listing, None]:
-        """List the keys that start with `prefix`; see Store. Raises HistoryLost."""
-        start, end = api.span(prefix)
-        revision = 0
-        while True:
-            request = api.list_request(start, end, page_size, revision, since, keys_only=keys_only)
-            answer = await self._call(f"list {prefix}", partial(kv, name="Range", request=request))
-            if not revision:
-                revision, self._cluster_id = answer.header.revision, answer.header.cluster_id
-            yield Listing(tuple(map(api.entry, answer.kvs)), revision)
-            if not answer.more:
-                return
-            start = answer.kvs[-1].key + b"\0"
-
-    async def count(self, prefix: str, revision: int = 0) -> tuple[int, int]:
-        """Count the keys that start with `prefix`; see Store. Raises HistoryLost."""
-        request = api.count_request(prefix, revision)
-        answer = await self._call(f"count {prefix}", partial(kv, name="Range", request=request))
-        api.require_cluster(answer.header, self._cluster_id, self._endpoints[self._index].url)
-        return int(answer.count), int(answer.header.revision)
+    @property
+    def _url(self) -> str:
+        return self._endpoints[self._index].url
 
     async def commit(self, expect: Sequence[Expect], operations: Sequence[Put | Delete]) -> int:
         """Do all operations if every expectation holds, else none. Raises Conflict, LeaseGone."""
