@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -40,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.pop(flag.variable, None)
     set_up(as_json=options.log_json, verbose=options.verbose)
 
-    # Only now, so that a wrong flag is answered at once.
+    # Only now, so that help and a wrong flag are answered at once.
+    import asyncio
+
     from flanneld_py.agent.daemon import Daemon, give_back, require_capability, stop_datapath
     from flanneld_py.agent.errors import FatalError
     from flanneld_py.agent.notify import Notifier

@@ -16,6 +16,13 @@ print(main(["--datapath-stop", "--subnet-file", sys.argv[1]]))
 print(*sorted(os.environ))
 """
 
+HELP = """
+import sys
+from flanneld_py.agent.cli import main
+assert main(["--help"]) == 0
+print(*sys.modules)
+"""
+
 
 def test_what_it_starts_does_not_learn_its_settings_and_secrets(tmp_path: Path) -> None:
     settings = {"FLANNELD_ETCD_USERNAME": "host", "FLANNELD_ETCD_PASSWORD": "secret", "FLANNELD_V": "1"}
@@ -31,3 +38,11 @@ def test_what_it_starts_does_not_learn_its_settings_and_secrets(tmp_path: Path) 
     assert code == "0"
     assert "PATH" in names.split()
     assert not set(settings) & set(names.split())
+
+
+def test_help_is_answered_without_what_runs_an_agent() -> None:
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=patient(20), check=True)
+    loaded = done.stdout.split()
+    assert "flanneld_py.agent.options" in loaded
+    programs = ("flanneld_py.encap", "flanneld_py.agent.firewall", "flanneld_py.agent.daemon")
+    assert [name for name in loaded if name.split(".")[0] == "asyncio" or name.startswith(programs)] == []
