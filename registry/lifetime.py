@@ -2,6 +2,9 @@
 
     Renew        keep it alive: a keepalive, seen by nobody else; of a reservation the sign that its holder lives
     Wait(until)  nothing to do before then
+    Written      what we were to say is there already: the answer to our write was lost
+    Contest      look once more whether another lease overlaps ours
+    Republish    our key is as it should be, and is to say something else from now on
     Restore      our key is there with somebody else's value: write ours again
     Adopt        our key is as it should be, and only its bookkeeping changed (an operator made it a reservation)
     Reclaim      our key is gone: take the same subnet again if it is still free
@@ -15,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from flanneld_py.registry.model import Lease, Record
+from flanneld_py.registry.model import Lease, LeaseAttrs, Record
 
 TTL = 86_400
 """Seconds; flannel's, and ours unless told otherwise (`--lease-ttl`)."""
@@ -53,6 +56,25 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """Go on with this record: it is what we wrote, though we were not told so."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """Ask the registry for a lease that overlaps ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Republish:
+    """Write our lease with these attributes."""
+
+    attrs: LeaseAttrs
+
+
+@dataclass(frozen=True, slots=True)
 class Restore:
     """Write our value again, over exactly this record."""
 
@@ -78,30 +100,48 @@ class GiveUp:
     to: Lease
 
 
-Step = Renew | Wait | Restore | Adopt | Reclaim | GiveUp
+Step = Renew | Wait | Written | Contest | Republish | Restore | Adopt | Reclaim | GiveUp
 
 
 def next_step(
-    held: Held, shown: Record | None, now: float, *, current: bool, replaced: bool = False, rival: Lease | None = None
+    held: Held,
+    shown: Record | None,
+    now: float,
+    *,
+    current: bool,
+    replaced: bool = False,
+    rival: Lease | None = None,
+    wanted: Lease | None = None,
+    second_look: float = float("inf"),
 ) -> Step:
     """Decide what to do about our lease.
 
     `shown` is the record at our key. It counts only if it is `current`: as new as our own last write, or newer.
     `replaced` says that it is in another store than the one we wrote to, whose revisions do not compare with ours.
-    `rival` is a lease at another key that overlaps ours, and matters if ours is gone.
+    `rival` is a lease at another key that overlaps ours, and matters if ours is gone. `wanted` is our lease with what
+    it is to say from now on, if that is not what it says; `second_look` is when to look for an overlapping lease.
     """
     lease = held.lease
+    wanted = wanted if wanted is not None else lease
     if current:
+        if isinstance(shown, Lease) and shown == wanted != lease:
+            return Written(shown)
+        if now >= second_look:
+            return Contest()
         if shown is None:
             return Reclaim() if rival is None else GiveUp(rival)
         if shown != lease:
             return GiveUp(shown) if _belongs_to_another(shown, lease, replaced) else Restore(shown)
         if isinstance(shown, Lease) and _bookkeeping(shown) != _bookkeeping(lease):
             return Adopt(shown)
+    if wanted.attrs != lease.attrs:
+        return Republish(wanted.attrs)
     due = held.renewed + PERIOD
     if held.attempted > held.renewed:
         due = held.attempted + RETRY
-    return Renew() if now >= due else Wait(due)
+    if now >= due:
+        return Renew()
+    return Wait(min(due, second_look) if current else due)
 
 
 def _bookkeeping(lease: Lease) -> tuple[int, int]:

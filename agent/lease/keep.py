@@ -23,12 +23,15 @@ from flanneld_py.registry.lifetime import (
     PERIOD,
     RETRY,
     Adopt,
+    Contest,
     GiveUp,
     Held,
     Reclaim,
     Renew,
+    Republish,
     Restore,
     Wait,
+    Written,
     next_step,
     remaining,
 )
@@ -121,28 +124,40 @@ class Keeper:
             others = self._view.leases().values() if shown is None and current else ()
             rivals = overlapping(lease.subnets, others, self._config)
             rival = next(iter(rivals), None)
-            step = next_step(self._held, shown, now, current=current, replaced=replaced, rival=rival)
             wanted = self._as_revised(lease)
-            if current and shown == wanted != lease and isinstance(shown, Lease):
-                self._hold(shown)  # Written, and the answer was lost.
-                continue
+            step = next_step(
+                self._held,
+                shown,
+                now,
+                current=current,
+                replaced=replaced,
+                rival=rival,
+                wanted=wanted,
+                second_look=self._second_look,
+            )
+            moves = wanted.address != lease.address
             try:
-                if current and now >= self._second_look and await self._contest(lease, now):
-                    step = GiveUp(lease)
                 if isinstance(step, Adopt | Restore) and shown is not None:
                     step = step if await self._claimer.holds(lease, shown) else GiveUp(lease)
                 dead = None
-                if (moves := wanted.address != lease.address) and not isinstance(step, GiveUp):
+                if moves and isinstance(step, Adopt | Republish | Restore | Reclaim):
                     dead = await self._claimer.vacant(lease)
                 match step:
-                    case Wait() | Renew() if wanted.attrs != lease.attrs:
+                    case Written(shown_lease):
+                        self._hold(shown_lease)
+                        continue
+                    case Contest():
+                        if not await self._contest(lease, now):
+                            continue
+                        await lost(lease)
+                    case Republish(attrs):
                         owner = self._claimer.owner(lease.subnets)
-                        self._hold(await self._registry.update(lease, wanted.attrs, owner, dead))
+                        self._hold(await self._registry.update(lease, attrs, owner, dead))
                         log.info("lease republished", **facts(subnet=lease.subnets, address=wanted.address))
                         backoff.reset()
                         continue
                     case Wait(until):
-                        await self._clock.wait(self._wake, min(until, self._second_look) if current else until)
+                        await self._clock.wait(self._wake, until)
                         continue
                     case Renew():
                         if await self._renew(lease, now):

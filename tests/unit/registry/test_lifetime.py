@@ -8,12 +8,16 @@ from flanneld_py.registry.lifetime import (
     RETRY,
     TTL,
     Adopt,
+    Contest,
     GiveUp,
     Held,
     Reclaim,
     Renew,
+    Republish,
     Restore,
+    Step,
     Wait,
+    Written,
     looks_alive,
     next_step,
     remaining,
@@ -52,6 +56,35 @@ def test_a_key_overwritten_by_others_is_restored() -> None:
 def test_a_subnet_that_another_host_took_is_given_up() -> None:
     other = replace(LEASE, attrs=LeaseAttrs(IPv4Address("192.0.2.99")), create_revision=9, mod_revision=9)
     assert next_step(HELD, other, 1000.0, current=True) == GiveUp(other)
+
+
+def test_what_it_is_to_say_is_written_instead_of_a_renewal() -> None:
+    wanted = replace(LEASE, attrs=LeaseAttrs(IPv4Address("192.0.2.2")))
+    for now in (1000.0, 1000.0 + PERIOD):
+        for current in (True, False):
+            assert next_step(HELD, LEASE, now, current=current, wanted=wanted) == Republish(wanted.attrs)
+    assert next_step(HELD, None, 1000.0, current=True, wanted=wanted) == Reclaim()
+    other = replace(LEASE, attrs=LeaseAttrs(IPv4Address("192.0.2.99")), mod_revision=9)
+    assert next_step(HELD, other, 1000.0, current=True, wanted=wanted) == Restore(other)
+
+
+def test_a_write_whose_answer_was_lost_is_found_in_the_view() -> None:
+    wanted = replace(LEASE, attrs=LeaseAttrs(IPv4Address("192.0.2.2")))
+    shown = replace(wanted, mod_revision=9)
+    step = next_step(HELD, shown, 1000.0, current=True, wanted=wanted)
+    assert step == Written(shown)
+    assert isinstance(step, Written)
+    assert step.lease.mod_revision == 9
+
+
+def test_it_is_contested_once_it_is_time_to_look_again_and_not_by_an_old_view() -> None:
+    def step(now: float, *, current: bool) -> Step:
+        return next_step(HELD, LEASE, now, current=current, second_look=1030.0)
+
+    assert step(1000.0, current=True) == Wait(1030.0)
+    assert step(1030.0, current=True) == Contest()
+    assert step(1030.0, current=False) == Wait(1000.0 + PERIOD)
+    assert next_step(HELD, None, 1030.0, current=True, second_look=1030.0) == Contest()
 
 
 def test_a_reservation_is_adopted_and_never_ends() -> None:
